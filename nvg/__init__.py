@@ -1,0 +1,1 @@
+"""Next Visual Granularity generation: the method itself, in plain PyTorch."""
