@@ -1,0 +1,1 @@
+"""Where and how things run: Ray sessions, placement, job submission, manifests."""

@@ -1,0 +1,206 @@
+"""Start a Ray cluster on this machine or join one that runs, as a context manager.
+
+Every entry point that needs Ray goes through `cluster_session`, so that one place decides what a worker
+inherits (threads, authentication, log level) and that nobody shuts down a cluster somebody else started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+# `$temp_dir/session_<date>_<time>_<pid>/sockets/plasma_store` must fit into a Unix socket's 107 bytes.
+MAX_TEMP_DIR_BYTES = 40
+MIN_OBJECT_STORE_BYTES = 80 * 2**20
+
+# What Ray's own processes read at start. A value already in the environment wins.
+SESSION_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # written out, since Ray's default moves from release to release
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers without a GPU keep CUDA_VISIBLE_DEVICES as it was
+    "RAY_JOB_STOP_WAIT_TIME_S": "120",  # 3 s by default: a stop would cut the last checkpoint
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # inside a job, the session's variables win over the job's
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+}
+
+
+class ClusterError(ValueError):
+    """The cluster asked for cannot be joined or started; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionConfig:
+    """Which cluster to use and, when it has to be started, how large it is.
+
+    Attributes:
+        address: "auto" joins the cluster of RAY_ADDRESS (set inside a Ray job) and starts one on this
+            machine where that is not set; "local" always starts one; anything else ("10.0.0.5:6379",
+            "ray://head:10001") joins that one or fails.
+        num_cpus: Logical CPUs of a started cluster; None takes all cores.
+        num_gpus: Logical GPUs of a started cluster; None takes what Ray finds.
+        object_store_memory_bytes: Shared memory of a started cluster; None leaves the choice to Ray.
+        temp_dir: Folder of Ray's sockets and logs of a started cluster, an absolute path of at most
+            40 bytes; None means Ray's default.
+        threads_per_worker: OMP_NUM_THREADS and MKL_NUM_THREADS of every worker, so that concurrent
+            workers do not fight over cores.
+        env_vars: Further environment variables of every worker.
+        auth_mode: "disabled" or "token" (Ray reads the token from RAY_AUTH_TOKEN or its file). The
+            variable RAY_AUTH_MODE, where set, wins. A started cluster's dashboard listens on loopback.
+        log_to_driver: Whether the workers' output appears in this terminal.
+    """
+
+    address: str = "auto"
+    num_cpus: int | None = None
+    num_gpus: int | None = None
+    object_store_memory_bytes: int | None = None
+    temp_dir: str | None = None
+    threads_per_worker: int = 1
+    env_vars: dict[str, str] = field(default_factory=dict)
+    auth_mode: str = "disabled"
+    log_to_driver: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise ValueError('address is empty; use "auto", "local" or the address of a cluster')
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise ValueError(f"num_cpus is {self.num_cpus}; it must be at least 1, or null for all cores")
+        if self.num_gpus is not None and self.num_gpus < 0:
+            raise ValueError(f"num_gpus is {self.num_gpus}; it must be at least 0, or null for what is found")
+        store = self.object_store_memory_bytes
+        if store is not None and store < MIN_OBJECT_STORE_BYTES:
+            raise ValueError(
+                f"object_store_memory_bytes is {store}; Ray needs at least {MIN_OBJECT_STORE_BYTES}, "
+                "or null to let Ray choose"
+            )
+        if self.temp_dir is not None:
+            num_bytes = len(os.fsencode(self.temp_dir))
+            if not os.path.isabs(self.temp_dir) or num_bytes > MAX_TEMP_DIR_BYTES:
+                raise ValueError(
+                    f"temp_dir is {self.temp_dir!r} ({num_bytes} bytes); it must be an absolute path of at most "
+                    f"{MAX_TEMP_DIR_BYTES} bytes, since Ray's socket names below it are limited to 107"
+                )
+        if self.threads_per_worker < 1:
+            raise ValueError(f"threads_per_worker is {self.threads_per_worker}; it must be at least 1")
+        if self.auth_mode not in ("disabled", "token"):
+            raise ValueError(f'auth_mode is {self.auth_mode!r}; it must be "disabled" or "token"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSession:
+    """A connected cluster.
+
+    Attributes:
+        address: Address of the head ("host:port").
+        dashboard_url: "http://host:port" of the dashboard and job server, or "" when there is none.
+        started: True when this process started the cluster and will end it.
+        num_cpus: Logical CPUs of the whole cluster.
+        num_gpus: Logical GPUs of the whole cluster.
+    """
+
+    address: str
+    dashboard_url: str
+    started: bool
+    num_cpus: int
+    num_gpus: int
+
+
+def session_environment(config: SessionConfig) -> dict[str, str]:
+    """Environment that Ray's processes read when they start.
+
+    Args:
+        config: The session's description.
+
+    Returns:
+        Variable name to value, without those the environment already sets.
+    """
+    wanted = {**SESSION_ENVIRONMENT, "RAY_AUTH_MODE": config.auth_mode}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def worker_environment(config: SessionConfig) -> dict[str, str]:
+    """Environment variables of every worker of the session: threads first, then the config's own."""
+    threads = str(config.threads_per_worker)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **config.env_vars}
+
+
+@contextmanager
+def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
+    """Start or join a Ray cluster; at the end, shut down only what this call started.
+
+    A process that is already connected (a test session, an outer `with`) keeps its connection.
+
+    Args:
+        config: Which cluster and how large.
+
+    Yields:
+        The connected cluster.
+
+    Raises:
+        ClusterError: If the cluster cannot be joined or started.
+    """
+    os.environ.update(session_environment(config))
+    import ray  # Ray reads its environment at import
+
+    if ray.is_initialized():
+        yield _describe(started=False)
+        return
+    address = _resolve_address(config)
+    arguments: dict = {
+        "runtime_env": {"env_vars": worker_environment(config)},
+        "log_to_driver": config.log_to_driver,
+        "logging_level": logging.WARNING,
+    }
+    if address == "local":
+        arguments |= {
+            "num_cpus": config.num_cpus,
+            "num_gpus": config.num_gpus,
+            "object_store_memory": config.object_store_memory_bytes,
+            "include_dashboard": True,  # Ray Train V2 asks the State API; without it, runs time out
+            "dashboard_host": "127.0.0.1",
+            "_temp_dir": config.temp_dir,
+        }
+    try:
+        ray.init(address, **arguments)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(_failure_message(address, error)) from error
+    try:
+        yield _describe(started=address == "local")
+    finally:
+        ray.shutdown()
+
+
+def _resolve_address(config: SessionConfig) -> str:
+    if config.address != "auto":
+        return config.address
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _failure_message(address: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if address == "local":
+        return (
+            f"Ray could not be started on this machine: {reason}. "
+            "Run `nvg doctor` to see /dev/shm, disk and memory."
+        )
+    return (
+        f"No Ray cluster could be joined at {address!r}: {reason}. Check that the head runs and can be reached "
+        'and that RAY_AUTH_MODE is the same on both sides, or use address "local" to start one here.'
+    )
+
+
+def _describe(*, started: bool) -> ClusterSession:
+    import ray
+    from ray._private.worker import get_dashboard_url  # the public context exists only where init was called
+
+    resources = ray.cluster_resources()
+    dashboard = get_dashboard_url()
+    return ClusterSession(
+        address=ray.get_runtime_context().gcs_address,
+        dashboard_url=f"http://{dashboard}" if dashboard else "",
+        started=started,
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)),
+    )

@@ -1,0 +1,1 @@
+"""Ray and DeepSpeed jobs over the method, and the `nvg` command line."""

@@ -1,0 +1,49 @@
+"""Fixtures of the whole suite: one Ray cluster for all tests, and one of two nodes where nodes matter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Before torch is imported anywhere: tests share few cores with the processes they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder of pyproject.toml."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A local Ray cluster of 4 logical CPUs that lives as long as the test session.
+
+    Yields:
+        `cluster.session.ClusterSession`; code under test that opens its own session joins this one.
+    """
+    from cluster.session import SessionConfig, cluster_session
+
+    config = SessionConfig(
+        address="local", num_cpus=4, num_gpus=0, object_store_memory_bytes=200 * 2**20, threads_per_worker=1
+    )
+    with cluster_session(config) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def two_node_environment() -> Iterator[dict[str, str]]:
+    """Two Ray nodes of 2 logical CPUs each on this machine, apart from `ray_session`.
+
+    Yields:
+        The environment for `subprocess.run(..., env=...)`; a program started with it joins the two nodes.
+    """
+    from cluster.testing import simulated_cluster
+
+    with simulated_cluster(num_nodes=2, num_cpus_per_node=2) as environment:
+        yield environment
