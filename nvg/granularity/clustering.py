@@ -1,0 +1,91 @@
+"""Greedy bottom-up clustering of a latent into a balanced binary hierarchy.
+
+Legend: B images, L positions, N clusters of the current level, P = N / 2 pairs, C latent channels, M members of a cluster.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nvg.errors import UserError
+from nvg.granularity.stages import StageLayout
+
+
+def cluster_latents(latent_BLC: Tensor) -> Tensor:
+    """Finds the finest structure map of each latent; every coarser map is a right shift of it.
+
+    From L clusters of one position each, the two nearest still unpaired clusters are merged until none is left, level
+    by level. A cluster is represented by the mean of its original latents. The two children of cluster j are 2j (the
+    one merged at the smaller distance one level below; at the last level the first in raster order) and 2j+1.
+
+    Args:
+        latent_BLC: encoder output, any float dtype (computed in float32), finite.
+
+    Returns:
+        int64 (B, L), each row a permutation of 0..L-1: the finest map s_K.
+
+    Raises:
+        UserError: a latent is not finite, or its distances overflow float32.
+
+    Paper: Alg. 1, §2.1 (k = 2)
+    """
+    latent_BLC = latent_BLC.detach().float()
+    num_images, num_positions, num_channels = latent_BLC.shape
+    layout = StageLayout(num_positions)
+    if not bool(torch.isfinite(latent_BLC).all()):
+        bad = (~torch.isfinite(latent_BLC)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise UserError(f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder")
+    # Members of each cluster, left child first: at the end this is the order of positions along the leaves.
+    members_BNM = torch.arange(num_positions, device=latent_BLC.device).expand(num_images, -1)[:, :, None]
+    for _ in range(layout.last_stage):
+        flat = members_BNM.reshape(num_images, -1, 1).expand(-1, -1, num_channels)
+        means_BNC = latent_BLC.gather(1, flat).unflatten(1, members_BNM.shape[1:]).mean(2)
+        pairs_BP2 = greedy_pairs(_distances(means_BNC))
+        num_pairs, num_members = pairs_BP2.shape[1], members_BNM.shape[2]
+        chosen = pairs_BP2.reshape(num_images, -1, 1).expand(-1, -1, num_members)
+        members_BNM = members_BNM.gather(1, chosen).reshape(num_images, num_pairs, 2 * num_members)
+    return members_BNM[:, 0].argsort(1)
+
+
+def greedy_pairs(distance_BNN: Tensor) -> Tensor:
+    """Pairs up N points exactly as greedy would: always the nearest unpaired two, ties by (distance, i, j) with i < j.
+
+    The pairs greedy takes are the mutually nearest ones, taken in rounds: all mutual pairs at once, then nearest again
+    among the rest. Ordinary data needs 6-12 rounds for 256 points, constant data N / 2, so rounds are not capped.
+
+    Args:
+        distance_BNN: exactly symmetric, finite float32; the diagonal is ignored.
+
+    Returns:
+        int64 (B, N / 2, 2), each pair ascending, pairs in greedy's order.
+
+    Paper: Alg. 1 lines 3-8
+    """
+    num_points = distance_BNN.shape[-1]
+    here_N = torch.arange(num_points, device=distance_BNN.device)
+    open_BNN = distance_BNN.clone()
+    open_BNN.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    partner_BN = torch.full(distance_BNN.shape[:2], -1, device=distance_BNN.device)
+    while True:
+        # argmin returns the first minimum, which is the tie rule: of equal distances in row i, the smallest j.
+        least_BN, nearest_BN = open_BNN.min(2).values, open_BNN.argmin(2)
+        mutual_BN = (nearest_BN.gather(1, nearest_BN) == here_N) & torch.isfinite(least_BN)
+        partner_BN = torch.where(mutual_BN, nearest_BN, partner_BN)
+        paired_BN = partner_BN >= 0
+        if bool(paired_BN.all()):
+            break
+        open_BNN.masked_fill_(paired_BN[:, :, None] | paired_BN[:, None, :], torch.inf)
+    first_BP = (partner_BN > here_N).nonzero()[:, 1].view(len(partner_BN), -1)
+    second_BP = partner_BN.gather(1, first_BP)
+    flat_BP = first_BP * num_points + second_BP
+    order_BP = distance_BNN.flatten(1).gather(1, flat_BP).sort(dim=1, stable=True).indices
+    return torch.stack([first_BP.gather(1, order_BP), second_BP.gather(1, order_BP)], dim=2)
+
+
+def _distances(means_BNC: Tensor) -> Tensor:
+    """Pairwise ℓ2 distances; summed per pair, not by matrix product, so that the result is exactly symmetric."""
+    distance_BNN = torch.cdist(means_BNC, means_BNC, compute_mode="donot_use_mm_for_euclid_dist")
+    if not bool(torch.isfinite(distance_BNN).all()):
+        raise UserError("distances between latents overflow float32; latents must stay below about 1e18: check the encoder")
+    return distance_BNN

@@ -1,0 +1,64 @@
+"""Counter-based random numbers: a value depends on what it is for, never on who draws it or in which order.
+
+Philox with key (seed, index) and counter (0, 0, purpose, step), drawn on the CPU, so that any device, any number of
+workers and any batch split see the same numbers.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvg.errors import UserError
+
+
+class Purpose(IntEnum):
+    """What a stream of numbers is for; part of the counter, so streams never overlap. Values are frozen."""
+
+    TOKEN = 1
+    FLOW_NOISE = 2
+    SPLIT = 3
+    TRAIN_STAGES = 16
+    TRAIN_CLASS_DROPOUT = 17
+    TRAIN_DROP_PATH = 18
+    TRAIN_TIME = 19
+    TRAIN_NOISE = 20
+    DATA_ORDER = 32
+
+
+def uniforms(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Float64 uniforms in [0, 1) for (seed, index, purpose, step).
+
+    Args:
+        seed, index: key of the stream, e.g. run seed and sample index; 0 <= value < 2^63.
+        step: e.g. the stage or the training step.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed}; a seed is an integer from 0 to 2^63 - 1")
+    philox = np.random.Philox(key=[seed, index], counter=[0, 0, int(purpose), step])
+    raw = philox.random_raw(int(np.prod(shape)))
+    return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+
+def normals(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Float32 standard normals for (seed, index, purpose, step), by the inverse CDF of `uniforms`."""
+    uniform = uniforms(seed, index, purpose, step, shape)
+    return torch.special.ndtri(uniform + 2.0**-54).float()
+
+
+def permutation(seed: int, index: int, purpose: Purpose, step: int, length: int) -> Tensor:
+    """A random order of 0..length-1 as int64, from the ranks of uniforms."""
+    return uniforms(seed, index, purpose, step, (length,)).argsort(stable=True)
+
+
+def per_sample_uniforms(seed: int, indices_B: Tensor, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Stacks `uniforms` over sample indices: float64 (B, *shape)."""
+    return torch.stack([uniforms(seed, index, purpose, step, shape) for index in indices_B.tolist()])
+
+
+def per_sample_normals(seed: int, indices_B: Tensor, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Stacks `normals` over sample indices: float32 (B, *shape)."""
+    return torch.stack([normals(seed, index, purpose, step, shape) for index in indices_B.tolist()])

@@ -1,0 +1,123 @@
+"""The tokenizer: images ↔ visual granularity sequences.
+
+Legend: B images, L positions, T = 2L - 1 tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from nvg.errors import UserError
+from nvg.granularity import StageLayout, cluster_latents
+from nvg.tokenizer.autoencoder import Decoder, Encoder
+from nvg.tokenizer.dequantizer import Dequantizer, DequantizerConfig
+from nvg.tokenizer.quantizer import quantize_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Architecture of autoencoder and quantiser; the defaults are the published 256×256 tokenizer.
+
+    Paper: App. A.5
+    """
+
+    image_size: int = 256
+    image_channels: int = 3
+    base_width: int = 128
+    width_multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4, 4])
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+    latent_channels: int = 32
+    codebook_size: int = 4096
+
+    def __post_init__(self) -> None:
+        factor = 1 << (len(self.width_multipliers) - 1)
+        if self.image_size % factor:
+            raise UserError(
+                f"image_size {self.image_size} is no multiple of {factor}, which {len(self.width_multipliers)} "
+                "width_multipliers (levels) need: change one of them"
+            )
+        StageLayout(self.num_positions)
+        if self.image_channels not in (1, 3):
+            raise UserError(f"image_channels is {self.image_channels}; 1 (grey) or 3 (colour) is possible")
+        odd = [width for width in self.widths if width % self.norm_groups]
+        if odd:
+            raise UserError(f"widths {odd} are no multiples of norm_groups {self.norm_groups}: change base_width or norm_groups")
+
+    @property
+    def widths(self) -> list[int]:
+        """Channel width of every level, finest first."""
+        return [self.base_width * multiplier for multiplier in self.width_multipliers]
+
+    @property
+    def latent_side(self) -> int:
+        """Rows of the latent grid."""
+        return self.image_size >> (len(self.width_multipliers) - 1)
+
+    @property
+    def num_positions(self) -> int:
+        """L, positions of the latent grid."""
+        return self.latent_side**2
+
+    @property
+    def dequantizer(self) -> DequantizerConfig:
+        """The token space this tokenizer defines."""
+        return DequantizerConfig(
+            num_positions=self.num_positions, latent_channels=self.latent_channels, codebook_size=self.codebook_size
+        )
+
+
+class Tokenizer(nn.Module):
+    """Encoder, multi-granularity quantiser and decoder.
+
+    Images are float32 (B, channels, S, S) in [-1, 1] everywhere.
+
+    Paper: §2.1, Fig. 2
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = {
+            "image_channels": config.image_channels,
+            "widths": config.widths,
+            "num_res_blocks": config.num_res_blocks,
+            "latent_channels": config.latent_channels,
+            "norm_groups": config.norm_groups,
+        }
+        self.encoder = Encoder(**shape)
+        self.decoder = Decoder(**shape)
+        self.dequantizer = Dequantizer(config.dequantizer)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latent Z, float32 (B, L, C), positions in raster order."""
+        expected = (self.config.image_channels, self.config.image_size, self.config.image_size)
+        if tuple(images.shape[1:]) != expected:
+            raise UserError(f"images have shape {tuple(images.shape[1:])}; this tokenizer takes {expected}")
+        return rearrange(self.encoder(images), "b c h w -> b (h w) c")
+
+    def decode(self, canvas_BLC: Tensor) -> Tensor:
+        """Image (B, channels, S, S) in [-1, 1] of a canvas; any stage's canvas can be shown."""
+        return self.decoder(rearrange(canvas_BLC, "b (h w) c -> b c h w", h=self.config.latent_side))
+
+    @torch.no_grad()
+    def tokenize(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Visual granularity sequence of images.
+
+        Returns:
+            content_ids int64 (B, 2L - 1), stages in order; structure int64 (B, L), the finest map.
+
+        Paper: Alg. 1
+        """
+        latent_BLC = self.encode(images)
+        structure_BL = cluster_latents(latent_BLC)
+        return quantize_ids(latent_BLC, structure_BL, self.dequantizer), structure_BL
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Decoded final canvas of the images' own sequences, in [-1, 1]."""
+        return self.decode(self.dequantizer.canvases(*self.tokenize(images))[:, -1])
