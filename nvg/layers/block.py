@@ -1,0 +1,98 @@
+"""The transformer block both generators are made of, and its modulation.
+
+Legend: N sequences, S tokens, D model width, H heads, P = 32 rotated pairs of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from nvg.layers.rope import HEAD_WIDTH, rotate
+
+NORM_EPS = 1e-6
+
+
+class HeadNorm(nn.Module):
+    """RMS norm over the 64 channels of a head in float32, one gain shared by the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(HEAD_WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (HEAD_WIDTH,), self.gain.float(), NORM_EPS).type_as(x)
+
+
+class Modulation(nn.Module):
+    """`num_parts` vectors of width D from the conditioning vector: linear(SiLU(vec))."""
+
+    def __init__(self, width: int, num_parts: int) -> None:
+        super().__init__()
+        self.num_parts = num_parts
+        self.linear = nn.Linear(width, num_parts * width)
+
+    def forward(self, vec_ND: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(vec_ND))[:, None, :].chunk(self.num_parts, dim=-1)
+
+
+def modulate(x_NSD: Tensor, shift_N1D: Tensor, scale_N1D: Tensor) -> Tensor:
+    """(1 + scale) · LayerNorm(x) + shift, without affine parameters, in float32."""
+    normed = F.layer_norm(x_NSD.float(), x_NSD.shape[-1:], eps=NORM_EPS)
+    return torch.addcmul(shift_N1D.float(), normed, 1 + scale_N1D.float())
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and MLP side by side on one modulated input, gated onto a float32 residual stream.
+
+    Every token attends to every other: a stage sees its whole canvas.
+
+    Paper: App. A.4 (FLUX single-stream block)
+    """
+
+    def __init__(self, width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.num_heads = width // HEAD_WIDTH
+        self.mlp_width = mlp_ratio * width
+        self.modulation = Modulation(width, 3)
+        self.linear_in = nn.Linear(width, 3 * width + self.mlp_width)
+        self.query_norm = HeadNorm()
+        self.key_norm = HeadNorm()
+        self.linear_out = nn.Linear(width + self.mlp_width, width)
+
+    def forward(
+        self, x_NSD: Tensor, vec_ND: Tensor, table_NSP2: Tensor, branch_scale_N: Tensor | None = None
+    ) -> Tensor:
+        """Applies the block.
+
+        Args:
+            table_NSP2: rotations from `rotary_table`.
+            branch_scale_N: drop-path multiplier of the gated branch, one a sequence (0 or 1 / keep rate); None is 1.
+        """
+        shift, scale, gate = self.modulation(vec_ND)
+        hidden = self.linear_in(modulate(x_NSD, shift, scale))
+        qkv, mlp = hidden.split([hidden.shape[-1] - self.mlp_width, self.mlp_width], dim=-1)
+        query, key, value = rearrange(qkv, "n s (three h d) -> three n h s d", three=3, h=self.num_heads)
+        query = rotate(self.query_norm(query), table_NSP2)
+        key = rotate(self.key_norm(key), table_NSP2)
+        attended = rearrange(F.scaled_dot_product_attention(query, key, value), "n h s d -> n s (h d)")
+        branch = self.linear_out(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1))
+        gated = gate.float() * branch.float()
+        if branch_scale_N is not None:
+            gated = gated * branch_scale_N[:, None, None]
+        return x_NSD + gated
+
+
+class ModulatedHead(nn.Module):
+    """Last LayerNorm with shift and scale from the conditioning vector, then a linear layer."""
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        self.modulation = Modulation(width, 2)
+        self.linear = nn.Linear(width, out_channels)
+
+    def forward(self, x_NSD: Tensor, vec_ND: Tensor) -> Tensor:
+        shift, scale = self.modulation(vec_ND)
+        return self.linear(modulate(x_NSD, shift, scale)).float()

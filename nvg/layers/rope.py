@@ -1,0 +1,74 @@
+"""Structure-aware rotary position embedding.
+
+Legend: N sequences, S tokens, A id axes (kind, K structure channels, row, column), H heads, P = 32 rotated pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nvg.granularity import StageLayout, structure_embedding
+
+HEAD_WIDTH = 64
+THETA = 10_000.0
+KIND_WIDTH = 8
+
+
+def axis_widths(last_stage: int) -> list[int]:
+    """Channels of a head given to each id axis: [8] kind, [2] × K structure, [28 - K] row, [28 - K] column; 64 in all.
+
+    Paper: App. A.3 (8 + 2·8 + 20 + 20 at K = 8)
+    """
+    return [KIND_WIDTH, *[2] * last_stage, 28 - last_stage, 28 - last_stage]
+
+
+def rotary_table(ids_NSA: Tensor) -> Tensor:
+    """Rotation of every pair of channels: float32 (N, S, 32, 2) holding cosine and sine.
+
+    Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴.
+
+    Paper: App. A.3
+    """
+    angles = []
+    for axis, width in enumerate(axis_widths(ids_NSA.shape[-1] - 3)):
+        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=ids_NSA.device) / width
+        angles.append(ids_NSA[..., axis, None].double() * THETA**-exponent)
+    angle_NSP = torch.cat(angles, dim=-1)
+    return torch.stack([angle_NSP.cos(), angle_NSP.sin()], dim=-1).float()
+
+
+def rotate(x_NHSD: Tensor, table_NSP2: Tensor) -> Tensor:
+    """Turns the interleaved channel pairs of queries or keys in float32; dtype and shape are kept."""
+    pairs = x_NHSD.float().unflatten(-1, (-1, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = table_NSP2[:, None, ..., 0], table_NSP2[:, None, ..., 1]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x_NHSD)
+
+
+def token_ids(structure_NL: Tensor, stage_N: Tensor, kinds: list[int], *, structure_aware: bool = True) -> Tensor:
+    """Id rows of a sequence [class token, L tokens of each kind].
+
+    Every kind carries the stage's structure embedding and the grid position; the whole row of the class token is 1.
+
+    Args:
+        structure_NL: finest map, its `stage_N` leading bits are read.
+        kinds: kind id of each group of L tokens, e.g. [0] for content, [2, 0] for structure generation.
+        structure_aware: False fills the structure channels with 1 (the ablation without structure-aware RoPE).
+
+    Returns:
+        int64 (N, 1 + L · len(kinds), 3 + K).
+
+    Paper: App. A.3; Release: class row all ones
+    """
+    num_sequences, num_positions = structure_NL.shape
+    layout = StageLayout(num_positions)
+    embedding_NLK = structure_embedding(structure_NL, stage_N if structure_aware else 0, layout.last_stage)
+    position_L = torch.arange(num_positions, device=structure_NL.device)
+    grid_L2 = torch.stack([position_L // layout.side, position_L % layout.side], dim=-1)
+    grid_NL2 = grid_L2.expand(num_sequences, -1, -1)
+    rows = [embedding_NLK.new_ones(num_sequences, 1, layout.last_stage + 3)]
+    for kind in kinds:
+        kind_NL1 = torch.full_like(grid_NL2[..., :1], kind)
+        rows.append(torch.cat([kind_NL1, embedding_NLK.expand(num_sequences, -1, -1), grid_NL2], dim=-1))
+    return torch.cat(rows, dim=1)

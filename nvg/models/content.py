@@ -1,0 +1,117 @@
+"""The content generator: from the canvas so far and the structure of a stage to the final canvas and the stage's tokens.
+
+Legend: N sequences (image, stage), L positions, C latent channels, K last stage, U tokens of one stage, V codebook size,
+D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nvg.errors import UserError
+from nvg.granularity import StageLayout, cluster_mean
+from nvg.layers import ModulatedHead, token_ids
+from nvg.models.trunk import CONTENT_WIDTH_PER_DEPTH, Trunk, check_token_space, initialize, resolve_width
+
+CONTENT_KIND = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentGeneratorConfig:
+    """Size of the generator and of the token space; the defaults are NVG-d16 on ImageNet.
+
+    `canvas_scales` has K + 3 - 1 = K + 2 entries: entry i makes the input canvas of stage i about unit variance (entry 0
+    is unused), the last one belongs to x_K. Empty means 1 everywhere.
+
+    Paper: App. A.4
+    """
+
+    depth: int = 16
+    width: int | None = None
+    mlp_ratio: int = 4
+    drop_path_rate: float = 0.1
+    num_classes: int = 1000
+    num_positions: int = 256
+    latent_channels: int = 32
+    codebook_size: int = 4096
+    canvas_scales: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        resolve_width(self.depth, self.width, CONTENT_WIDTH_PER_DEPTH)
+        check_token_space(self.num_positions, self.num_classes, self.codebook_size, self.latent_channels)
+        expected = StageLayout(self.num_positions).num_stages + 1
+        if self.canvas_scales and len(self.canvas_scales) != expected:
+            raise UserError(f"canvas_scales has {len(self.canvas_scales)} entries; {self.num_positions} positions need {expected}")
+
+
+class ContentGenerator(nn.Module):
+    """Predicts, for one stage of each sequence, the final canvas; the tokens follow from it by pooling.
+
+    Paper: §2.2.2, App. A.4
+    """
+
+    def __init__(self, config: ContentGeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = StageLayout(config.num_positions)
+        width = resolve_width(config.depth, config.width, CONTENT_WIDTH_PER_DEPTH)
+        self.start_canvas = nn.Parameter(torch.empty(1, config.num_positions, config.latent_channels))
+        self.canvas_in = nn.Linear(config.latent_channels, width)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.stage_embedding = nn.Embedding(self.layout.num_stages, width)
+        self.trunk = Trunk(config.depth, width, config.mlp_ratio, config.drop_path_rate)
+        self.head = ModulatedHead(width, config.latent_channels)
+        self.token_head = nn.Linear(config.latent_channels, config.codebook_size)
+        scales = torch.tensor(config.canvas_scales or [1.0] * (self.layout.num_stages + 1), dtype=torch.float32)
+        self.register_buffer("canvas_scales", scales)
+        initialize(self)
+        nn.init.normal_(self.start_canvas)
+
+    @property
+    def null_class(self) -> int:
+        """Class id that stands for "no class" in guidance and class dropout."""
+        return self.config.num_classes
+
+    def forward(
+        self,
+        canvas_NLC: Tensor,
+        structure_NL: Tensor,
+        stage_N: Tensor,
+        class_N: Tensor,
+        drop_path_ND: Tensor | None = None,
+    ) -> Tensor:
+        """Estimates the final canvas x_K.
+
+        Args:
+            canvas_NLC: x_{i-1}, unscaled; ignored at stage 0, which sees the learned start canvas.
+            structure_NL: int64 finest map, its `stage_N` leading bits are read.
+            stage_N: int64, 0..K.
+            class_N: int64, 0..num_classes (the last one is the null class).
+            drop_path_ND: uniforms for stochastic depth, None to keep every branch.
+
+        Returns:
+            float32 (N, L, C) in raw latent units.
+
+        Paper: Eq. (10)-(11), §2.2.2
+        """
+        scale_N11 = self.canvas_scales[stage_N][:, None, None]
+        first_N11 = (stage_N == 0)[:, None, None]
+        input_NLC = torch.where(first_N11, self.start_canvas, canvas_NLC * scale_N11)
+        class_ND = self.class_embedding(class_N)
+        x_NSD = torch.cat([class_ND[:, None], self.canvas_in(input_NLC)], dim=1)
+        vec_ND = class_ND + self.stage_embedding(stage_N)
+        x_NSD = self.trunk(x_NSD, vec_ND, token_ids(structure_NL, stage_N, [CONTENT_KIND]), drop_path_ND)
+        return self.head(x_NSD[:, 1:], vec_ND) / self.canvas_scales[-1]
+
+    def token_logits(self, final_NLC: Tensor, canvas_NLC: Tensor, structure_NL: Tensor, stage: int) -> Tensor:
+        """Logits (N, U, V) of the unique tokens of one stage, from what is still missing on the canvas.
+
+        Args:
+            canvas_NLC: x_{i-1}; zeros at stage 0.
+
+        Paper: Eq. (12), App. A.4
+        """
+        return self.token_head(cluster_mean(final_NLC - canvas_NLC, structure_NL, stage))

@@ -1,0 +1,7 @@
+"""The VGS record and a reader of record data sets that needs NumPy alone."""
+
+from nvg.records.dataset import RecordDataset
+from nvg.records.record import RecordLayout
+from nvg.records.shard import check_shard_size, read_index, read_shard
+
+__all__ = ["RecordDataset", "RecordLayout", "check_shard_size", "read_index", "read_shard"]

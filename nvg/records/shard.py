@@ -1,0 +1,116 @@
+"""Uncompressed MDS shards, read with NumPy alone.
+
+A shard is: uint32 number of samples n; n + 1 uint32 byte offsets from the start of the file; a JSON header with
+the columns; the samples. Columns are sorted by name, and one of fixed size is stored as its bare
+little-endian values, so a shard of records is one packed structured array.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvg.errors import UserError
+from nvg.records.record import RecordLayout
+
+INDEX_FILE = "index.json"
+SHARD_HASH = "sha256"
+MDS_COUNT_BYTES = 4
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """Read and check the index of an MDS folder.
+
+    Args:
+        folder: Folder with index.json.
+
+    Returns:
+        Its shard entries, in order.
+
+    Raises:
+        UserError: The index is missing, damaged, or of another version.
+    """
+    path = folder / INDEX_FILE
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: found no such file, expected the index of a record data set; run `nvg precompute` to the "
+            "end or change the folder"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run `nvg precompute` again") from error
+    if not isinstance(index, dict) or index.get("version") != 2 or not isinstance(index.get("shards"), list):
+        raise UserError(f"{path}: found another format, expected an MDS index of version 2")
+    return index["shards"]
+
+
+def check_shard_size(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """Check that a shard is there and has the size its index entry states.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: It is missing, truncated or too long; names the shard and both sizes.
+    """
+    path = folder / entry["raw_data"]["basename"]
+    expected = int(entry["raw_data"]["bytes"])
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file, expected a shard of {expected} bytes listed in {INDEX_FILE}")
+    found = path.stat().st_size
+    if found != expected:
+        raise UserError(
+            f"{path}: found {found} bytes, expected {expected} by {INDEX_FILE}: the shard is "
+            f"{'truncated' if found < expected else 'too long'}; copy it again or run `nvg precompute` again"
+        )
+    return path
+
+
+def read_shard(
+    folder: Path, entry: Mapping[str, Any], layout: RecordLayout, *, verify_hash: bool = False
+) -> np.ndarray:
+    """Read one shard.
+
+    Args:
+        folder: Folder of the shard.
+        entry: Its entry in index.json.
+        layout: The records it is expected to hold.
+        verify_hash: Compare the sha256 of its bytes as well; sizes are always compared.
+
+    Returns:
+        Structured array (n,) of `layout.dtype`, read-only.
+
+    Raises:
+        UserError: The shard is missing, damaged, compressed, or holds other columns.
+    """
+    path = check_shard_size(folder, entry)
+    _check_columns(path, entry, layout)
+    data = path.read_bytes()
+    if verify_hash:
+        expected_hash = entry["raw_data"].get("hashes", {}).get(SHARD_HASH)
+        if hashlib.sha256(data).hexdigest() != expected_hash:
+            raise UserError(f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again")
+    num_samples = int(entry["samples"])
+    offsets = np.frombuffer(data, "<u4", count=num_samples + 1, offset=MDS_COUNT_BYTES)
+    expected_offsets = offsets[0] + np.arange(num_samples + 1, dtype=np.int64) * layout.dtype.itemsize
+    if int.from_bytes(data[:MDS_COUNT_BYTES], "little") != num_samples or np.any(offsets != expected_offsets):
+        raise UserError(f"{path}: its offset table does not fit {num_samples} records; copy the shard again")
+    if int(offsets[-1]) != len(data):
+        raise UserError(f"{path}: found {len(data)} bytes, expected {int(offsets[-1])} by its own offset table")
+    return np.frombuffer(data, layout.dtype, count=num_samples, offset=int(offsets[0]))
+
+
+def _check_columns(path: Path, entry: Mapping[str, Any], layout: RecordLayout) -> None:
+    if entry.get("format") != "mds" or entry.get("compression") or entry.get("zip_data"):
+        raise UserError(f"{path}: found a compressed or foreign shard, expected plain MDS")
+    found = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
+    if found != layout.columns:
+        raise UserError(
+            f"{path}: found columns {found}, expected {layout.columns} for {layout.num_positions} positions"
+        )

@@ -1,0 +1,110 @@
+"""Schedules of sampling: guidance and top-p over stages, flow times.
+
+Legend: B samples, U tokens, V codebook size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvg.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How Algorithm 2 draws; the defaults are the paper's.
+
+    Guidance scales rise linearly over stages: g_i = 1 + (last - 1) · i / K. For content i runs to K, so `content_guidance`
+    is reached; structure stages end at K - 2, so they reach 1 + (last - 1) · (K - 2) / K.
+
+    Attributes:
+        content_guidance: content scale at stage K.
+        structure_guidance: scale that the structure schedule would reach at stage K.
+        constant_guidance: True uses the two scales at every stage (as in the ablations).
+        top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
+        num_flow_steps: Euler steps of each structure stage.
+        gumbel_split: True draws each split by Gumbel-top-k (paper), False takes the top half (release).
+
+    Paper: App. A.6
+    """
+
+    content_guidance: float = 3.5
+    structure_guidance: float = 2.5
+    constant_guidance: bool = False
+    top_p_last: float = 0.5
+    num_flow_steps: int = 25
+    gumbel_split: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.top_p_last <= 1.0:
+            raise UserError(f"top_p_last is {self.top_p_last}; it must lie in (0, 1]")
+        if self.num_flow_steps < 1:
+            raise UserError(f"num_flow_steps is {self.num_flow_steps}; at least 1 is needed")
+        if min(self.content_guidance, self.structure_guidance) < 0:
+            raise UserError("guidance scales must not be negative; 1 means no guidance")
+
+    def content_scale(self, stage: int, last_stage: int) -> float:
+        """Guidance scale of a content stage."""
+        return self._scale(self.content_guidance, stage, last_stage)
+
+    def structure_scale(self, stage: int, last_stage: int) -> float:
+        """Guidance scale while the split of `stage` is predicted. Release: divides by K, not by K - 2."""
+        return self._scale(self.structure_guidance, stage, last_stage)
+
+    def _scale(self, last: float, stage: int, last_stage: int) -> float:
+        return last if self.constant_guidance else 1.0 + (last - 1.0) * stage / last_stage
+
+    def top_p(self, stage: int, last_stage: int) -> float:
+        """Nucleus of a stage: p_i = p_K + (1 - p_K) · (K - K^{i/K}) / (K - 1).
+
+        Paper: App. A.6
+        """
+        falling = (last_stage - last_stage ** (stage / last_stage)) / (last_stage - 1)
+        return self.top_p_last + (1.0 - self.top_p_last) * falling
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance u + g · (c - u).
+
+    Paper: App. A.6
+    """
+    return unconditional + scale * (conditional - unconditional)
+
+
+def top_p_filter(logits_BUV: Tensor, top_p: float) -> Tensor:
+    """Probabilities with everything below the nucleus removed; the token that crosses `top_p` stays.
+
+    Returns:
+        float32 (B, U, V), each row sums to 1.
+
+    Paper: App. A.6
+    """
+    probabilities = logits_BUV.float().softmax(-1)
+    if top_p >= 1.0:
+        return probabilities
+    ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    kept = torch.zeros_like(probabilities).scatter(-1, index, ordered)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def draw_tokens(probabilities_BUV: Tensor, uniform_BU: Tensor) -> Tensor:
+    """Inverse CDF: one float64 uniform decides each token; int64 (B, U)."""
+    cdf = probabilities_BUV.double().cumsum(-1)
+    drawn = torch.searchsorted(cdf, (uniform_BU[..., None].to(cdf) * cdf[..., -1:]).contiguous(), right=True)[..., 0]
+    last = (probabilities_BUV > 0).long().cumsum(-1).argmax(-1)
+    return torch.minimum(drawn, last)
+
+
+def flow_times(num_steps: int, num_positions: int) -> list[float]:
+    """Times from 1 (noise) to 0 (data), shifted by resolution: t' = e^μ / (e^μ + 1/t - 1), μ = 0.5 + 0.65 (L - 256) / 3840.
+
+    Release: 25 steps, μ = 0.5 at 256 positions
+    """
+    shift = math.exp(0.5 + 0.65 * (num_positions - 256) / 3840)
+    linear = [1.0 - step / num_steps for step in range(num_steps)]
+    return [shift / (shift + 1.0 / time - 1.0) for time in linear] + [0.0]
