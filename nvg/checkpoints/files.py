@@ -1,0 +1,94 @@
+"""One folder of weights: `<name>.safetensors` and the JSON file that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nvg.errors import UserError
+
+SCHEMA_VERSION = 1
+
+
+def save_weights(
+    folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], kind: str, name: str = "model"
+) -> Path:
+    """Writes `<name>.safetensors` and its description, each under a temporary name and then renamed.
+
+    The description is `config.json`, or `<name>.json` for names other than model and ema, so that several networks can
+    share a folder.
+
+    Args:
+        tensors: any device; stored contiguous.
+        config: what is needed to build the network again, JSON-serialisable.
+        kind: what the network is, e.g. "tokenizer"; compared on loading.
+
+    Returns:
+        the safetensors file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"{name}.safetensors"
+    part = weights.with_suffix(".safetensors.part")
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part)
+    _sync_rename(part, weights)
+    description = _description(folder, name)
+    part = description.with_suffix(".json.part")
+    part.write_text(json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, "config": dict(config)}, indent=2))
+    _sync_rename(part, description)
+    return weights
+
+
+def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_weights` wrote.
+
+    Returns:
+        tensors on the CPU and the config.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another kind of network.
+    """
+    folder = Path(folder)
+    weights, description = folder / f"{name}.safetensors", _description(folder, name)
+    for file in (weights, description):
+        if not file.is_file():
+            raise UserError(f"{file} is missing; expected the weights of a {kind} there: check the path or run its training")
+    try:
+        header = json.loads(description.read_text())
+        found = (header["kind"], header["schema_version"])
+        config = header["config"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{description} is damaged ({error!r}); expected the description of a {kind}: write it again") from error
+    if found != (kind, SCHEMA_VERSION):
+        raise UserError(
+            f"{description} describes a {found[0]} of schema {found[1]}; expected a {kind} of schema {SCHEMA_VERSION}: "
+            "give the folder of the right network"
+        )
+    try:
+        return load_file(weights), config
+    except SafetensorError as error:
+        raise UserError(f"{weights} is damaged ({error}); restore it or use an earlier checkpoint") from error
+
+
+def weights_hash(folder: str | Path, name: str = "model") -> str:
+    """SHA-256 (hex) of `<name>.safetensors`."""
+    with open(Path(folder) / f"{name}.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _description(folder: Path, name: str) -> Path:
+    return folder / ("config.json" if name in ("model", "ema") else f"{name}.json")
+
+
+def _sync_rename(part: Path, final: Path) -> None:
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    part.replace(final)

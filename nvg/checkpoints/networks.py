@@ -1,0 +1,61 @@
+"""Networks back from their weight folders."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from nvg.checkpoints.files import load_weights
+from nvg.errors import UserError
+from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.tokenizer import Dequantizer, DequantizerConfig, Tokenizer, TokenizerConfig
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_tokenizer(folder: str | Path, name: str = "ema") -> Tokenizer:
+    """Tokenizer in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    return _load(folder, "tokenizer", name, TokenizerConfig, Tokenizer)
+
+
+def load_dequantizer(folder: str | Path, name: str = "dequantizer") -> Dequantizer:
+    """Codebook and refiners in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    return _load(folder, "dequantizer", name, DequantizerConfig, Dequantizer)
+
+
+def load_content_generator(folder: str | Path, name: str = "ema") -> ContentGenerator:
+    """Content generator in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    return _load(folder, "content", name, ContentGeneratorConfig, ContentGenerator)
+
+
+def load_structure_generator(folder: str | Path, name: str = "ema") -> StructureGenerator:
+    """Structure generator in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    return _load(folder, "structure", name, StructureGeneratorConfig, StructureGenerator)
+
+
+def _load(folder: str | Path, kind: str, name: str, config_type: Any, network_type: type[Network]) -> Network:
+    tensors, values = load_weights(folder, kind, name)
+    known = {field.name for field in fields(config_type)}
+    if unknown := set(values) - known:
+        raise UserError(f"{folder} names unknown settings {sorted(unknown)} of a {kind}; known are {sorted(known)}")
+    network = network_type(config_type(**values))
+    check_fit(tensors, network, f"{folder}/{name}.safetensors")
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def check_fit(tensors: dict[str, Tensor], network: nn.Module, where: str) -> None:
+    """Raises UserError, naming the first differences, unless names and shapes are those of the network."""
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    differences = [
+        f"{key}: found {found.get(key, 'nothing')}, expected {expected.get(key, 'nothing')}"
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    ]
+    if differences:
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise UserError(f"{where} holds another architecture: " + "; ".join(differences[:5]) + more)

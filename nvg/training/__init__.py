@@ -1,0 +1,19 @@
+"""Objectives and the few parts a training step is made of."""
+
+from nvg.training.ema import Ema
+from nvg.training.engine import PlainEngine, parameter_groups
+from nvg.training.generator_objectives import ContentObjective, GeneratorLossConfig, StructureObjective
+from nvg.training.schedule import WsdSchedule
+from nvg.training.tokenizer_objective import TokenizerLossConfig, TokenizerObjective
+
+__all__ = [
+    "ContentObjective",
+    "Ema",
+    "GeneratorLossConfig",
+    "PlainEngine",
+    "StructureObjective",
+    "TokenizerLossConfig",
+    "TokenizerObjective",
+    "WsdSchedule",
+    "parameter_groups",
+]

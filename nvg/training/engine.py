@@ -1,0 +1,75 @@
+"""A plain single-process engine with the few methods used of DeepSpeed's, and the optimizer's parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for AdamW: decay on tensors of two and more dimensions, none on biases and gains.
+
+    Release: embeddings and start canvas decay, RMS gains do not
+    """
+    matrices = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim >= 2]
+    vectors = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class PlainEngine:
+    """Forward, backward, clipping and step in one process, on whatever device the module is.
+
+    Accumulates `accumulation_steps` micro-batches a step, as DeepSpeed does: every call of `backward` divides the loss, and
+    `step` acts on the last one only.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        gradient_clipping: float = 0.0,
+        accumulation_steps: int = 1,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.gradient_clipping = gradient_clipping
+        self.accumulation_steps = accumulation_steps
+        self.micro_steps = 0
+        self.global_steps = 0
+        self._grad_norm = 0.0
+        self._stepped = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of one micro-batch."""
+        (loss / self.accumulation_steps).backward()
+
+    def step(self) -> None:
+        """Clips and updates after the last micro-batch of a step; a non-finite gradient skips the update."""
+        self.micro_steps += 1
+        self._stepped = False
+        if self.micro_steps % self.accumulation_steps:
+            return
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = self.gradient_clipping or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+        self._grad_norm = float(norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self._stepped = True
+        self.optimizer.zero_grad(set_to_none=True)
+        self.global_steps += 1
+
+    def was_step_applied(self) -> bool:
+        """Whether the last call of `step` changed the weights."""
+        return self._stepped
+
+    def get_global_grad_norm(self) -> float:
+        """ℓ2 norm of the last step's gradient before clipping."""
+        return self._grad_norm
