@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 # `$temp_dir/session_<date>_<time>_<pid>/sockets/plasma_store` must fit into a Unix socket's 107 bytes.
 MAX_TEMP_DIR_BYTES = 40
 MIN_OBJECT_STORE_BYTES = 80 * 2**20
+CONNECT_TIMEOUT_S = 10.0
 
 # What Ray's own processes read at start. A value already in the environment wins.
 SESSION_ENVIRONMENT = {
@@ -79,8 +81,8 @@ class SessionConfig:
             num_bytes = len(os.fsencode(self.temp_dir))
             if not os.path.isabs(self.temp_dir) or num_bytes > MAX_TEMP_DIR_BYTES:
                 raise ValueError(
-                    f"temp_dir is {self.temp_dir!r} ({num_bytes} bytes); it must be an absolute path of at most "
-                    f"{MAX_TEMP_DIR_BYTES} bytes, since Ray's socket names below it are limited to 107"
+                    f"temp_dir is {self.temp_dir!r} ({num_bytes} bytes); it must be an absolute path of at "
+                    f"most {MAX_TEMP_DIR_BYTES} bytes, since Ray's socket names below it are limited to 107"
                 )
         if self.threads_per_worker < 1:
             raise ValueError(f"threads_per_worker is {self.threads_per_worker}; it must be at least 1")
@@ -163,6 +165,7 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
             "_temp_dir": config.temp_dir,
         }
     try:
+        _check_reachable(address)
         ray.init(address, **arguments)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(_failure_message(address, error)) from error
@@ -178,6 +181,13 @@ def _resolve_address(config: SessionConfig) -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
 
+def _check_reachable(address: str) -> None:
+    """Refuse an address nobody listens at, at once: Ray itself would retry for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
 def _failure_message(address: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if address == "local":
@@ -186,8 +196,8 @@ def _failure_message(address: str, error: Exception) -> str:
             "Run `nvg doctor` to see /dev/shm, disk and memory."
         )
     return (
-        f"No Ray cluster could be joined at {address!r}: {reason}. Check that the head runs and can be reached "
-        'and that RAY_AUTH_MODE is the same on both sides, or use address "local" to start one here.'
+        f"No Ray cluster could be joined at {address!r}: {reason}. Check that the head runs and can be "
+        'reached and that RAY_AUTH_MODE is the same on both sides, or use address "local" to start one here.'
     )
 
 

@@ -7,6 +7,7 @@ RAY_ADDRESS, so a cluster of two nodes can live beside the session a test proces
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,10 +31,17 @@ def simulated_cluster(*, num_nodes: int = 2, num_cpus_per_node: int = 2) -> Iter
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": num_cpus_per_node, "num_gpus": 0, "object_store_memory": MIN_OBJECT_STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": True})
+    head = {**node, "include_dashboard": True, "dashboard_port": _free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(num_nodes - 1):
             cluster.add_node(wait=True, **node)
         yield {**os.environ, "RAY_ADDRESS": cluster.address}
     finally:
         cluster.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

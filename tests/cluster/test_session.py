@@ -112,6 +112,11 @@ except ClusterError as error:
 def test_a_cluster_that_is_not_there_is_one_clear_error(repository):
     assert issubclass(ClusterError, ValueError)
     done = subprocess.run(
-        [sys.executable, "-c", REFUSED], cwd=repository, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", REFUSED],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.stdout.split() == ["True", "True"], done.stderr

@@ -1,0 +1,133 @@
+"""Configs: merge order, nesting, and one clear message for each kind of mistake."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from nvg.errors import UserError
+from pipelines import configuration
+from pipelines.configuration import ConfigError, dump_config, find_config, load_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    depth: int = 2
+    widths: list[int] = field(default_factory=lambda: [1, 2])
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth is {self.depth}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str
+    learning_rate: float = 1e-3
+    shuffle: bool = True
+    policy: Literal["center", "shift"] = "center"
+    inner: Inner = field(default_factory=Inner)
+    other: Inner | None = None
+    table: dict[str, float] = field(default_factory=dict)
+    many: list[Inner] = field(default_factory=list)
+
+
+def write(folder, text):
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_then_file_then_command_line(tmp_path):
+    path = write(tmp_path, "name: x\nlearning_rate: 2e-3\ninner:\n  depth: 3\n  widths: [4]\n")
+    config = load_config(
+        Outer, path, ["inner.depth=5", "other.note=here", "table.a=1e-2", "many=[{depth: 7}]"]
+    )
+    assert config == Outer(
+        name="x",
+        learning_rate=2e-3,
+        inner=Inner(depth=5, widths=[4]),
+        other=Inner(note="here"),
+        table={"a": 0.01},
+        many=[Inner(depth=7)],
+    )
+    assert type(config.inner.widths) is list
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.inner.depth = 1  # type: ignore[misc]
+
+
+def test_override_can_set_an_optional_back_to_null(tmp_path):
+    path = write(tmp_path, "name: x\nother: {depth: 3}\ninner: {note: a}\n")
+    config = load_config(Outer, path, ["other=null", "inner.note=null"])
+    assert config.other is None
+    assert config.inner.note is None
+
+
+def test_dump_reads_back_to_an_equal_config(tmp_path):
+    config = load_config(Outer, None, ["name=x", "other.depth=9", "table.k=0.5", "many=[{depth: 7}]"])
+    assert load_config(Outer, write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("inner.dept=3", ["'inner.dept'", "3", "Did you mean 'depth'?", "depth, widths, note"]),
+        ("learning_rat=3", ["'learning_rat'", "Did you mean 'learning_rate'?"]),
+        ("inner.depth=deep", ["'inner.depth'", "'deep'", "a whole number"]),
+        ("inner.depth=1.5", ["'inner.depth'", "1.5", "a whole number"]),
+        ("learning_rate=fast", ["'learning_rate'", "'fast'", "a number"]),
+        ("shuffle=perhaps", ["'shuffle'", "'perhaps'", "true or false"]),
+        ("policy=corner", ["'policy'", "'corner'", "one of 'center', 'shift'"]),
+        ("inner=5", ["'inner'", "5", "a section with depth, widths, note"]),
+        ("inner=null", ["'inner'", "a section with depth"]),
+        ("inner.widths=5", ["'inner.widths'", "5", "a list, each a whole number"]),
+        ("inner.widths=[wide]", ["'inner.widths[0]'", "'wide'", "a whole number"]),
+        ("table.k=x", ["table.k", "'x'"]),
+        ("many=[{dept: 1}]", ["dept"]),
+        ("name=[1]", ["'name'", "a text"]),
+        ("name=${absent}", ["'name'", "absent"]),
+        ("inner.depth=0", ["depth is 0", "at least 1"]),
+        ("just-a-word", ["just-a-word", "key=value"]),
+        ("=3", ["key=value"]),
+    ],
+)
+def test_mistakes_are_explained(override, parts):
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, None, ["name=x", override])
+    for part in parts:
+        assert part in str(caught.value)
+    assert isinstance(caught.value, UserError)
+
+
+def test_missing_value_is_named():
+    with pytest.raises(ConfigError, match=r"defaults of Outer: 'name' has no value.*a text"):
+        load_config(Outer, None)
+
+
+@pytest.mark.parametrize("text", ["name: x\nname: y\n", "- 1\n", "name: [\n", "just words\n"])
+def test_broken_yaml_names_the_file(tmp_path, text):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_config(Outer, path)
+
+
+def test_message_names_the_file_of_the_mistake(tmp_path):
+    path = write(tmp_path, "name: x\ninner: {depht: 2}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: unknown key 'inner\.depht'.*Did you mean 'depth'"):
+        load_config(Outer, path)
+
+
+def test_config_is_found_by_path_then_in_the_project(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "demo").mkdir(parents=True)
+    shipped = tmp_path / "configs" / "demo" / "digits.yaml"
+    shipped.write_text("name: shipped\n")
+    monkeypatch.setattr(configuration, "CONFIG_FOLDER", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert find_config("demo/digits.yaml") == shipped
+    assert find_config("configs/demo/digits.yaml").read_text() == "name: shipped\n"
+    own = write(tmp_path, "name: own\n")
+    assert find_config(own) == own
+    with pytest.raises(ConfigError, match=r"digit\.yaml.*Did you mean 'demo/digits\.yaml'"):
+        find_config("demo/digit.yaml")
