@@ -36,7 +36,7 @@ def simulated_cluster(*, num_nodes: int = 2, num_cpus_per_node: int = 2) -> Iter
     try:
         for _ in range(num_nodes - 1):
             cluster.add_node(wait=True, **node)
-        yield {**os.environ, "RAY_ADDRESS": cluster.address}
+        yield {**os.environ, "RAY_ADDRESS": str(cluster.address)}
     finally:
         cluster.shutdown()
 

@@ -1,0 +1,178 @@
+"""Send a command to a Ray cluster as a job, follow its log and return its exit code.
+
+Two ways to reach the code on the other side:
+
+* without an upload (`working_dir=None`) the job runs in the folder the caller stands in, which the head
+  must see under the same path: the same machine, or a shared file system. Relative outputs land there.
+* with an upload, Ray copies `working_dir` to the cluster and the job runs in that copy, which goes away
+  with the cluster: outputs must then be given as absolute paths on storage the cluster shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.session import ClusterError, SessionConfig, cluster_session, session_environment
+
+# Never part of an upload: the job server refuses more than 100 MiB, and outputs are not code.
+UPLOAD_EXCLUDES = ["/runs/", "/build/", "/dist/", "/wandb/", "/tests/data/", "*.egg-info/", "*.safetensors"]
+STOP_WAIT_S = 120
+STATUS_POLL_S = 0.5
+STATUS_TIMEOUT_S = 60.0
+EXIT_STOPPED = 143
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """How a command becomes a Ray job.
+
+    Attributes:
+        address: Job server ("http://host:8265"), cluster address ("host:6379") or "auto" for the cluster
+            of RAY_ADDRESS; None starts a cluster on this machine for as long as the job runs.
+        working_dir: Folder to upload and run in; None runs in the current folder without an upload.
+        excludes: Patterns (as in .gitignore) left out of the upload.
+        env_vars: Environment variables of the job and of its workers.
+        submission_id: Name of the job; None makes one. An id can be used once per cluster.
+        num_cpus: Logical CPUs held by the job's driver itself.
+        session: Size of the cluster to start when `address` is None.
+    """
+
+    address: str | None = None
+    working_dir: str | None = None
+    excludes: list[str] = field(default_factory=lambda: list(UPLOAD_EXCLUDES))
+    env_vars: dict[str, str] = field(default_factory=dict)
+    submission_id: str | None = None
+    num_cpus: float = 0
+    session: SessionConfig = field(default_factory=lambda: SessionConfig(address="local"))
+
+    def __post_init__(self) -> None:
+        if self.num_cpus < 0:
+            raise ValueError(f"num_cpus is {self.num_cpus}; it must be at least 0")
+        if self.working_dir is not None and not Path(self.working_dir).is_dir():
+            raise ValueError(f"working_dir is {self.working_dir!r}, which is not a folder")
+
+
+def submit(
+    command: Sequence[str], config: JobConfig | None = None, *, write: Callable[[str], object] | None = None
+) -> int:
+    """Run a command as a Ray job and wait for it.
+
+    Args:
+        command: Program and arguments, for example ["nvg", "precompute", "--config", "demo/digits.yaml"].
+        config: Where and how; None starts a local cluster and runs in the current folder.
+        write: Receives the job's output in chunks; None prints it to this process's stdout.
+
+    Returns:
+        Exit code of the command; 143 when the job was stopped, 1 when it failed without a code.
+
+    Raises:
+        ValueError: If the command is empty.
+        ClusterError: If no job server answers or it refuses the job.
+    """
+    config = config or JobConfig()
+    if not command:
+        raise ValueError("There is no command to submit; write it after `--`: nvg submit -- nvg doctor")
+    os.environ.update(session_environment(config.session))
+    with ExitStack() as stack:
+        address = config.address
+        if address is None:
+            address = stack.enter_context(cluster_session(config.session)).dashboard_url
+        return _run_job(address, command, config, write or _print)
+
+
+def job_entrypoint(command: Sequence[str], *, folder: str | None) -> str:
+    """The shell line of a job.
+
+    Args:
+        command: Program and arguments.
+        folder: Folder to run in, or None for the one the job server chooses (the upload).
+
+    Returns:
+        A line in which every argument reaches the program unchanged.
+    """
+    line = shlex.join(command)
+    return line if folder is None else f"cd {shlex.quote(folder)} && exec {line}"
+
+
+def job_environment(config: JobConfig) -> dict[str, str]:
+    """Environment variables of a job: its stop delay, this interpreter's programs first, then the config's.
+
+    The path of this interpreter is given only where the job shares this machine's files.
+    """
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"}
+    if config.working_dir is None:
+        programs = os.path.dirname(sys.executable)
+        environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**environment, **config.env_vars}
+
+
+def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Callable[[str], object]) -> int:
+    from ray.job_submission import JobSubmissionClient
+
+    submission_id = config.submission_id or f"nvg-{uuid.uuid4().hex[:12]}"
+    runtime_env: dict = {"env_vars": job_environment(config)}
+    if config.working_dir is not None:
+        runtime_env |= {"working_dir": config.working_dir, "excludes": config.excludes}
+    folder = os.getcwd() if config.working_dir is None else None
+    try:
+        client = JobSubmissionClient(address)
+        client.submit_job(
+            entrypoint=job_entrypoint(command, folder=folder),
+            submission_id=submission_id,
+            runtime_env=runtime_env,
+            entrypoint_num_cpus=config.num_cpus,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ClusterError(
+            f"The job server at {address!r} did not take the job {submission_id!r}: {reason}. "
+            "The address is that of the head's dashboard, for example http://head:8265."
+        ) from error
+    try:
+        asyncio.run(_follow(client, submission_id, write))
+        return _exit_code(client, submission_id)
+    except KeyboardInterrupt:
+        client.stop_job(submission_id)
+        _exit_code(client, submission_id)
+        raise
+
+
+async def _follow(client, submission_id: str, write: Callable[[str], object]) -> None:
+    async for chunk in client.tail_job_logs(submission_id):
+        write(chunk)
+
+
+def _exit_code(client, submission_id: str) -> int:
+    """Exit code of a job whose log has ended; the job server is asked until it has noted the end."""
+    from ray.job_submission import JobStatus
+
+    deadline = time.monotonic() + STATUS_TIMEOUT_S + STOP_WAIT_S
+    while True:
+        info = client.get_job_info(submission_id)
+        if info.status.is_terminal():
+            break
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"The log of job {submission_id!r} has ended but its status is still {info.status}; "
+                f"ask `ray job status {submission_id}`."
+            )
+        time.sleep(STATUS_POLL_S)  # the job server has no call that waits
+    if info.status == JobStatus.STOPPED:
+        return EXIT_STOPPED
+    if info.driver_exit_code is not None:
+        return int(info.driver_exit_code)
+    return 0 if info.status == JobStatus.SUCCEEDED else 1
+
+
+def _print(chunk: str) -> None:
+    sys.stdout.write(chunk)
+    sys.stdout.flush()
