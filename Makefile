@@ -1,0 +1,51 @@
+# Every target sets the machine up first: a virtual environment with the versions of requirements.lock.
+#   make demo    digits in, generated digits and a report out       make test    every test
+#   make quick   tests without slow and cluster ones                make check   format, lint, types, layers, tests
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test quick check format lint types layers setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '2,3s/^#  //p' Makefile
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml requirements.lock tools/install.sh
+	@tools/preflight.sh $(PYTHON)
+	@tools/install.sh $(PYTHON) $(VENV)
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/nvg demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+quick: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/pyright
+
+layers: $(INSTALLED)
+	$(BIN)/lint-imports
+
+check: lint types layers test
+
+# Everything the commands made, apart from runs/: those are somebody's work.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find nvg pipelines cluster eval tests -name __pycache__ -type d -prune -exec rm -rf {} +

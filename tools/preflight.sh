@@ -1,0 +1,32 @@
+#!/bin/sh
+# Checks what pip cannot bring: names the Debian packages that are missing, in one line.
+# Usage: tools/preflight.sh PYTHON
+set -u
+
+python=${1:-python3}
+missing=""
+
+command -v git >/dev/null 2>&1 || missing="$missing git"
+command -v make >/dev/null 2>&1 || missing="$missing make"
+command -v g++ >/dev/null 2>&1 || missing="$missing g++"
+
+if ! command -v "$python" >/dev/null 2>&1; then
+    missing="$missing python3.11 python3.11-venv"
+elif ! "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "nvg: $("$python" --version 2>&1) is too old: Python 3.11 or newer is needed." >&2
+    missing="$missing python3.11 python3.11-venv"
+else
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python$version-venv"
+fi
+
+if [ -n "$missing" ]; then
+    echo "nvg: this machine lacks:$missing. Install with: sudo apt-get install -y$missing" >&2
+    exit 1
+fi
+
+# DeepSpeed compiles its shared-memory collectives against Python.h; without it gloo alone is used.
+header=$("$python" -c 'import os, sysconfig; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
+if [ ! -f "$header" ]; then
+    echo "nvg: note: no Python.h (Debian: python$version-dev); DeepSpeed runs without its compiled collectives." >&2
+fi
