@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_CODEBOOK_SIZE = 1 << 16
+MAX_UINT16_VALUES = 1 << 16
 MDS_OFFSET_BYTES = 4
 
 

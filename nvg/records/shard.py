@@ -1,7 +1,7 @@
 """Uncompressed MDS shards, read with NumPy alone.
 
-A shard is: uint32 number of samples n; n + 1 uint32 byte offsets from the start of the file; a JSON header with
-the columns; the samples. Columns are sorted by name, and one of fixed size is stored as its bare
+A shard is: uint32 number of samples n; n + 1 uint32 byte offsets from the start of the file; a JSON header
+with the columns; the samples. Columns are sorted by name, and one of fixed size is stored as its bare
 little-endian values, so a shard of records is one packed structured array.
 """
 
@@ -40,8 +40,8 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: found no such file, expected the index of a record data set; run `nvg precompute` to the "
-            "end or change the folder"
+            f"{path}: found no such file, expected the index of a record data set; run `nvg precompute` "
+            "to the end or change the folder"
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); run `nvg precompute` again") from error
@@ -62,7 +62,9 @@ def check_shard_size(folder: Path, entry: Mapping[str, Any]) -> Path:
     path = folder / entry["raw_data"]["basename"]
     expected = int(entry["raw_data"]["bytes"])
     if not path.is_file():
-        raise UserError(f"{path}: found no such file, expected a shard of {expected} bytes listed in {INDEX_FILE}")
+        raise UserError(
+            f"{path}: found no such file, expected a shard of {expected} bytes listed in {INDEX_FILE}"
+        )
     found = path.stat().st_size
     if found != expected:
         raise UserError(
@@ -95,14 +97,18 @@ def read_shard(
     if verify_hash:
         expected_hash = entry["raw_data"].get("hashes", {}).get(SHARD_HASH)
         if hashlib.sha256(data).hexdigest() != expected_hash:
-            raise UserError(f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again")
+            raise UserError(
+                f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again"
+            )
     num_samples = int(entry["samples"])
     offsets = np.frombuffer(data, "<u4", count=num_samples + 1, offset=MDS_COUNT_BYTES)
     expected_offsets = offsets[0] + np.arange(num_samples + 1, dtype=np.int64) * layout.dtype.itemsize
     if int.from_bytes(data[:MDS_COUNT_BYTES], "little") != num_samples or np.any(offsets != expected_offsets):
         raise UserError(f"{path}: its offset table does not fit {num_samples} records; copy the shard again")
     if int(offsets[-1]) != len(data):
-        raise UserError(f"{path}: found {len(data)} bytes, expected {int(offsets[-1])} by its own offset table")
+        raise UserError(
+            f"{path}: found {len(data)} bytes, expected {int(offsets[-1])} by its own offset table"
+        )
     return np.frombuffer(data, layout.dtype, count=num_samples, offset=int(offsets[0]))
 
 

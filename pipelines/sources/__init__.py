@@ -1,0 +1,25 @@
+"""Image sources: bundled digits, class folders, webdataset tar shards."""
+
+from pipelines.sources.config import SourceConfig
+from pipelines.sources.image_source import (
+    BadImage,
+    ImageSource,
+    LoadedImages,
+    SkippedInput,
+    check_bad_inputs,
+    load_images,
+    to_model_range,
+)
+from pipelines.sources.opening import open_source
+
+__all__ = [
+    "BadImage",
+    "ImageSource",
+    "LoadedImages",
+    "SkippedInput",
+    "SourceConfig",
+    "check_bad_inputs",
+    "load_images",
+    "open_source",
+    "to_model_range",
+]

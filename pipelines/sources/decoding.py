@@ -1,0 +1,61 @@
+"""Bytes of an image file to pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+
+from pipelines.sources.image_source import BadImage
+
+_DECODING_ERRORS = (
+    OSError,  # includes UnidentifiedImageError and truncated files
+    SyntaxError,  # how Pillow reports a broken PNG
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode_image(data: bytes, channels: int) -> Image.Image:
+    """Decode an image file, whatever its colour model.
+
+    Transparency is dropped, 16-bit greys keep their upper byte, CMYK and palettes become RGB. Orientation
+    tags are not applied, as in the usual ImageNet pipelines.
+
+    Args:
+        data: The whole file.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        An 8-bit image of mode "L" or "RGB".
+
+    Raises:
+        BadImage: Not an image, truncated, corrupt, too large, or of an unsupported pixel format.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _to_8_bit(image).convert("L" if channels == 1 else "RGB")
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image in a known format") from None
+    except _DECODING_ERRORS as error:
+        raise BadImage(f"cannot be decoded: {error}") from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no defined range")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((wide >> 8).astype(np.uint8))
+    return image

@@ -1,0 +1,31 @@
+"""From a source's description to the source."""
+
+from __future__ import annotations
+
+from pipelines.sources.config import SourceConfig
+from pipelines.sources.image_source import ImageSource
+
+
+def open_source(config: SourceConfig) -> ImageSource:
+    """List and check the images that a config describes; no image is decoded yet.
+
+    Args:
+        config: Kind, place, split and views.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: The data is missing, empty or damaged; the message names the path.
+    """
+    if config.kind == "digits":
+        from pipelines.sources.digits import DigitsSource
+
+        return DigitsSource(config)
+    if config.kind == "folder":
+        from pipelines.sources.folder import FolderSource
+
+        return FolderSource(config)
+    from pipelines.sources.webdataset_tars import WebdatasetSource
+
+    return WebdatasetSource(config)

@@ -1,0 +1,98 @@
+"""View policies: how one picture becomes the square views a model sees.
+
+View 0 is the centred one under every policy. The others depend only on (seed, key, view).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from pipelines.sources.config import SourceConfig, shift_reach
+from pipelines.sources.image_source import BadImage
+
+CROP_RATIO = 1.125
+_MAX_RESIZED_PIXELS = 1 << 26
+
+
+def make_view(
+    image: Image.Image,
+    *,
+    config: SourceConfig,
+    key: str,
+    view: int,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
+    """Cut one view.
+
+    "center" and "shift" resize the shorter side to `image_size` and take the centre; "shift" then moves the
+    picture by a different small offset in each view and fills with zeros. "crop" resizes the shorter side to
+    1.125 * `image_size` and takes the centre (view 0) or a random square.
+
+    Args:
+        image: Picture of mode "L" or "RGB", any size.
+        config: Sizes, policy and seed.
+        key: The picture's name: with the seed it decides offsets.
+        view: 0 <= view < config.num_views.
+        resample: Filter of the resize.
+
+    Returns:
+        uint8 (S, S, channels).
+
+    Raises:
+        BadImage: The picture is so elongated that its resized form would not fit in memory.
+
+    Release: shorter side to 288 (Lanczos), random 256 crop, no flip.
+    """
+    size = config.image_size
+    if not 0 <= view < config.num_views:
+        raise IndexError(f"view {view} of {config.num_views}")
+    shorter = round(size * CROP_RATIO) if config.view_policy == "crop" else size
+    resized = _resize_shorter_side(image, shorter, resample)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    if config.view_policy == "crop" and view > 0:
+        generator = _generator(config.seed, key, view)
+        left = int(generator.integers(0, resized.width - size + 1))
+        top = int(generator.integers(0, resized.height - size + 1))
+    pixels = np.asarray(resized)[top : top + size, left : left + size]
+    pixels = np.ascontiguousarray(pixels.reshape(size, size, config.image_channels))
+    if config.view_policy == "shift" and view > 0:
+        return _shift(pixels, *_shift_offset(config, key, view))
+    return pixels
+
+
+def _resize_shorter_side(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    shorter = min(image.size)
+    width, height = (max(side, round(length * side / shorter)) for length in image.size)
+    if width * height > _MAX_RESIZED_PIXELS:
+        raise BadImage(f"too elongated: {image.width}x{image.height} pixels")
+    return image if (width, height) == image.size else image.resize((width, height), resample)
+
+
+def _shift_offset(config: SourceConfig, key: str, view: int) -> tuple[int, int]:
+    """The (row, column) offset of a view >= 1: the views of an image walk through shuffled offsets."""
+    reach = shift_reach(config.image_size)
+    steps = range(-reach, reach + 1)
+    offsets = [(row, column) for row in steps for column in steps if (row, column) != (0, 0)]
+    order = _generator(config.seed, key, 0).permutation(len(offsets))
+    return offsets[order[view - 1]]
+
+
+def _shift(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    size = pixels.shape[0]
+    shifted = np.zeros_like(pixels)
+    target = _target_slice(rows, size), _target_slice(columns, size)
+    origin = _target_slice(-rows, size), _target_slice(-columns, size)
+    shifted[target] = pixels[origin]
+    return shifted
+
+
+def _target_slice(offset: int, size: int) -> slice:
+    return slice(max(offset, 0), size + min(offset, 0))
+
+
+def _generator(seed: int, key: str, stream: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{stream}/{key}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
