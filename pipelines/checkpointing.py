@@ -1,0 +1,346 @@
+"""The commit protocol of checkpoints: a checkpoint is whole or it is not there.
+
+    checkpoints/step-XXXXXXXX.tmp/   every rank writes its engine state, the main rank the weights and trainer.json
+                                     (barrier, then the marker COMPLETE with sizes and hashes, all fsynced)
+    checkpoints/step-XXXXXXXX/       renamed in one step
+    checkpoints/latest               text file with the folder's name, moved last
+
+A folder without a marker, or whose files differ from it, is never loaded: the one before is. Loading compares the
+hashes of the whole folder first, because DeepSpeed's own files are pickles and are only trusted as our own, unchanged.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvg.errors import UserError
+
+SCHEMA_VERSION = 1
+MARKER = "COMPLETE"
+TRAINER_FILE = "trainer.json"
+LATEST = "latest"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """Where a training stands; ``trainer.json``.
+
+    Attributes:
+        step: optimizer steps done.
+        images: images seen (step times global batch); also the position in the data stream.
+        epoch, images_in_epoch: the same position in epochs.
+        ema_images: images in the moving average (fewer than ``images`` when steps were skipped).
+        world_size: ranks that wrote the engine state.
+        engine: "plain" or "deepspeed-zeroN".
+        seeds: named seeds of the run.
+        config: the settings that must be equal for the run to go on, flat.
+        data: fingerprint of the data, flat.
+        schema_version: of this file.
+    """
+
+    step: int
+    images: int
+    epoch: int
+    images_in_epoch: int
+    ema_images: int
+    world_size: int
+    engine: str
+    seeds: dict[str, int] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write ``trainer.json`` into the folder."""
+        (folder / TRAINER_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainerState:
+        """Read ``trainer.json``.
+
+        Raises:
+            UserError: another schema version wrote it.
+        """
+        found = json.loads((folder / TRAINER_FILE).read_text())
+        version = found.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}"
+            )
+        return cls(**found)
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after ``step`` steps."""
+    return f"{PREFIX}{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """Step in a checkpoint folder's name; None when it is not one (temporary and set-aside folders are not)."""
+    digits = folder.name.removeprefix(PREFIX)
+    return int(digits) if folder.name.startswith(PREFIX) and digits.isdigit() else None
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary -> one level with dotted names, so that differences can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def require_same(saved: dict[str, Any], current: dict[str, Any], what: str, folder: Path) -> None:
+    """Refuse to go on with another configuration or other data.
+
+    Args:
+        saved: flat fields in the checkpoint.
+        current: flat fields of this run.
+        what: word for the message ("configuration", "data").
+        folder: the checkpoint.
+
+    Raises:
+        UserError: lists every field that differs with both values.
+    """
+    current = json.loads(json.dumps(current))
+    absent = "(absent)"
+    names = sorted(
+        name for name in {*saved, *current} if saved.get(name, absent) != current.get(name, absent)
+    )
+    if names:
+        lines = [
+            f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}"
+            for name in names
+        ]
+        raise UserError(
+            f"cannot resume from {folder}: the {what} has changed\n  "
+            + "\n  ".join(lines)
+            + "\nset these back, or start anew in another run folder"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    """Write a small file so that it is on disk, under its name, when this returns."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def begin(checkpoints: Path, step: int) -> Path:
+    """Make the temporary folder of a checkpoint (main rank), removing what a killed run left.
+
+    Args:
+        checkpoints: the run's checkpoints folder.
+        step: steps done.
+
+    Returns:
+        ``step-XXXXXXXX.tmp``, empty.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for left_over in checkpoints.glob(f"{PREFIX}*.tmp"):
+        shutil.rmtree(left_over)
+    temporary = temporary_folder(checkpoints, step)
+    temporary.mkdir()
+    return temporary
+
+
+def temporary_folder(checkpoints: Path, step: int) -> Path:
+    """Name of the folder that is written before the rename (all ranks)."""
+    return checkpoints / f"{checkpoint_name(step)}.tmp"
+
+
+def commit(temporary: Path) -> Path:
+    """Turn a written folder into a checkpoint (main rank, after all ranks have written).
+
+    Args:
+        temporary: folder made by :func:`begin` with all files in it.
+
+    Returns:
+        The final folder; ``latest`` points to it.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            _fsync(path)
+            files[path.relative_to(temporary).as_posix()] = {
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
+    for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
+        _fsync(folder)
+    _write_synced(temporary / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True))
+    final = temporary.with_suffix("")
+    if final.exists():  # a damaged one of the same step: set aside, not mixed
+        _set_aside(final)
+    os.replace(temporary, final)
+    _fsync(final.parent)
+    _write_synced(final.parent / LATEST, final.name + "\n")
+    return final
+
+
+def _set_aside(folder: Path) -> None:
+    target = folder.with_name(f"{folder.name}.damaged")
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(folder, target)
+
+
+def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
+    """Why a checkpoint folder must not be loaded.
+
+    Args:
+        folder: a checkpoint folder.
+        hashes: also read every file and compare its hash, not only sizes.
+
+    Returns:
+        Reason that names the file, or None when the folder is whole.
+    """
+    try:
+        files = json.loads((folder / MARKER).read_text())["files"]
+    except OSError:
+        return f"{MARKER} is missing"
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"{MARKER} is not readable"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{name} has {size} bytes, expected {expected['bytes']}"
+        if hashes and _sha256(path) != expected["sha256"]:
+            return f"{name} has another sha256 than at saving"
+    return None
+
+
+def newest_valid(checkpoints: Path, report: Callable[[str], None], *, hashes: bool = True) -> Path | None:
+    """The newest whole checkpoint.
+
+    Args:
+        checkpoints: the run's checkpoints folder (may be missing). ``latest`` is not evidence: a kill between rename
+            and its move leaves it one behind, so the folders themselves are judged.
+        report: called with one line per damaged folder.
+        hashes: see :func:`find_damage`.
+
+    Returns:
+        Folder, or None when there is none at all.
+
+    Raises:
+        UserError: there are checkpoints but every one is damaged.
+    """
+    if not checkpoints.is_dir():
+        return None
+    folders = sorted((path for path in checkpoints.iterdir() if step_of(path) is not None), reverse=True)
+    reasons: list[str] = []
+    for folder in folders:
+        reason = find_damage(folder, hashes=hashes)
+        if reason is None:
+            return folder
+        reasons.append(f"{folder.name}: {reason}")
+        report(f"checkpoint {folder} is damaged ({reason}); using the one before")
+    if reasons:
+        raise UserError(
+            f"every checkpoint in {checkpoints} is damaged:\n  "
+            + "\n  ".join(reasons)
+            + "\nremove them to start anew"
+        )
+    return None
+
+
+def resolve_checkpoint(path: Path | str) -> Path:
+    """The checkpoint meant by a path.
+
+    Args:
+        path: run folder, its ``checkpoints`` folder, or one checkpoint folder.
+
+    Returns:
+        The newest valid checkpoint folder (or the given one, when it is valid).
+
+    Raises:
+        UserError: nothing valid is there; says what was found.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"no run or checkpoint at {path}: the folder does not exist")
+    if step_of(path) is not None or (path / MARKER).exists():
+        reason = find_damage(path)
+        if reason is not None:
+            raise UserError(
+                f"checkpoint {path} is damaged: {reason}; give the run folder to use an older one"
+            )
+        return path
+    warnings: list[str] = []
+    folder = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path, warnings.append)
+    if folder is None:
+        raise UserError(f"{path} holds no checkpoint; expected {path}/checkpoints/{PREFIX}XXXXXXXX")
+    return folder
+
+
+def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) -> None:
+    """Delete old checkpoints (main rank, after a commit).
+
+    Args:
+        checkpoints: the run's checkpoints folder.
+        keep_last: newest that stay.
+        keep_every_steps: those at multiples of this stay for good.
+    """
+    folders = sorted(path for path in checkpoints.iterdir() if step_of(path) is not None)
+    for folder in folders[:-keep_last]:
+        step = step_of(folder)
+        if keep_every_steps is not None and step is not None and step % keep_every_steps == 0:
+            continue
+        # Renamed first: a delete that is cut off must not leave something that looks like a checkpoint.
+        doomed = folder.with_name(folder.name + ".tmp")
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def is_out_of_space(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that the disk (or the quota, or the file size limit) is full."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in codes:
+            return True
+        if "No space left on device" in text or "os error 28" in text or "File too large" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_space_message(temporary: Path, reason: BaseException) -> str:
+    """What to tell the user when a checkpoint could not be written."""
+    free = shutil.disk_usage(temporary.parent).free
+    return (
+        f"checkpoint {temporary.name.removesuffix('.tmp')} could not be written: no space left in {temporary.parent} "
+        f"({free / 2**20:.0f} MiB free; {reason}). Older checkpoints are intact; free space and start the same "
+        "command again to go on from the newest one"
+    )

@@ -1,0 +1,109 @@
+"""Train the tokenizer: ``python -m pipelines.train_tokenizer --config FILE key=value …``.
+
+Also under ``deepspeed --module`` and ``torchrun -m``; with ``launch.launcher=ray`` the ranks are Ray Train workers.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvg.errors import UserError
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+from nvg.training import TokenizerLossConfig, TokenizerObjective
+from pipelines.sources import SourceConfig, open_source
+from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.training_data import image_source
+from pipelines.training_loop import TrainingTask
+from pipelines.training_run import command, run_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRunConfig:
+    """A tokenizer training.
+
+    Attributes:
+        run_folder: outputs; starting again with the same folder resumes.
+        source: training images; ``image_size`` and ``image_channels`` also fix the model's.
+        views_per_epoch: "one" random view of each image per epoch, or "all".
+        validation_split: split of the same source for the validation loss (centred view), or null.
+        model: architecture.
+        loss: loss weights.
+        optimizer, loop, deepspeed, launch: see their classes.
+    """
+
+    run_folder: str = "runs/tokenizer"
+    source: SourceConfig = field(default_factory=SourceConfig)
+    views_per_epoch: str = "one"
+    validation_split: str | None = None
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        if self.views_per_epoch not in ("one", "all"):
+            raise ValueError(f"views_per_epoch is {self.views_per_epoch!r}; choose one or all")
+
+
+def build_task(config: TokenizerRunConfig) -> TrainingTask:
+    """Objective and images of a tokenizer training.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The task for the loop.
+
+    Raises:
+        UserError: the source's images are not what the model takes, or cannot be read.
+    """
+    source, model = config.source, config.model
+    found, expected = (source.image_size, source.image_channels), (model.image_size, model.image_channels)
+    if found != expected:
+        raise UserError(
+            f"source.image_size, source.image_channels are {found}, model.image_size, model.image_channels are "
+            f"{expected}; set them equal"
+        )
+    validation = None
+    if config.validation_split is not None and config.loop.validate_every_steps is not None:
+        held_out = dataclasses.replace(
+            source, split=config.validation_split, num_views=1, view_policy="center"
+        )
+        validation = image_source(open_source(held_out), "all")
+    return TrainingTask(
+        kind="tokenizer",
+        name="tokenizer",
+        objective=TokenizerObjective(Tokenizer(model), config.loss),
+        model_config=dataclasses.asdict(model),
+        loss_config=dataclasses.asdict(config.loss),
+        batches=image_source(open_source(source), config.views_per_epoch),
+        validation=validation,
+    )
+
+
+def train_tokenizer(config: TokenizerRunConfig) -> Path:
+    """Train, or go on where an earlier call stopped.
+
+    Args:
+        config: the run.
+
+    Returns:
+        The newest checkpoint's folder.
+
+    Raises:
+        UserError: something the user can change; the message says what.
+    """
+    return run_training(config, build_task)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return command(TokenizerRunConfig, train_tokenizer, "Train the tokenizer.", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,373 @@
+"""Typed settings of a training run, and the DeepSpeed dictionary derived from them.
+
+Durations are counted in images, so that the same file means the same training at any batch or number of ranks.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvg.errors import UserError
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its warm-up, constant, decay schedule, the moving average and the batch.
+
+    Attributes:
+        lr: learning rate at factor 1.
+        betas: the two decay rates of AdamW.
+        eps: AdamW's epsilon.
+        weight_decay: on tensors with two or more dimensions.
+        gradient_clipping: largest 2-norm of the gradient; 0 clips nothing.
+        total_images: length of the training in images.
+        warmup_images: images over which the factor rises to 1.
+        warmup_factor: factor at image 0 of the warm-up.
+        decay_start: share of ``total_images`` at which the linear decay begins.
+        decay_shape: "linear" or "cosine" (with ``decay_start`` 0 the tokenizer's schedule).
+        final_factor: factor at the end.
+        ema_half_life_images: half-life of the parameters' moving average, in images.
+        global_batch: images per optimizer step over all ranks.
+        micro_batch: images per forward pass of one rank; None takes the rank's whole share at once.
+
+    Paper: A.5; Release: betas, clipping and schedule of METHOD §6.
+    """
+
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    gradient_clipping: float = 1.0
+    total_images: int = 256_000
+    warmup_images: int = 0
+    warmup_factor: float = 0.005
+    decay_start: float = 0.8
+    decay_shape: str = "linear"
+    final_factor: float = 0.1
+    ema_half_life_images: float = 1_774_000.0
+    global_batch: int = 256
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optimizer.lr is {self.lr}; it must be above 0")
+        _check(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas is {list(self.betas)}; expected two numbers in [0, 1)",
+        )
+        _check(self.eps > 0, f"optimizer.eps is {self.eps}; it must be above 0")
+        for name in ("weight_decay", "gradient_clipping", "warmup_images"):
+            value = getattr(self, name)
+            _check(value >= 0, f"optimizer.{name} is {value}; it must be 0 or more")
+        for name in ("total_images", "global_batch", "ema_half_life_images"):
+            value = getattr(self, name)
+            _check(value > 0, f"optimizer.{name} is {value}; it must be above 0")
+        for name in ("decay_start", "final_factor", "warmup_factor"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"optimizer.{name} is {value}; it must be between 0 and 1")
+        _check(
+            self.decay_shape in ("linear", "cosine"),
+            f"optimizer.decay_shape is {self.decay_shape!r}; choose linear or cosine",
+        )
+        _check(
+            self.warmup_images < self.total_images,
+            f"optimizer.warmup_images is {self.warmup_images}; it must be below total_images={self.total_images}",
+        )
+        _check(
+            self.micro_batch is None or self.micro_batch > 0,
+            f"optimizer.micro_batch is {self.micro_batch}; give a positive number or null",
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole training (the last one may pass ``total_images``)."""
+        return -(-self.total_images // self.global_batch)
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Forward passes per optimizer step of one rank.
+
+        Raises:
+            UserError: the global batch does not divide over ranks and micro batches.
+        """
+        share = self.global_batch // world_size
+        micro_batch = share if self.micro_batch is None else self.micro_batch
+        if share == 0 or micro_batch == 0 or share * world_size != self.global_batch or share % micro_batch:
+            raise UserError(
+                f"optimizer.global_batch={self.global_batch} does not divide over {world_size} ranks with "
+                f"optimizer.micro_batch={self.micro_batch}; change one of them"
+            )
+        return share // micro_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """What of DeepSpeed may be chosen; batch, clipping and precision follow from the rest.
+
+    Attributes:
+        zero_stage: 0 replicates everything; 1, 2, 3 shard optimizer states, gradients, parameters.
+        bucket_elements: elements per communication bucket of ZeRO.
+        file: DeepSpeed JSON file of one's own whose other sections are used; what it says about settings
+            that are typed here must agree.
+    """
+
+    zero_stage: int = 1
+    bucket_elements: int = 50_000_000
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            self.zero_stage in (0, 1, 2, 3),
+            f"deepspeed.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3",
+        )
+        _check(
+            self.bucket_elements > 0,
+            f"deepspeed.bucket_elements is {self.bucket_elements}; it must be above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Optional log to Weights & Biases by the main rank; ``metrics.jsonl`` is always written.
+
+    Attributes:
+        enabled: off by default.
+        project: project name.
+        group: experiment name shared by the runs of one experiment.
+        mode: "offline" writes files to sync later, "online" sends.
+    """
+
+    enabled: bool = False
+    project: str = "nvg"
+    group: str = ""
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        _check(
+            self.mode in ("offline", "online"), f"loop.wandb.mode is {self.mode!r}; choose offline or online"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """The training loop around the engine.
+
+    Attributes:
+        engine: "plain" (one process, no DeepSpeed) or "deepspeed".
+        precision: "fp32", or "bf16": bf16 matrix products over fp32 weights (autocast).
+        seed: of initialisation, noise and data order.
+        threads_per_rank: torch threads of each rank; null leaves torch's choice.
+        log_every_steps: steps between rows of metrics.jsonl.
+        checkpoint_every_steps: steps between checkpoints; one more is written at the end.
+        keep_last: newest checkpoints that are kept.
+        keep_every_steps: checkpoints whose step is a multiple of this are kept for good; null keeps none.
+        validate_every_steps: steps between validation losses; null for none.
+        max_validation_images: held-out images used for it.
+        stop_after_steps: end this session (with a checkpoint) at this step, the schedule unchanged; null for none.
+        max_skipped_steps: consecutive steps the engine may refuse (overflow) before the run stops.
+        wandb: see :class:`WandbConfig`.
+    """
+
+    engine: str = "deepspeed"
+    precision: str = "fp32"
+    seed: int = 0
+    threads_per_rank: int | None = None
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 1000
+    keep_last: int = 2
+    keep_every_steps: int | None = None
+    validate_every_steps: int | None = None
+    max_validation_images: int = 1024
+    stop_after_steps: int | None = None
+    max_skipped_steps: int = 10
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.engine in ("plain", "deepspeed"),
+            f"loop.engine is {self.engine!r}; choose plain or deepspeed",
+        )
+        _check(
+            self.precision in ("fp32", "bf16"), f"loop.precision is {self.precision!r}; choose fp32 or bf16"
+        )
+        for name in ("log_every_steps", "checkpoint_every_steps", "keep_last", "max_validation_images"):
+            value = getattr(self, name)
+            _check(value > 0, f"loop.{name} is {value}; it must be above 0")
+        for name in ("threads_per_rank", "keep_every_steps", "validate_every_steps", "stop_after_steps"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, f"loop.{name} is {value}; it must be above 0, or null")
+        _check(self.seed >= 0, f"loop.seed is {self.seed}; it must be 0 or more")
+        _check(
+            self.max_skipped_steps >= 0,
+            f"loop.max_skipped_steps is {self.max_skipped_steps}; it must be 0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Records of a precompute.
+
+    Attributes:
+        path: folder with the MDS shards and manifest.json.
+        loader: "memory" reads all records once (1.6 GB for ImageNet); "streaming" uses StreamingDataset.
+        views_per_epoch: "one" random view of each image per epoch, or "all" views (memory loader; streaming
+            always goes over all).
+        num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the fingerprint.
+        num_workers: loader processes per rank (streaming).
+    """
+
+    path: str = ""
+    loader: str = "memory"
+    views_per_epoch: str = "one"
+    num_canonical_nodes: int = 8
+    shuffle_block_size: int = 262_144
+    shuffle_algo: str = "py1s"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        _check(
+            self.loader in ("memory", "streaming"),
+            f"data.loader is {self.loader!r}; choose memory or streaming",
+        )
+        _check(
+            self.views_per_epoch in ("one", "all"),
+            f"data.views_per_epoch is {self.views_per_epoch!r}; choose one or all",
+        )
+        _check(
+            self.loader == "memory" or self.views_per_epoch == "all",
+            "data.loader=streaming goes over all views: set data.views_per_epoch=all",
+        )
+        for name in ("num_canonical_nodes", "shuffle_block_size"):
+            value = getattr(self, name)
+            _check(value > 0, f"data.{name} is {value}; it must be above 0")
+        _check(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Where the ranks run.
+
+    Attributes:
+        launcher: "process" runs in this process (also right under the deepspeed launcher and torchrun);
+            "ray" starts the ranks through Ray Train.
+        num_workers: ranks under Ray.
+        cpus_per_worker, gpus_per_worker: resources of one rank under Ray.
+        address: Ray cluster to join; null reads RAY_ADDRESS or starts one on this machine.
+        max_failures: times that Ray may restart the ranks from the newest checkpoint.
+    """
+
+    launcher: str = "process"
+    num_workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    address: str | None = None
+    max_failures: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            self.launcher in ("process", "ray"),
+            f"launch.launcher is {self.launcher!r}; choose process or ray",
+        )
+        for name in ("num_workers", "cpus_per_worker"):
+            value = getattr(self, name)
+            _check(value > 0, f"launch.{name} is {value}; it must be above 0")
+        for name in ("gpus_per_worker", "max_failures"):
+            value = getattr(self, name)
+            _check(value >= 0, f"launch.{name} is {value}; it must be 0 or more")
+
+
+def deepspeed_dict(
+    *, optimizer: OptimizerConfig, loop: LoopConfig, deepspeed: DeepSpeedConfig, world_size: int
+) -> dict[str, Any]:
+    """The dictionary for ``deepspeed.initialize``, every setting whose default moved upstream written out.
+
+    Args:
+        optimizer, loop, deepspeed: the typed configuration.
+        world_size: number of ranks.
+
+    Returns:
+        Plain dictionary (JSON types).
+
+    Raises:
+        UserError: the user's JSON file contradicts the typed configuration (both sides are named) or is unreadable.
+    """
+    accumulation = optimizer.accumulation_steps(world_size)
+    stage = deepspeed.zero_stage
+    zero: dict[str, Any] = {"stage": stage}
+    if stage:
+        zero |= {
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": deepspeed.bucket_elements,
+        }
+    if stage in (1, 2):
+        zero |= {"reduce_scatter": True, "allgather_bucket_size": deepspeed.bucket_elements}
+    if stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": False}
+    derived: dict[str, Any] = {
+        "train_batch_size": optimizer.global_batch,
+        "train_micro_batch_size_per_gpu": optimizer.global_batch // world_size // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": optimizer.gradient_clipping,
+        "prescale_gradients": False,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": False},
+        "torch_autocast": {
+            "enabled": loop.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    if deepspeed.file is None:
+        return derived
+    return _merge_user_file(derived, Path(deepspeed.file))
+
+
+def _merge_user_file(derived: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The derived dictionary plus the sections that only the user's file has; contradictions are refused."""
+    try:
+        given = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"deepspeed.file={file} is not a readable JSON file: {error}") from error
+    if not isinstance(given, dict):
+        raise UserError(f"deepspeed.file={file} holds {type(given).__name__}; expected a JSON object")
+    conflicts: list[str] = []
+    merged = _merge(derived, given, "", conflicts)
+    if conflicts:
+        raise UserError(
+            f"deepspeed.file={file} contradicts the run's configuration:\n  "
+            + "\n  ".join(conflicts)
+            + '\nchange the file (the word "auto" always fits) or the typed setting'
+        )
+    return merged
+
+
+_NOT_OURS = ("optimizer", "scheduler", "elasticity")
+
+
+def _merge(ours: dict[str, Any], given: dict[str, Any], prefix: str, conflicts: list[str]) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if not prefix and key in _NOT_OURS:
+            conflicts.append(
+                f"{name}: the optimizer and its schedule come from `optimizer.*`; remove this section"
+            )
+        elif value == "auto":
+            continue
+        elif key not in ours:
+            merged[key] = value
+        elif isinstance(value, dict) and isinstance(ours[key], dict):
+            merged[key] = _merge(ours[key], value, f"{name}.", conflicts)
+        elif value != ours[key]:
+            conflicts.append(f"{name}: the file says {value!r}, the run says {ours[key]!r}")
+    return merged

@@ -1,0 +1,234 @@
+"""One face for the two engines: DeepSpeed, and the plain single-process engine of ``nvg.training``.
+
+The loop sees forward, backward, step and the two questions after a step (was it applied, how long was the gradient);
+what differs (accumulation, precision, partitioned parameters, saving) stays here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nvg.errors import UserError
+from nvg.training import PlainEngine, parameter_groups
+from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig, deepspeed_dict
+from pipelines.training_env import RankEnvironment
+
+STATE_FOLDER = "engine"
+
+
+class TrainingEngine(Protocol):
+    """What the loop needs of an engine."""
+
+    folder_name: str
+    optimizer: Any
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (scalar) and its named parts for one micro batch."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro batch's share of the gradient."""
+        ...
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        """Finish a micro batch; on the ``last`` one update the weights. Returns the gradient's norm if wanted."""
+        ...
+
+    def was_step_applied(self) -> bool:
+        """Whether the last update changed the weights."""
+        ...
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the network's parameters are complete on every rank."""
+        ...
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write this rank's state for resuming (all ranks call)."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read it back (all ranks call)."""
+        ...
+
+
+def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW with fused updates (no compilation at run time on any device).
+
+    Args:
+        network: the trained network.
+        config: learning rate, betas, weight decay.
+        device: where the weights are.
+
+    Returns:
+        The optimizer; decay on tensors with two or more dimensions.
+    """
+    groups = parameter_groups(network, config.weight_decay)
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+class _Plain:
+    """`nvg.training.PlainEngine`: one process, no process group, nothing to compile."""
+
+    folder_name = "plain"
+
+    def __init__(
+        self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device
+    ) -> None:
+        self.network = objective.network
+        self.device = device
+        self.optimizer = build_optimizer(self.network, optimizer, device)
+        self.engine = PlainEngine(
+            objective,
+            self.optimizer,
+            gradient_clipping=optimizer.gradient_clipping,
+            accumulation_steps=optimizer.accumulation_steps(1),
+        )
+        self.bf16 = loop.precision == "bf16"
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self.engine(batch, noise)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        self.engine.step()
+        return self.engine.get_global_grad_norm() if last and want_grad_norm else None
+
+    def was_step_applied(self) -> bool:
+        return self.engine.was_step_applied()
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "global_steps": self.engine.global_steps,
+            "client_state": client_state,
+        }
+        torch.save(state, folder / "plain.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.global_steps = state["global_steps"]
+
+
+class _DeepSpeed:
+    """``deepspeed.initialize`` around the objective, with our AdamW as client optimizer."""
+
+    folder_name = "deepspeed"
+
+    def __init__(
+        self,
+        objective: Any,
+        optimizer: OptimizerConfig,
+        loop: LoopConfig,
+        sharding: DeepSpeedConfig,
+        place: RankEnvironment,
+        device: torch.device,
+    ) -> None:
+        import deepspeed  # imported here: it probes compilers and devices, and the plain engine needs none of it
+
+        if device.type == "cpu":
+            # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared memory
+            # behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        settings = deepspeed_dict(
+            optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size
+        )
+        self.network = objective.network
+        self.stage = sharding.zero_stage
+        self.optimizer = build_optimizer(self.network, optimizer, device)
+        self.engine, *_ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=settings)
+        self.zero = deepspeed.zero
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.engine(batch, noise)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        norm = None
+        if last and want_grad_norm and self.stage == 0:
+            # Without ZeRO DeepSpeed clips but does not tell the norm; gradients are already averaged here.
+            grads = [p.grad for p in self.network.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+        self.engine.step()
+        if last and want_grad_norm and self.stage > 0:
+            norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def was_step_applied(self) -> bool:
+        return self.engine.was_step_applied()
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        return self._gathered()
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        with self.zero.GatheredParameters(list(self.network.parameters())):
+            yield
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        # DeepSpeed moves its `latest` before the other ranks have finished; ours moves after all have.
+        self.engine.save_checkpoint(
+            str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False
+        )
+
+    def load(self, folder: Path) -> None:
+        loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise UserError(f"DeepSpeed found nothing to load in {folder}; remove this checkpoint folder")
+
+
+def build_engine(
+    objective: Any,
+    *,
+    optimizer: OptimizerConfig,
+    loop: LoopConfig,
+    deepspeed: DeepSpeedConfig,
+    place: RankEnvironment,
+    device: torch.device,
+) -> TrainingEngine:
+    """The engine that the configuration asks for.
+
+    Args:
+        objective: module whose ``network`` holds the trained parameters, on ``device``.
+        optimizer, loop, deepspeed: typed configuration.
+        place: this rank.
+        device: its device.
+
+    Returns:
+        The engine.
+
+    Raises:
+        UserError: the plain engine with more than one rank, or a batch that does not divide.
+    """
+    if loop.engine == "plain":
+        if place.world_size > 1:
+            raise UserError(
+                f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed"
+            )
+        return _Plain(objective, optimizer, loop, device)
+    return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device)

@@ -1,0 +1,406 @@
+"""The one training loop: tokenizer and both generators, one process or many ranks, whoever started them.
+
+A step draws the noise of the whole global batch from (seed, step) on the CPU and takes this rank's rows, as the data
+does; so the same images meet the same noise for any number of ranks. The position in the data is the number of images
+seen. Everything else a step depends on (weights, optimizer, moving average) is in the checkpoint, hence a resumed
+run equals the straight one bit for bit at the same number of ranks on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nvg.training import Ema, WsdSchedule
+from pipelines.checkpointing import TrainerState, flatten
+from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.training_data import Batch, BatchSource
+from pipelines.training_engine import TrainingEngine, build_engine
+from pipelines.training_env import (
+    RankEnvironment,
+    ensure_process_group,
+    gather_objects,
+    local_device,
+    normalise_rank_environment,
+)
+from pipelines.training_metrics import SilentReport, TrainingReport
+from pipelines.training_state import resume_checkpoint, run_lock, save_checkpoint
+
+CHECKPOINTS_FOLDER = "checkpoints"
+VALIDATION_STEP = 1 << 30  # noise of held-out batches is never that of a training step
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number any more; names step and sample ids."""
+
+
+class Objective(Protocol):
+    """What the loop asks of an objective (an ``nn.Module``)."""
+
+    network: nn.Module
+
+    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
+        """Random tensors of one step, each with ``global_batch`` leading rows."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Move parameters and buffers."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Training or evaluation mode."""
+        ...
+
+    def __call__(
+        self, batch: dict[str, Tensor], noise: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and named scalar numbers."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What is trained.
+
+    Attributes:
+        kind: kind of the weights ("tokenizer", "content", "structure").
+        name: shown to the user.
+        objective: module with ``network``, ``draw_noise`` and a forward that gives loss and named metrics.
+        model_config: written beside the weights.
+        batches: training data.
+        loss_config: settings of the objective; compared when a run resumes.
+        validation: held-out data, or None.
+    """
+
+    kind: str
+    name: str
+    objective: Objective
+    model_config: dict[str, Any]
+    batches: BatchSource
+    loss_config: dict[str, Any] = field(default_factory=dict)
+    validation: BatchSource | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The three typed parts the loop needs."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+
+    @property
+    def engine_name(self) -> str:
+        """Engine as written into trainer.json: its states are not exchangeable."""
+        return "plain" if self.loop.engine == "plain" else f"deepspeed-zero{self.deepspeed.zero_stage}"
+
+
+def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
+    """Train to the end, or go on where an earlier call stopped.
+
+    Args:
+        task: objective and data, built alike on every rank.
+        config: optimizer, loop and engine.
+        run_folder: outputs; shared by all ranks.
+
+    Returns:
+        The newest checkpoint's folder.
+
+    Raises:
+        NonFiniteLossError: the loss of a step is not finite; the last checkpoint is untouched.
+        UserError: the run cannot go on with this configuration, these data or this disk.
+    """
+    place = normalise_rank_environment()
+    if config.loop.threads_per_rank is not None:
+        torch.set_num_threads(config.loop.threads_per_rank)
+    device = local_device(place)
+    if place.world_size > 1 or config.loop.engine == "deepspeed":
+        ensure_process_group(place, device)
+    with run_lock(run_folder, place):
+        return _Session(task, config, run_folder, place, device).run()
+
+
+class _Session:
+    """State of one call of :func:`train`."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        config: TrainingConfig,
+        run_folder: Path,
+        place: RankEnvironment,
+        device: torch.device,
+    ) -> None:
+        self.task, self.config, self.place, self.device = task, config, place, device
+        self.run_folder = run_folder
+        self.batch_size = config.optimizer.global_batch
+        self.num_micro = config.optimizer.accumulation_steps(place.world_size)
+        self.objective = task.objective
+        self.objective.to(device)
+        # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
+        self.ema = Ema(task.objective.network, half_life_images=config.optimizer.ema_half_life_images)
+        optimizer = config.optimizer
+        self.schedule = WsdSchedule(
+            total_images=optimizer.total_images,
+            warmup_images=optimizer.warmup_images,
+            decay_start=optimizer.decay_start,
+            final_factor=optimizer.final_factor,
+            warmup_factor=optimizer.warmup_factor,
+            shape=optimizer.decay_shape,
+        )
+        self.engine: TrainingEngine = build_engine(
+            self.objective,
+            optimizer=optimizer,
+            loop=config.loop,
+            deepspeed=config.deepspeed,
+            place=place,
+            device=device,
+        )
+        self.step = 0
+        self.num_skipped = 0
+        self.pending: list[tuple[int, np.ndarray, Tensor, dict[str, Tensor]]] = []
+
+    def run(self) -> Path:
+        """Resume, train, save; returns the newest checkpoint."""
+        loop, num_steps = self.config.loop, self.config.optimizer.num_steps
+        newest = self._resume()
+        last_step = min(num_steps, loop.stop_after_steps or num_steps)
+        if newest is not None and self.step >= last_step:
+            return newest
+        self.objective.train()
+        with self._open_report() as self.report:
+            stream = self.task.batches.batches(
+                start_step=self.step, global_batch=self.batch_size, seed=loop.seed, place=self.place
+            )
+            self.window_started = time.perf_counter()
+            while self.step < last_step:
+                step = self.step + 1
+                at_end = step == last_step
+                at_validation = (
+                    loop.validate_every_steps is not None and step % loop.validate_every_steps == 0
+                )
+                at_log = at_end or at_validation or step % loop.log_every_steps == 0
+                grad_norm, lr = self._train_step(next(stream), want_grad_norm=at_log)
+                if at_log:
+                    self._log(grad_norm, lr, self._validate() if at_validation else {})
+                else:
+                    self.report.advance(step)
+                if at_end or step % loop.checkpoint_every_steps == 0:
+                    newest = self._save()
+        assert newest is not None  # the last step has saved one
+        return newest
+
+    def _train_step(self, batch: Batch, *, want_grad_norm: bool) -> tuple[float | None, float]:
+        lr = self.config.optimizer.lr * self.schedule.factor(self.step * self.batch_size)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        noise = self._draw_noise(seed=self.config.loop.seed, step=self.step)
+        parts: dict[str, list[Tensor]] = {}
+        grad_norm = None
+        for index, (micro_batch, micro_noise) in enumerate(self._micro_batches(batch.tensors, noise)):
+            loss, metrics = self.engine.forward(micro_batch, micro_noise)
+            for name, value in {**metrics, "loss": loss}.items():
+                parts.setdefault(name, []).append(value.detach())
+            if self.device.type == "cpu":  # free here; on a GPU it would wait for the device at every step
+                self._require_finite(loss, self.step + 1, batch.sample_ids)
+            self.engine.backward(loss)
+            grad_norm = self.engine.step(last=index == self.num_micro - 1, want_grad_norm=want_grad_norm)
+        self.step += 1
+        means = {name: torch.stack(values).mean() for name, values in parts.items()}
+        self.pending.append((self.step, batch.sample_ids, means.pop("loss"), means))
+        self._after_update()
+        return grad_norm, lr
+
+    def _after_update(self) -> None:
+        if self.engine.was_step_applied():
+            self.num_skipped = 0
+            # Under ZeRO-3 gathering is a collective: every rank takes part, the main rank alone averages.
+            with self.engine.whole_parameters():
+                if self.place.is_main:
+                    self.ema.update(self.task.objective.network, num_images=self.batch_size)
+            return
+        self.num_skipped += 1
+        if self.num_skipped > self.config.loop.max_skipped_steps:
+            raise NonFiniteLossError(
+                f"{self.task.name}: {self.num_skipped} optimizer steps in a row were skipped because gradients were "
+                f"not finite, up to step {self.step}, sample ids {self.pending[-1][1].tolist()}"
+            )
+
+    def _draw_noise(self, *, seed: int, step: int) -> dict[str, Tensor]:
+        """This rank's rows of the noise of a global batch."""
+        whole = self.task.objective.draw_noise(seed=seed, step=step, global_batch=self.batch_size)
+        share = self.batch_size // self.place.world_size
+        first = self.place.rank * share
+        return {name: value[first : first + share] for name, value in whole.items()}
+
+    def _micro_batches(
+        self, batch: dict[str, Tensor], noise: dict[str, Tensor]
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        size = self.batch_size // self.place.world_size // self.num_micro
+        for index in range(self.num_micro):
+            rows = slice(index * size, (index + 1) * size)
+            yield (
+                {name: value[rows].to(self.device, non_blocking=True) for name, value in batch.items()},
+                {name: value[rows].to(self.device, non_blocking=True) for name, value in noise.items()},
+            )
+
+    def _require_finite(self, loss: Tensor, step: int, sample_ids: np.ndarray) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteLossError(
+                f"{self.task.name}: the loss of step {step} is {float(loss)}; sample ids {sample_ids.tolist()}. The "
+                "last checkpoint is untouched. Lower optimizer.lr, or look at these samples"
+            )
+
+    # Numbers
+    def _log(self, grad_norm: float | None, lr: float, extra: dict[str, float]) -> None:
+        """Average the window's losses over steps and ranks: one transfer per window."""
+        if self.device.type != "cpu":
+            for step, sample_ids, loss, _ in self.pending:
+                self._require_finite(loss, step, sample_ids)
+        means = self._window_means()
+        num_steps = len(self.pending)
+        self.pending = []
+        now = time.perf_counter()
+        seconds, self.window_started = (now - self.window_started) / num_steps, now
+        if self.place.is_main:
+            self.report.row(
+                {
+                    "step": self.step,
+                    "images": self.step * self.batch_size,
+                    **means,
+                    **extra,
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "images_per_s": self.batch_size / seconds,
+                    "step_s": seconds,
+                    "time": time.time(),
+                }
+            )
+
+    def _window_means(self) -> dict[str, float]:
+        """Mean of every named number over the steps and ranks that had it (a step may lack some stages)."""
+        names: list[str] = []
+        values: list[Tensor] = []
+        for _, _, loss, parts in self.pending:
+            for name, value in {**parts, "loss": loss}.items():
+                names.append(name)
+                values.append(value.float())
+        sums: dict[str, list[float]] = {}
+        for name, value in zip(names, torch.stack(values).tolist(), strict=True):
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += 1.0
+        for others in gather_objects(sums, self.place)[1:]:
+            for name, (value, count) in others.items():
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0] += value
+                total[1] += count
+        means = {name: total / count for name, (total, count) in sums.items()}
+        return {"loss": means.pop("loss"), **dict(sorted(means.items()))}
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Loss of held-out images with fixed noise; the same images at every call."""
+        source = self.task.validation
+        if source is None:
+            return {}
+        started = time.perf_counter()
+        self.objective.train(False)
+        wanted = min(self.config.loop.max_validation_images, source.num_images)
+        stream = source.batches(start_step=0, global_batch=self.batch_size, seed=0, place=self.place)
+        losses: list[Tensor] = []
+        for index in range(max(1, wanted // self.batch_size)):
+            noise = self._draw_noise(seed=0, step=VALIDATION_STEP + index)
+            for micro_batch, micro_noise in self._micro_batches(next(stream).tensors, noise):
+                losses.append(self.engine.forward(micro_batch, micro_noise)[0])
+        mean = torch.stack(losses).double().mean()
+        if self.place.world_size > 1:
+            dist.all_reduce(mean)
+            mean /= self.place.world_size
+        self.objective.train()
+        self.window_started += time.perf_counter() - started
+        return {"validation_loss": float(mean)}
+
+    def _open_report(self) -> TrainingReport | SilentReport:
+        if not self.place.is_main:
+            return SilentReport()
+        return TrainingReport(
+            self.run_folder,
+            name=self.task.name,
+            num_steps=self.config.optimizer.num_steps,
+            first_step=self.step,
+            wandb=self.config.loop.wandb,
+            config=self._settings(),
+        )
+
+    # Checkpoints
+    def _settings(self) -> dict[str, Any]:
+        """What must be equal for a run to go on: everything that moves a weight."""
+        optimizer = {
+            key: value for key, value in asdict(self.config.optimizer).items() if key != "micro_batch"
+        }
+        return flatten(
+            {
+                "kind": self.task.kind,
+                "model": self.task.model_config,
+                "loss": self.task.loss_config,
+                "optimizer": optimizer,
+                "loop": {"seed": self.config.loop.seed, "precision": self.config.loop.precision},
+            }
+        )
+
+    def _trainer_state(self) -> TrainerState:
+        images = self.step * self.batch_size
+        epoch, images_in_epoch = divmod(images, self.task.batches.num_images)
+        return TrainerState(
+            step=self.step,
+            images=images,
+            epoch=epoch,
+            images_in_epoch=images_in_epoch,
+            ema_images=self.ema.images_seen,
+            world_size=self.place.world_size,
+            engine=self.config.engine_name,
+            seeds={"training": self.config.loop.seed},
+            config=self._settings(),
+            data=flatten(self.task.batches.fingerprint),
+        )
+
+    def _save(self) -> Path:
+        started = time.perf_counter()
+        folder = save_checkpoint(
+            self.run_folder / CHECKPOINTS_FOLDER,
+            state=self._trainer_state(),
+            kind=self.task.kind,
+            model_config=self.task.model_config,
+            network=self.task.objective.network,
+            ema=self.ema,
+            engine=self.engine,
+            place=self.place,
+            loop=self.config.loop,
+        )
+        self.window_started += time.perf_counter() - started
+        return folder
+
+    def _resume(self) -> Path | None:
+        found = resume_checkpoint(
+            self.run_folder / CHECKPOINTS_FOLDER,
+            expected=self._trainer_state(),
+            kind=self.task.kind,
+            ema=self.ema,
+            engine=self.engine,
+            place=self.place,
+            device=self.device,
+        )
+        if found is None:
+            return None
+        folder, state = found
+        self.step = state.step
+        return folder

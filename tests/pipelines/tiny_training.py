@@ -1,0 +1,100 @@
+"""A training small enough for every test of the loop; also a script for the launchers.
+
+    deepspeed tests/pipelines/tiny_training.py run_folder=/tmp/x deepspeed.zero_stage=1
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.training_data import ArraySource
+from pipelines.training_loop import TrainingTask
+from pipelines.training_run import command, run_training
+
+NUM_IMAGES = 50
+WIDTH = 8
+
+
+class TinyObjective(nn.Module):
+    """Regression with noise: enough to tell whether noise, data and order are the same."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            *(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(depth)), nn.Linear(WIDTH, 1)
+        )
+
+    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        return {"noise": 0.1 * torch.randn(global_batch, WIDTH, generator=generator)}
+
+    def forward(
+        self, batch: dict[str, Tensor], noise: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        error = self.network(batch["x"] + noise["noise"])[:, 0] - batch["y"]
+        return error.square().mean(), {"absolute": error.abs().mean()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRunConfig:
+    """Fields of a run config; ``depth`` stands for an architecture, ``bad_image`` gives one sample a NaN."""
+
+    run_folder: str = "runs/tiny"
+    depth: int = 2
+    bad_image: int | None = None
+    stages: list[int] = field(default_factory=list)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr=0.01, total_images=96, warmup_images=16, ema_half_life_images=32.0, global_batch=8
+        )
+    )
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            engine="plain", log_every_steps=1, checkpoint_every_steps=4, keep_last=10, threads_per_rank=1
+        )
+    )
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+def tiny_config(folder: Path, **loop: object) -> TinyRunConfig:
+    """A tiny run with some settings of the loop changed."""
+    config = TinyRunConfig(run_folder=str(folder))
+    return replace(config, loop=replace(config.loop, **loop))  # type: ignore[arg-type]
+
+
+def build_task(config: TinyRunConfig) -> TrainingTask:
+    """Objective and data."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(NUM_IMAGES, WIDTH, generator=generator)
+    y = x.square().mean(1)
+    if config.bad_image is not None:
+        y[config.bad_image] = float("nan")
+    rows = list(np.arange(NUM_IMAGES).reshape(-1, 1))
+    source = ArraySource(rows, lambda rows: {"x": x[rows], "y": y[rows]}, {"name": "tiny"})
+    return TrainingTask(
+        kind="tiny",
+        name="tiny",
+        objective=TinyObjective(config.depth),
+        model_config={"depth": config.depth},
+        batches=source,
+        validation=source,
+    )
+
+
+def run(config: TinyRunConfig) -> None:
+    """Train once, or once per ZeRO stage in one launch."""
+    for stage in config.stages:
+        folder = f"{config.run_folder}/zero{stage}"
+        run_training(replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task)
+    if not config.stages:
+        run_training(config, build_task)
+
+
+if __name__ == "__main__":
+    sys.exit(command(TinyRunConfig, run, "Tiny training.", None))
