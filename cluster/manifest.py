@@ -153,7 +153,7 @@ def require_match(
     if different:
         lines = [f"  {key}: {found.get(key)!r} against {expected[key]!r}" for key in different]
         raise ManifestError(
-            f"{found_name} does not fit {expected_name}:\n" + "\n".join(lines) + f"\n{advice}"
+            f"{found_name} and {expected_name} do not fit each other:\n" + "\n".join(lines) + f"\n{advice}"
         )
 
 
