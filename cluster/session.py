@@ -4,8 +4,6 @@ Every entry point that needs Ray goes through `cluster_session`, so that one pla
 inherits (threads, authentication, log level) and that nobody shuts down a cluster somebody else started.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

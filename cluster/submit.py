@@ -8,8 +8,6 @@ Two ways to reach the code on the other side:
   with the cluster: outputs must then be given as absolute paths on storage the cluster shares.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import shlex

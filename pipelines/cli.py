@@ -1,0 +1,197 @@
+"""The command line `nvg`. Heavy libraries are imported inside the commands, so that `nvg --help` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from pipelines.cli_frame import ConfigFile, DryRun, Overrides, resolve, run_app, show_plan
+from pipelines.cli_train import train_app
+
+app = typer.Typer(
+    name="nvg",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Next Visual Granularity Generation: images become granularity sequences, two generators learn "
+    "them, new images come out with a score.\n\nStart with [bold]nvg demo[/bold]; "
+    "[bold]nvg doctor[/bold] shows what the machine lacks.",
+)
+app.add_typer(train_app, name="train")
+
+
+@app.command()
+def demo(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FOLDER", help="Your own images: one folder per class.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """The whole chain on digits (or your images): train, sample, score, report.
+
+    Stopped half-way and started again, it goes on where it was.
+
+    Examples: [bold]nvg demo[/bold] · [bold]nvg demo --data ~/pictures[/bold] · [bold]nvg demo
+    --dry-run[/bold]
+    """
+    from pipelines.demo import DemoConfig, plan_demo, run_demo
+
+    given = [*(overrides or []), *([f"data={json.dumps(data)}"] if data else [])]
+    resolved = resolve(DemoConfig, config, given, default="demo/digits.yaml")
+    if dry_run:
+        show_plan(resolved, plan_demo(resolved))
+        return
+    run_demo(resolved)
+
+
+@app.command()
+def precompute(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Turn images into records: encode, cluster, write an MDS data set, on Ray actors.
+
+    Finished units are kept; the same command finishes a run that was stopped.
+
+    Example: [bold]nvg precompute source.kind=folder source.path=/data/train tokenizer=runs/tok
+    output=data/vgs[/bold]
+    """
+    from pipelines.precompute import precompute as run
+    from pipelines.precompute_config import PrecomputeConfig
+
+    resolved = resolve(PrecomputeConfig, config, overrides)
+    if dry_run:
+        source, num_actors = resolved.source, resolved.num_actors
+        show_plan(
+            resolved,
+            [
+                f"join or start Ray ({resolved.session.address})",
+                f"open the {source.kind} source {source.path or ''}".rstrip(),
+                f"encode {source.num_views} view(s) per image with {resolved.tokenizer} on {num_actors} "
+                f"actor(s), {resolved.images_per_unit} images per unit, batches of {resolved.batch_size}",
+                f"merge the parts and write the manifest in {resolved.output}",
+            ],
+        )
+        return
+    typer.echo(run(resolved))
+
+
+@app.command()
+def sample(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Draw images of chosen classes and write them as a grid and as files.
+
+    Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8
+    sampling.content_guidance=2[/bold]
+    """
+    from pipelines.sample_images import SampleConfig, plan_sample, sample_images
+
+    resolved = resolve(SampleConfig, config, overrides)
+    if dry_run:
+        show_plan(resolved, plan_sample(resolved))
+        return
+    typer.echo(sample_images(resolved))
+
+
+@app.command("eval")
+def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Sample class-balanced images on Ray actors and score them: FID, IS, precision, recall, class accuracy.
+
+    The same seed gives the same images with any number of actors; a stopped run goes on where it was.
+
+    Example: [bold]nvg eval --config demo/evaluate.yaml num_actors=2[/bold]
+    """
+    from pipelines.evaluate import EvaluateConfig, plan_evaluate, run_evaluate
+
+    resolved = resolve(EvaluateConfig, config, overrides)
+    if dry_run:
+        show_plan(resolved, plan_evaluate(resolved))
+        return
+    run_evaluate(resolved)
+
+
+@app.command("inspect")
+def inspect_image(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Draw one image, its structure map and its reconstruction at every stage.
+
+    Example: [bold]nvg inspect tokenizer=runs/demo/tokenizer index=12 output=digit.png[/bold]
+    """
+    from pipelines.inspect_image import InspectConfig, plan_inspect
+    from pipelines.inspect_image import inspect_image as run
+
+    resolved = resolve(InspectConfig, config, overrides)
+    if dry_run:
+        show_plan(resolved, plan_inspect(resolved))
+        return
+    typer.echo(run(resolved))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run, after `--`.")],
+    config: ConfigFile = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="Job server (http://head:8265); without it a cluster is started here."
+        ),
+    ] = None,
+    working_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--working-dir", help="Folder to upload; give outputs as absolute paths on shared storage."
+        ),
+    ] = None,
+    submission_id: Annotated[str | None, typer.Option("--submission-id", help="Name of the job.")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME=VALUE", help="Environment variable; repeatable."),
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run any nvg command as a Ray job, follow its log and return its exit code.
+
+    Without --working-dir the job runs in the current folder (same machine or shared file system).
+
+    Example: [bold]nvg submit -- nvg precompute --config demo/precompute.yaml[/bold]
+    """
+    from cluster.submit import JobConfig, job_entrypoint
+    from cluster.submit import submit as run
+    from pipelines.configuration import ConfigError
+
+    variables = {}
+    for text in env or []:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--env {text!r} is not NAME=VALUE.")
+        variables[name] = value
+    options = {"address": address, "working_dir": working_dir, "submission_id": submission_id}
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
+    resolved = resolve(JobConfig, config, given)
+    resolved = dataclasses.replace(resolved, env_vars={**resolved.env_vars, **variables})
+    if dry_run:
+        where = resolved.address or "a cluster started here"
+        show_plan(resolved, [f"send to {where}: {job_entrypoint(command, folder=None)}", "follow its log"])
+        return
+    raise typer.Exit(run(command, resolved))
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, compiler, devices, /dev/shm, disk, cores and memory; exit 1 when something is missing.
+
+    Example: [bold]nvg doctor[/bold]
+    """
+    from pipelines.doctor import run_doctor
+
+    raise typer.Exit(run_doctor())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A built wheel carries the packages and configs/ and works outside the clone; the tooling files agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(repository),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_holds_code_and_configs_only(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
+        "nvg",
+        "pipelines",
+        "cluster",
+        "eval",
+        "configs",
+    }
+    assert "configs/deepspeed/zero1.json" in names
+    assert "cluster/kuberay/rayjob.yaml" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_wheel_finds_its_configs_outside_the_clone(wheel, repository, tmp_path):
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True, text=True, timeout=240)
+    shipped = sorted((repository / "configs").rglob("*.yaml"))
+    assert shipped
+    names = [str(path.relative_to(repository / "configs")) for path in shipped]
+    program = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        "from pipelines.configuration import find_config\n"
+        f"for name in {names!r}: print(find_config(name))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(target / "configs" / name) for name in names]
+
+
+def test_lock_pins_every_dependency_exactly_and_without_addresses(repository):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    lines = (repository / "requirements.lock").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["wandb"]]:
+        requirement = Requirement(text)
+        version = locked[re.sub(r"[-_.]+", "-", requirement.name).lower()]
+        assert requirement.specifier.contains(version, prereleases=True), text
+    assert not re.search(r"https?:|file:|@", (repository / "requirements.lock").read_text())
+
+
+def test_ci_runs_the_readmes_test_command(repository):
+    script = repository / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert "exec make test" in script.read_text()
+    planned = subprocess.run(
+        ["make", "--dry-run", "test"], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert ".venv/bin/python -m pytest\n" in planned.stdout
+
+
+def test_preflight_names_the_missing_debian_packages(repository, tmp_path):
+    (tmp_path / "git").symlink_to("/bin/true")
+    done = subprocess.run(
+        ["/bin/sh", "tools/preflight.sh", "python-that-is-not-there"],
+        cwd=repository,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "apt-get install -y make g++ python3.11 python3.11-venv" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_pre_commit_downloads_nothing(repository):
+    hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text())
+    assert [entry["repo"] for entry in hooks["repos"]] == ["local"]
+
+
+def test_citation_has_the_version_of_the_package(repository):
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text())
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
