@@ -84,13 +84,11 @@ def plan_training(subject: str, data: str, config: TokenizerRunConfig | Generato
         One line per step.
     """
     optimizer, launch = config.optimizer, config.launch
-    num_images, batch = optimizer.total_images, optimizer.global_batch
-    num_steps = -(-num_images // batch)
     begun = (Path(config.run_folder) / "checkpoints").is_dir()
     return [
         f"read {data}",
-        f"train {subject} for {num_steps} steps of {batch} images ({num_images} in all), {launch.launcher} "
-        f"launcher with {launch.num_workers} worker(s), ZeRO-{config.deepspeed.zero_stage}, "
+        f"train {subject} for {optimizer.num_steps} steps of {optimizer.global_batch} images, "
+        f"{launch.launcher} launcher with {launch.num_workers} worker(s), ZeRO-{config.deepspeed.zero_stage}, "
         f"{config.loop.precision}",
         f"{'continue' if begun else 'start'} in {config.run_folder}, a checkpoint every "
         f"{config.loop.checkpoint_every_steps} steps",
@@ -100,7 +98,8 @@ def plan_training(subject: str, data: str, config: TokenizerRunConfig | Generato
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
     from pipelines.train_generator import GeneratorRunConfig, train_generator
 
-    resolved = resolve(GeneratorRunConfig, config, [f"kind={kind}", *(overrides or [])])
+    own_folder = [] if config else [f"run_folder=runs/{kind}"]
+    resolved = resolve(GeneratorRunConfig, config, [*own_folder, f"kind={kind}", *(overrides or [])])
     if dry_run:
         show_plan(
             resolved, plan_training(f"the {kind} generator", f"records of {resolved.data.path}", resolved)
@@ -113,7 +112,9 @@ def _train(run: Callable[[T], object], config: T) -> None:
     from pipelines.training_loop import NonFiniteLossError
 
     try:
-        typer.echo(run(config))
+        folders = run(config)
     except NonFiniteLossError as error:
         show_error(str(error))
         raise typer.Exit(EXIT_USER_ERROR) from error
+    for folder in folders if isinstance(folders, tuple) else (folders,):
+        typer.echo(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,16 +17,12 @@ from packaging.requirements import Requirement
 @pytest.fixture(scope="module")
 def wheel(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(repository),
-    ]
+    tree = folder / "tree"  # a copy, since setuptools leaves its build folders beside the sources
+    for name in ("nvg", "pipelines", "cluster", "eval", "configs", "tests"):
+        shutil.copytree(repository / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, tree)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(tree)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     return next(folder.glob("*.whl"))
 
