@@ -88,8 +88,8 @@ def plan_training(subject: str, data: str, config: TokenizerRunConfig | Generato
     return [
         f"read {data}",
         f"train {subject} for {optimizer.num_steps} steps of {optimizer.global_batch} images, "
-        f"{launch.launcher} launcher with {launch.num_workers} worker(s), ZeRO-{config.deepspeed.zero_stage}, "
-        f"{config.loop.precision}",
+        f"{launch.launcher} launcher with {launch.num_workers} worker(s), "
+        f"ZeRO-{config.deepspeed.zero_stage}, {config.loop.precision}",
         f"{'continue' if begun else 'start'} in {config.run_folder}, a checkpoint every "
         f"{config.loop.checkpoint_every_steps} steps",
     ]
