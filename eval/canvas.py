@@ -1,0 +1,185 @@
+"""Drawing ground of all pictures: two themes, mosaics of tiles, colours of structure maps.
+
+Every picture is drawn twice, for light and for dark pages, on a transparent ground.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from eval.pixels import ImageArray
+
+DPI = 200
+CSS_PIXELS_PER_INCH = 96
+TILE = 64  # pixels a tile is enlarged to at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theme:
+    """Colours of one page.
+
+    Attributes:
+        ink: text and axes.
+        faint: grid, second-rank lines and text.
+        accent: the one colour that carries meaning.
+    """
+
+    ink: str
+    faint: str
+    accent: str
+
+
+LIGHT = Theme(ink="#22262b", faint="#8b939c", accent="#0f766e")
+DARK = Theme(ink="#e4e7ea", faint="#7d858e", accent="#4fd1c0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture as PNG bytes, for a light and for a dark page; `width` and `height` in CSS pixels."""
+
+    light: bytes
+    dark: bytes
+    width: int
+    height: int
+
+
+def both_themes(draw: Callable[[Theme], Figure]) -> Picture:
+    """Draw a figure for both themes.
+
+    Args:
+        draw: makes the figure for a theme.
+
+    Returns:
+        Both as PNG bytes.
+    """
+    light, dark = draw(LIGHT), draw(DARK)
+    width, height = (round(CSS_PIXELS_PER_INCH * inches) for inches in light.get_size_inches())
+    return Picture(light=to_png(light), dark=to_png(dark), width=width, height=height)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of the given size in inches with a transparent ground, outside pyplot's global state."""
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0.0)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", transparent=True)
+    return stream.getvalue()
+
+
+def to_rgb(images_BHWC: ImageArray) -> ImageArray:
+    """Grey or colour uint8 images as uint8 RGB."""
+    return np.repeat(images_BHWC, 3, axis=-1) if images_BHWC.shape[-1] == 1 else images_BHWC
+
+
+def enlarge(image_HWC: ImageArray, *, least: int = TILE) -> ImageArray:
+    """Repeat every pixel a whole number of times until the side is at least `least`."""
+    factor = max(1, -(-least // max(image_HWC.shape[:2])))
+    return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def rounded(tile_HW3: ImageArray) -> ImageArray:
+    """A tile as RGBA with softly rounded corners."""
+    height, width = tile_HW3.shape[:2]
+    radius = max(2.0, 0.09 * min(height, width))
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    dy = np.maximum(np.maximum(radius - y, y - (height - radius)), 0)
+    dx = np.maximum(np.maximum(radius - x, x - (width - radius)), 0)
+    alpha = np.clip(radius - np.hypot(dx, dy) + 0.5, 0, 1)
+    return np.concatenate([tile_HW3, (255 * alpha)[..., None].astype(np.uint8)], axis=-1)
+
+
+def mosaic(tiles: list[list[ImageArray | None]], *, gap: float = 0.08) -> ImageArray:
+    """Lay tiles out in rows on a transparent ground.
+
+    Args:
+        tiles: rows of uint8 (H, W, 3) tiles of one size; None leaves a place empty.
+        gap: space between tiles, as a fraction of the tile.
+
+    Returns:
+        uint8 RGBA picture.
+    """
+    shown = [tile for row in tiles for tile in row if tile is not None]
+    height, width = enlarge(shown[0]).shape[:2]
+    space = max(1, round(gap * width))
+    num_rows, num_columns = len(tiles), max(len(row) for row in tiles)
+    ground = np.zeros(
+        (num_rows * (height + space) - space, num_columns * (width + space) - space, 4), dtype=np.uint8
+    )
+    for r, row in enumerate(tiles):
+        for c, tile in enumerate(row):
+            if tile is not None:
+                top, left = r * (height + space), c * (width + space)
+                ground[top : top + height, left : left + width] = rounded(enlarge(tile))
+    return ground
+
+
+def show(axes: Axes, picture: ImageArray) -> None:
+    """Draw a picture without frame or ticks, pixel edges kept sharp."""
+    axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 4000 else "antialiased")
+    axes.set_axis_off()
+
+
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches from the upper left corner."""
+    total_width, total_height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height)
+    )
+    axes.patch.set_alpha(0.0)
+    return axes
+
+
+def map_colours(map_ss: NDArray[np.integer], stage: int) -> ImageArray:
+    """Colour a structure map so that its hierarchy can be seen.
+
+    The hue circle is divided as the clusters are: the two children of a cluster share its part of the circle.
+    So colours at stage i + 1 are shades of the colours at stage i, and neighbouring numbers differ in
+    lightness as well.
+
+    Args:
+        map_ss: cluster numbers 0..2^stage - 1.
+        stage: i.
+
+    Returns:
+        uint8 RGB image, one pixel per position.
+    """
+    number = map_ss.astype(np.float64)
+    share = (number + 0.5) / (1 << stage)
+    hue = np.deg2rad(-55 + 340 * share)
+    lightness = 0.73 + 0.045 * np.where(map_ss % 2 == 1, 1.0, -1.0) * (stage > 0)
+    chroma = 0.118 if stage > 0 else 0.02
+    return _oklch(lightness, np.full_like(number, chroma), hue)
+
+
+def _oklch(
+    lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDArray[np.float64]
+) -> ImageArray:
+    """OKLCH to sRGB bytes: equal steps of hue look equally far apart."""
+    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    linear = np.stack(
+        [
+            4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short,
+            -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short,
+            -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short,
+        ],
+        axis=-1,
+    ).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(255 * encoded).astype(np.uint8)

@@ -1,0 +1,312 @@
+"""One evaluation: draw samples, score them, and put the same scores of real images beside them.
+
+A score alone says little. So every number of the generated images stands beside that of real images nobody
+trained on (what is reachable), of their tokenizer reconstructions (what the tokenizer loses) and of samples
+without guidance (what the generators learned). FID, precision and recall compare with the training images.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from eval.evaluation_config import Evaluation, EvaluationConfig, EvaluationData, EvaluationMaterial
+from eval.extractors import SMALL_IMAGE, ExtractorSpec, Features, build_extractor, extract, layers_of
+from eval.feature_network import FeatureNetworkConfig, save_feature_network, train_feature_network
+from eval.judge import Judge, class_accuracy, train_judge
+from eval.metrics import (
+    NEIGHBOURHOOD,
+    NUM_SPLITS,
+    PERMUTATION_SEED,
+    distance_to_training,
+    peak_signal_to_noise,
+    score_features,
+)
+from eval.paintings import paint_images, paint_samples
+from eval.pixels import ImageArray, to_model_range, to_uint8
+from eval.pool import PoolResult, run_pool
+from eval.samplers import GeneratorSpec
+from nvg.checkpoints import load_tokenizer
+
+SCHEMA_VERSION = 1
+LARGEST_FEATURE_SIDE = 64
+NUM_PAINTINGS = 4
+
+
+def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console | None = None) -> Evaluation:
+    """Draw, score, compare; write `results.json` into the output folder.
+
+    Everything already computed for the same weights and settings is taken from the output folder.
+
+    Args:
+        config: what is evaluated, and how.
+        data: real images.
+        console: where progress bars are drawn.
+
+    Returns:
+        The results and the images for the report.
+
+    Raises:
+        UserError: weights are missing or do not fit the data.
+        ValueError: settings or images do not fit.
+    """
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    num_classes = len(data.class_names)
+    spec = GeneratorSpec(
+        tokenizer=config.tokenizer,
+        content=config.content,
+        structure=config.structure,
+        weights=config.weights,
+        tokenizer_weights=config.tokenizer_weights,
+        num_classes=num_classes,
+        sampling=config.sampling,
+        seed=config.pool.seed,
+        rounding=config.rounding,
+    )
+    spec.identity()
+    with _timed(seconds, "feature network"), _threads(config.pool.threads_per_actor):
+        extractor_spec = prepare_extractor(config, data)
+    pools = {"generated": _draw(spec, config, extractor_spec, "Sampling", console, seconds, "sampling")}
+    if config.guidance_one:
+        plain = replace(spec, sampling=replace(config.sampling, content_guidance=1.0, structure_guidance=1.0))
+        pools["generated_guidance_1"] = _draw(
+            plain,
+            config,
+            extractor_spec,
+            "Sampling at guidance 1",
+            console,
+            seconds,
+            "sampling at guidance 1",
+        )
+    with _timed(seconds, "reconstructions and paintings"), _threads(config.pool.threads_per_actor):
+        reconstructions = reconstruct(config, data.held_out_images)
+        paintings = paint_samples(spec, config.pool, count=NUM_PAINTINGS)
+        real_paintings = paint_images(spec, data.held_out_images, data.held_out_labels, count=2)
+    with _timed(seconds, "scores"), _threads(config.pool.threads_per_actor):
+        extractor = build_extractor(extractor_spec)
+        reference = extract(extractor, data.train_images)
+        judge = _train_judge(config, data)
+        real = data.held_out_images, data.held_out_labels, extract(extractor, data.held_out_images)
+        copies = reconstructions, data.held_out_labels, extract(extractor, reconstructions)
+        scores = {
+            name: _scores(
+                pool.samples.images_BHWC,
+                pool.samples.labels_B,
+                Features(pool.samples.features_BF, pool.samples.logits_BV),
+                reference,
+                judge,
+                num_classes,
+            )
+            for name, pool in pools.items()
+        }
+        scores["held_out"] = _scores(*real, reference, judge, num_classes)
+        scores["reconstructions"] = _scores(*copies, reference, judge, num_classes)
+        scores["reconstructions"]["psnr_db"] = peak_signal_to_noise(reconstructions, data.held_out_images)
+        samples = pools["generated"].samples
+        near = distance_to_training(samples.images_BHWC, data.train_images, data.held_out_images)
+        scores["generated"]["distance_to_training"] = {
+            "share_nearer_than_95_percent_of_held_out": near.share_nearer,
+            "threshold_grey_levels": near.threshold,
+            "median_grey_levels": float(np.median(near.sample_N)),
+            "held_out_median_grey_levels": float(np.median(near.held_out_M)),
+        }
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "scores": scores,
+        "protocol": _protocol(config, data, extractor_spec, pools, judge),
+        "seconds": seconds,
+    }
+    write_results(output / "results.json", results)
+    material = EvaluationMaterial(
+        class_names=data.class_names,
+        generated=samples.images_BHWC,
+        generated_labels=samples.labels_B,
+        held_out=data.held_out_images,
+        held_out_labels=data.held_out_labels,
+        reconstructions=reconstructions,
+        nearest=data.train_images[near.nearest_N],
+        nearest_distance=near.sample_N,
+        distance_threshold=near.threshold,
+        paintings=paintings,
+        real_paintings=real_paintings,
+    )
+    return Evaluation(results=results, material=material)
+
+
+def prepare_extractor(config: EvaluationConfig, data: EvaluationData) -> ExtractorSpec:
+    """The extractor the configuration names; a feature network is trained where none is there.
+
+    Args:
+        config: what is evaluated, and how.
+        data: real images; the network learns from the training images.
+
+    Returns:
+        The spec, its weights on disk.
+
+    Raises:
+        UserError: weights named in the configuration are missing.
+    """
+    if config.extractor_path:
+        spec = ExtractorSpec(kind=config.extractor_kind, path=config.extractor_path)
+        spec.check()
+        return spec
+    side, channels = data.train_images.shape[1], data.train_images.shape[3]
+    network_config = FeatureNetworkConfig(
+        image_size=min(side, LARGEST_FEATURE_SIDE), image_channels=channels, num_classes=len(data.class_names)
+    )
+    what = hashlib.sha256(repr((network_config, config.feature_training)).encode())
+    what.update(np.ascontiguousarray(data.train_images).tobytes())
+    what.update(np.ascontiguousarray(data.train_labels, dtype=np.int64).tobytes())
+    folder = Path(config.output) / "feature-network" / what.hexdigest()[:16]
+    spec = ExtractorSpec(kind=SMALL_IMAGE, path=str(folder.resolve()))
+    if not (spec.weights_file.is_file() and (folder / "config.json").is_file()):
+        network = train_feature_network(
+            data.train_images, data.train_labels, config=network_config, training=config.feature_training
+        )
+        save_feature_network(network, folder)
+    return spec
+
+
+def reconstruct(config: EvaluationConfig, images_BHWC: ImageArray, *, batch_size: int = 64) -> ImageArray:
+    """Send images through the tokenizer and back.
+
+    Args:
+        config: names the tokenizer and the rounding.
+        images_BHWC: uint8 images.
+        batch_size: images per pass.
+
+    Returns:
+        uint8 images of the same shape.
+
+    Raises:
+        UserError: the tokenizer is missing or takes images of another size.
+    """
+    tokenizer = load_tokenizer(config.tokenizer, name=config.tokenizer_weights)
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images_BHWC), batch_size):
+            batch = to_model_range(images_BHWC[start : start + batch_size])
+            parts.append(to_uint8(tokenizer.reconstruct(batch), config.rounding))
+    return np.concatenate(parts)
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write JSON under a temporary name, then give it its name in one step.
+
+    Args:
+        path: the file.
+        results: JSON values; numbers that are not finite are refused.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _draw(
+    spec: GeneratorSpec,
+    config: EvaluationConfig,
+    extractor: ExtractorSpec,
+    title: str,
+    console: Console | None,
+    seconds: dict[str, float],
+    name: str,
+) -> PoolResult:
+    with _timed(seconds, name):
+        return run_pool(
+            spec,
+            config=config.pool,
+            extractor=extractor,
+            folder=Path(config.output) / "pool",
+            title=title,
+            console=console,
+        )
+
+
+def _train_judge(config: EvaluationConfig, data: EvaluationData) -> Judge | None:
+    if data.judge_images is None or data.judge_labels is None:
+        return None
+    return train_judge(
+        data.judge_images, data.judge_labels, num_classes=len(data.class_names), config=config.judge
+    )
+
+
+def _scores(
+    images: ImageArray,
+    labels: np.ndarray,
+    features: Features,
+    reference: Features,
+    judge: Judge | None,
+    num_classes: int,
+) -> dict[str, Any]:
+    scores: dict[str, Any] = {"num_images": len(images)}
+    scores |= score_features(features.features_NF, features.logits_NV, reference.features_NF)
+    if judge is not None:
+        scores["class_accuracy"], scores["class_accuracy_by_class"] = class_accuracy(
+            judge.read(images), labels, num_classes
+        )
+    return scores
+
+
+def _protocol(
+    config: EvaluationConfig,
+    data: EvaluationData,
+    extractor: ExtractorSpec,
+    pools: dict[str, PoolResult],
+    judge: Judge | None,
+) -> dict[str, Any]:
+    reference = hashlib.sha256(np.ascontiguousarray(data.train_images).tobytes()).hexdigest()
+    feature_layer, logit_layer = layers_of(extractor.kind)
+    return {
+        "extractor": {
+            "kind": extractor.kind,
+            "sha256": extractor.weights_hash(),
+            "feature_layer": feature_layer,
+            "logit_layer": logit_layer,
+        },
+        "reference": {"images": len(data.train_images), "sha256": reference, "split": "train"},
+        "fingerprints": data.fingerprints,
+        "pools": {
+            name: {
+                **pool.identity,
+                "num_samples": len(pool.samples.labels_B),
+                "images_sha256": pool.images_sha256(),
+            }
+            for name, pool in pools.items()
+        },
+        "fid": "torch-fidelity, float64 statistics",
+        "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
+        "precision_recall": {"neighbourhood": NEIGHBOURHOOD},
+        "judge": None
+        if judge is None
+        else {**asdict(config.judge), "kind": "svm-rbf", "images": judge.num_images},
+        "rounding": config.rounding,
+    }
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The same thread count as in a worker, so that the driver's numbers are as repeatable as theirs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

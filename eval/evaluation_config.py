@@ -1,0 +1,140 @@
+"""What an evaluation is told, what it is given and what it gives back."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eval.extractors import INCEPTION, SMALL_IMAGE
+from eval.feature_network import FeatureTrainingConfig
+from eval.judge import JudgeConfig
+from eval.paintings import Painting
+from eval.pixels import ImageArray, check_images, check_labels
+from eval.pool import PoolConfig
+from nvg.sampling import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is evaluated, and how.
+
+    Attributes:
+        tokenizer: folder of the tokenizer's weights.
+        content: folder of the content generator's weights.
+        structure: folder of the structure generator's weights.
+        weights: which weights of the generators: `ema` or `model`.
+        tokenizer_weights: which weights of the tokenizer.
+        output: folder for results, chunks and the feature network.
+        rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
+        guidance_one: also draw a pool with both guidance scales at 1, all else unchanged.
+        sampling: guidance, top-p, flow steps.
+        pool: size and shape of the sampling pool.
+        extractor_kind: `nvg-small-image` or `inception-v3-compat`.
+        extractor_path: Inception's file, or the folder of a feature network; empty trains the network on the
+            training images and keeps it in the output folder.
+        feature_training: schedule of that training.
+        judge: the independent classifier.
+    """
+
+    tokenizer: str = ""
+    content: str = ""
+    structure: str = ""
+    weights: str = "ema"
+    tokenizer_weights: str = "ema"
+    output: str = ""
+    rounding: str = "release"
+    guidance_one: bool = True
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    extractor_kind: str = SMALL_IMAGE
+    extractor_path: str = ""
+    feature_training: FeatureTrainingConfig = field(default_factory=FeatureTrainingConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        if self.extractor_kind not in (SMALL_IMAGE, INCEPTION):
+            raise ValueError(
+                f"extractor_kind: found {self.extractor_kind!r}, expected {SMALL_IMAGE!r} or {INCEPTION!r}"
+            )
+        if self.extractor_kind == INCEPTION and not self.extractor_path:
+            raise ValueError("extractor_path: found nothing, expected the file of Inception's weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """Real images, in memory.
+
+    Attributes:
+        class_names: names in order of the labels.
+        train_images: uint8 (N, H, W, C): the reference of FID, precision, recall and distance.
+        train_labels: int64 (N,).
+        held_out_images: images neither tokenizer nor generators nor judge were trained on.
+        held_out_labels: their classes.
+        judge_images: images for the judge alone; None leaves class accuracy out.
+        judge_labels: their classes.
+        fingerprints: name of a split to its source's fingerprint, for the protocol.
+    """
+
+    class_names: list[str]
+    train_images: ImageArray
+    train_labels: np.ndarray
+    held_out_images: ImageArray
+    held_out_labels: np.ndarray
+    judge_images: ImageArray | None = None
+    judge_labels: np.ndarray | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        splits = [
+            ("training", self.train_images, self.train_labels),
+            ("held-out", self.held_out_images, self.held_out_labels),
+        ]
+        if self.judge_images is not None and self.judge_labels is not None:
+            splits.append(("judge", self.judge_images, self.judge_labels))
+        for name, images, labels in splits:
+            check_images(images, f"{name} images")
+            check_labels(labels, len(images), len(self.class_names), f"{name} labels")
+            if images.shape[1:] != self.train_images.shape[1:]:
+                raise ValueError(
+                    f"{name} images: found {images.shape[1:]}, the training images are "
+                    f"{self.train_images.shape[1:]}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationMaterial:
+    """Images the report shows.
+
+    Attributes:
+        class_names: names in order of the labels.
+        generated: images drawn.
+        generated_labels: classes asked for.
+        held_out: real images.
+        held_out_labels: their classes.
+        reconstructions: of the held-out images.
+        nearest: training image nearest to each generated one.
+        nearest_distance: its distance, in grey levels.
+        distance_threshold: distance that 95 % of held-out images exceed.
+        paintings: samples after every stage.
+        real_paintings: held-out images after every stage.
+    """
+
+    class_names: list[str]
+    generated: ImageArray
+    generated_labels: np.ndarray
+    held_out: ImageArray
+    held_out_labels: np.ndarray
+    reconstructions: ImageArray
+    nearest: ImageArray
+    nearest_distance: np.ndarray
+    distance_threshold: float
+    paintings: list[Painting]
+    real_paintings: list[Painting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores as JSON values, and the images the report shows."""
+
+    results: dict[str, Any]
+    material: EvaluationMaterial

@@ -1,0 +1,166 @@
+"""The judge: an independent classifier that says which class a generated image shows.
+
+It is a support vector machine with a Gaussian kernel on pixels, another family of model than the
+convolutional feature network, and it is trained on images that neither the tokenizer nor the generators
+have seen. So a generator cannot please it by having learned the same features or the same images.
+Shapes: images_BHWC uint8, labels_B int64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.svm import SVC
+
+from eval.pixels import ImageArray, check_images, check_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """What the judge looks at and how soft it is.
+
+    Attributes:
+        image_size: images are averaged down to this side at most before they are compared, in pixels.
+        shift: every training image is also shown shifted by this fraction of the side in eight directions
+            (rounded to whole pixels, at least one); 0 switches that off.
+        penalty: C of the support vector machine.
+        sharpness: width of the Gaussian kernel: gamma times pixels times variance of the pixels. The default
+            read best on six random divisions of the bundled digits (98.4 % on average; 98.2 % at 2, 97.9 %
+            at 1).
+    """
+
+    image_size: int = 32
+    shift: float = 0.06
+    penalty: float = 10.0
+    sharpness: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.image_size < 4:
+            raise ValueError(f"judge.image_size: found {self.image_size}, expected at least 4 pixels")
+        if not 0 <= self.shift <= 0.25:
+            raise ValueError(f"judge.shift: found {self.shift}, expected a fraction from 0 to 0.25")
+        if min(self.penalty, self.sharpness) <= 0:
+            raise ValueError(
+                f"judge.penalty, judge.sharpness: found {self.penalty}, {self.sharpness}; expected positive "
+                "numbers"
+            )
+
+
+class Judge:
+    """A fitted classifier; build it with `train_judge`."""
+
+    def __init__(self, machine: SVC, *, config: JudgeConfig, num_channels: int, num_images: int) -> None:
+        self._machine = machine
+        self.config = config
+        self.num_channels = num_channels
+        self.num_images = num_images
+
+    def read(self, images_BHWC: ImageArray) -> NDArray[np.int64]:
+        """Say which class each image shows.
+
+        Args:
+            images_BHWC: uint8 images with the channels the judge was trained on.
+
+        Returns:
+            int64 classes (B,).
+
+        Raises:
+            ValueError: not such images.
+        """
+        check_images(images_BHWC, "images to judge")
+        if images_BHWC.shape[-1] != self.num_channels:
+            raise ValueError(
+                f"images to judge: found {images_BHWC.shape[-1]} channels, "
+                f"the judge was trained on {self.num_channels}"
+            )
+        return self._machine.predict(_rows(_small(images_BHWC, self.config))).astype(np.int64)
+
+
+def train_judge(
+    images_BHWC: ImageArray,
+    labels_B: NDArray[np.integer],
+    *,
+    num_classes: int,
+    config: JudgeConfig | None = None,
+) -> Judge:
+    """Fit the judge on real images kept apart for it.
+
+    Args:
+        images_BHWC: uint8 images of the `judge` split.
+        labels_B: their classes.
+        num_classes: how many classes there are; each needs at least one image.
+        config: see `JudgeConfig`.
+
+    Returns:
+        The fitted judge. There is no randomness in it: the same images give the same judge.
+
+    Raises:
+        ValueError: images or labels do not fit, or a class has no image.
+    """
+    config = config or JudgeConfig()
+    check_images(images_BHWC, "judge images")
+    check_labels(labels_B, len(images_BHWC), num_classes, "judge labels")
+    missing = sorted(set(range(num_classes)) - set(labels_B.tolist()))
+    if missing:
+        raise ValueError(
+            f"judge images: found none of the classes {missing[:10]}, expected at least one image of each of "
+            f"{num_classes}; give the judge split more images"
+        )
+    small = _small(images_BHWC, config)
+    step = max(1, round(config.shift * small.shape[-1])) if config.shift else 0
+    offsets = [(dy, dx) for dy in (-step, 0, step) for dx in (-step, 0, step)] if step else [(0, 0)]
+    views = np.concatenate([_rows(_shifted(small, dy, dx)) for dy, dx in offsets])
+    variance = max(float(views.var()), 1e-12)
+    gamma = config.sharpness / (views.shape[1] * variance)
+    machine = SVC(C=config.penalty, kernel="rbf", gamma=gamma, cache_size=500)
+    machine.fit(views, np.tile(labels_B.astype(np.int64), len(offsets)))
+    return Judge(machine, config=config, num_channels=images_BHWC.shape[-1], num_images=len(images_BHWC))
+
+
+def class_accuracy(
+    read_B: NDArray[np.integer], asked_B: NDArray[np.integer], num_classes: int
+) -> tuple[float, list[float | None]]:
+    """Share of images read as the class that was asked for.
+
+    Args:
+        read_B: what the judge read.
+        asked_B: what was asked.
+        num_classes: length of the per-class list.
+
+    Returns:
+        The share over all images and one share per class (None where no image was asked for).
+    """
+    hits_B = read_B == asked_B
+    by_class = [
+        float(hits_B[asked_B == label].mean()) if bool((asked_B == label).any()) else None
+        for label in range(num_classes)
+    ]
+    return float(hits_B.mean()), by_class
+
+
+def _small(images_BHWC: ImageArray, config: JudgeConfig) -> torch.Tensor:
+    """Float images (B, C, S, S) in [0, 1], averaged down to the side the judge looks at."""
+    images = torch.from_numpy(images_BHWC.copy()).permute(0, 3, 1, 2).to(torch.float32) / 255
+    side = min(config.image_size, images.shape[-2], images.shape[-1])
+    if images.shape[-2:] != (side, side):
+        images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    return images
+
+
+def _shifted(images_BCHW: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
+    """Images moved by whole pixels, their border repeated."""
+    reach = max(abs(dy), abs(dx))
+    if reach == 0:
+        return images_BCHW
+    padded = F.pad(images_BCHW, (reach,) * 4, mode="replicate")
+    height, width = images_BCHW.shape[-2:]
+    return padded[:, :, reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+
+
+def _rows(images_BCHW: torch.Tensor) -> NDArray[np.float32]:
+    """One row of pixels per image."""
+    return images_BCHW.reshape(len(images_BCHW), -1).numpy()

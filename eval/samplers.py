@@ -1,0 +1,177 @@
+"""From checkpoints to image bytes: what a pool worker runs for every batch of sample indices.
+
+A spec is small, can be sent to a worker and says what it is (hashes, not paths), so that the pool can name
+its results after everything that can change them.
+Shapes: labels_B int64, sample_indices_B int64, images_BHWC uint8, canvases_BSLC float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from eval.pixels import ROUNDINGS, ImageArray, to_uint8
+from nvg.checkpoints import load_content_generator, load_structure_generator, load_tokenizer, weights_hash
+from nvg.errors import UserError
+from nvg.sampling import SampledSequence, SamplingConfig, sample
+from nvg.tokenizer import Tokenizer
+
+
+class Sampler(Protocol):
+    """Draws images for labels; sample n depends on the seed and its index alone."""
+
+    def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
+        """Draw one batch.
+
+        Args:
+            labels_B: int64 classes asked for.
+            sample_indices_B: int64 indices in the whole set.
+
+        Returns:
+            uint8 images (B, H, W, C).
+        """
+        ...
+
+
+class SamplerSpec(Protocol):
+    """What a worker needs to build a sampler."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that can be asked for."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides which images come out, as JSON values: hashes, settings, seed."""
+        ...
+
+    def build(self, device: str) -> Sampler:
+        """Load the networks onto a device."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec:
+    """Tokenizer and both generators on disk, and how to draw from them.
+
+    Attributes:
+        tokenizer: folder of the tokenizer's weights.
+        content: folder of the content generator's weights.
+        structure: folder of the structure generator's weights.
+        weights: which weights of the generators are read: `ema` or `model`.
+        tokenizer_weights: which weights of the tokenizer; the ones the training records were made with.
+        num_classes: classes the generators know.
+        sampling: guidance, top-p, flow steps.
+        seed: seed of all samples.
+        rounding: see `eval.pixels.to_uint8`.
+    """
+
+    tokenizer: str
+    content: str
+    structure: str
+    weights: str = "ema"
+    tokenizer_weights: str = "ema"
+    num_classes: int
+    sampling: SamplingConfig
+    seed: int = 0
+    rounding: str = "release"
+
+    def __post_init__(self) -> None:
+        for name in ("tokenizer", "content", "structure"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: found nothing, expected the folder of its weights")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding: found {self.rounding!r}, expected one of {', '.join(ROUNDINGS)}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes: found {self.num_classes}, expected at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the three weight files and every setting of the draw.
+
+        Raises:
+            UserError: a weight file is missing.
+        """
+        return {
+            "tokenizer_sha256": _hash("tokenizer", self.tokenizer, self.tokenizer_weights),
+            "content_sha256": _hash("content", self.content, self.weights),
+            "structure_sha256": _hash("structure", self.structure, self.weights),
+            "weights": self.weights,
+            "tokenizer_weights": self.tokenizer_weights,
+            "num_classes": self.num_classes,
+            "sampling": asdict(self.sampling),
+            "seed": self.seed,
+            "rounding": self.rounding,
+        }
+
+    def build(self, device: str = "cpu") -> GeneratorSampler:
+        """Load the three networks.
+
+        Args:
+            device: torch device.
+
+        Returns:
+            The sampler.
+
+        Raises:
+            ValueError: weights are missing, of another kind, or do not belong together.
+        """
+        return GeneratorSampler(self, device)
+
+
+class GeneratorSampler:
+    """Algorithm 2 and the decoder."""
+
+    def __init__(self, spec: GeneratorSpec, device: str) -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.tokenizer: Tokenizer = load_tokenizer(spec.tokenizer, name=spec.tokenizer_weights).to(
+            self.device
+        )
+        self.content = load_content_generator(spec.content, name=spec.weights).to(self.device)
+        self.structure = load_structure_generator(spec.structure, name=spec.weights).to(self.device)
+        known = self.content.config.num_classes
+        if known != spec.num_classes:
+            raise UserError(
+                f"num_classes: found {spec.num_classes} classes in the data, the content generator in "
+                f"{spec.content} was trained on {known}; evaluate with the data set it was trained on"
+            )
+
+    @torch.inference_mode()
+    def draw_sequences(self, labels_B: Tensor, sample_indices_B: Tensor) -> SampledSequence:
+        """Draw visual granularity sequences.
+
+        Args:
+            labels_B: int64 classes asked for.
+            sample_indices_B: int64 indices in the whole set.
+
+        Returns:
+            Ids, maps and the canvas after every stage.
+        """
+        return sample(
+            content=self.content,
+            structure=self.structure,
+            dequantizer=self.tokenizer.dequantizer,
+            labels_B=labels_B.to(self.device),
+            sample_indices_B=sample_indices_B,
+            seed=self.spec.seed,
+            config=self.spec.sampling,
+        )
+
+    @torch.inference_mode()
+    def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
+        """Draw images; see `Sampler.draw`."""
+        final_BLC = self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1]
+        return to_uint8(self.tokenizer.decode(final_BLC), self.spec.rounding)
+
+
+def _hash(key: str, folder: str, weights: str) -> str:
+    file = Path(folder) / f"{weights}.safetensors"
+    if not file.is_file():
+        raise UserError(
+            f"{key}: found no file {file}, expected the weights of a finished training; change {key}"
+        )
+    return weights_hash(folder, weights)

@@ -1,0 +1,106 @@
+"""Real digits, tiny networks with random weights, and a feature network trained for a moment."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.evaluation_config import EvaluationData
+from eval.extractors import SMALL_IMAGE, ExtractorSpec
+from eval.feature_network import (
+    FeatureNetworkConfig,
+    FeatureTrainingConfig,
+    save_feature_network,
+    train_feature_network,
+)
+from eval.samplers import GeneratorSpec
+from nvg.checkpoints import save_weights
+from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.sampling import SamplingConfig
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+from pipelines.sources import SourceConfig, load_images, open_source
+
+
+@pytest.fixture(scope="session")
+def digits() -> EvaluationData:
+    """The three parts of the bundled digits at 16x16."""
+    parts = {name: load_images(open_source(SourceConfig(split=name))) for name in ("train", "judge", "test")}
+    return EvaluationData(
+        class_names=[str(digit) for digit in range(10)],
+        train_images=parts["train"].images,
+        train_labels=parts["train"].labels,
+        held_out_images=parts["test"].images,
+        held_out_labels=parts["test"].labels,
+        judge_images=parts["judge"].images,
+        judge_labels=parts["judge"].labels,
+    )
+
+
+@pytest.fixture(scope="session")
+def extractor_spec(digits: EvaluationData, tmp_path_factory: pytest.TempPathFactory) -> ExtractorSpec:
+    """A feature network, trained for a moment and saved."""
+    folder = tmp_path_factory.mktemp("feature-network")
+    network = train_feature_network(
+        digits.train_images,
+        digits.train_labels,
+        config=FeatureNetworkConfig(image_size=16, image_channels=1, num_classes=10, width=8),
+        training=FeatureTrainingConfig(num_steps=150),
+    )
+    save_feature_network(network, folder)
+    return ExtractorSpec(kind=SMALL_IMAGE, path=str(folder))
+
+
+@pytest.fixture(scope="session")
+def generator_spec(tmp_path_factory: pytest.TempPathFactory) -> GeneratorSpec:
+    """Tokenizer and generators of a 4x4 grid with random weights, saved as a training would."""
+    root = tmp_path_factory.mktemp("networks")
+    tokenizer = TokenizerConfig(
+        image_size=16,
+        image_channels=1,
+        base_width=8,
+        width_multipliers=[1, 1, 1],
+        num_res_blocks=1,
+        norm_groups=4,
+        latent_channels=4,
+        codebook_size=16,
+    )
+    content = ContentGeneratorConfig(
+        depth=2, width=64, codebook_size=16, num_positions=16, latent_channels=4, num_classes=10
+    )
+    structure = StructureGeneratorConfig(
+        depth=2, width=64, num_positions=16, latent_channels=4, num_classes=10
+    )
+    torch.manual_seed(0)
+    networks = {
+        "tokenizer": (Tokenizer(tokenizer), tokenizer),
+        "content": (ContentGenerator(content), content),
+        "structure": (StructureGenerator(structure), structure),
+    }
+    for kind, (network, config) in networks.items():
+        save_weights(root / kind, network.state_dict(), asdict(config), kind, name="ema")
+    return GeneratorSpec(
+        tokenizer=str(root / "tokenizer"),
+        content=str(root / "content"),
+        structure=str(root / "structure"),
+        num_classes=10,
+        sampling=SamplingConfig(num_flow_steps=3),
+        seed=5,
+    )
+
+
+@pytest.fixture
+def noise_images() -> np.ndarray:
+    """Forty random grey images."""
+    return np.random.default_rng(0).integers(0, 256, (40, 16, 16, 1), dtype=np.uint8)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path) -> Path:
+    """A folder in which nothing lies."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder

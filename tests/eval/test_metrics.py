@@ -1,0 +1,111 @@
+"""Laws of the scores: what must hold whatever the features are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eval.metrics import (
+    distance_to_training,
+    frechet_distance,
+    inception_score,
+    peak_signal_to_noise,
+    precision_recall,
+    score_features,
+)
+
+
+def normals(count: int, *, seed: int, mean: float = 0.0, scale: float = 1.0, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, scale, (count, width)).astype(np.float32)
+
+
+def test_fid_of_identical_features_is_zero() -> None:
+    features = normals(500, seed=0)
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-5)
+
+
+def test_fid_of_a_shift_is_its_square() -> None:
+    features = normals(500, seed=0)
+    assert frechet_distance(features + np.float32(2), features) == pytest.approx(6 * 4, rel=1e-4)
+
+
+def test_fid_does_not_depend_on_the_order() -> None:
+    features, reference = normals(200, seed=0), normals(300, seed=1, scale=1.5)
+    shuffled = features[np.random.default_rng(2).permutation(200)]
+    assert frechet_distance(shuffled, reference) == pytest.approx(
+        frechet_distance(features, reference), rel=1e-9
+    )
+
+
+def test_collapsed_samples_have_precision_without_recall() -> None:
+    real = normals(400, seed=0)
+    collapsed = normals(400, seed=1, scale=0.01)
+    precision, recall = precision_recall(collapsed, real)
+    assert precision > 0.95
+    assert recall < 0.05
+
+
+def test_scattered_samples_have_recall_without_precision() -> None:
+    real = normals(400, seed=0, scale=0.2)
+    scattered = normals(400, seed=1, scale=20)
+    precision, recall = precision_recall(scattered, real)
+    assert precision < 0.1
+    assert recall > 0.9
+
+
+def test_inception_score_bounds() -> None:
+    certain = np.tile(np.float32(50) * np.eye(10, dtype=np.float32), (100, 1))
+    assert inception_score(certain)[0] == pytest.approx(10, rel=0.05)
+    assert inception_score(np.zeros((100, 10), np.float32))[0] == pytest.approx(1)
+
+
+def test_inception_score_does_not_depend_on_the_order_of_delivery() -> None:
+    logits = normals(600, seed=0, scale=4, width=10)
+    indices = np.arange(600)
+    order = np.random.default_rng(1).permutation(600)
+    straight = inception_score(logits, sample_indices_N=indices)
+    assert inception_score(logits[order], sample_indices_N=indices[order]) == straight
+
+
+def test_inception_score_survives_samples_sorted_by_class() -> None:
+    by_class = np.float32(8) * np.repeat(np.eye(10, dtype=np.float32), 60, axis=0)
+    mixed = by_class[np.random.default_rng(1).permutation(600)]
+    assert inception_score(by_class)[0] == pytest.approx(inception_score(mixed)[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("features", "reference", "word"),
+    [
+        (normals(50, seed=0), normals(50, seed=1, width=7), "same extractor"),
+        (normals(1, seed=0), normals(50, seed=1), "at least"),
+        (np.full((20, 6), np.nan, np.float32), normals(50, seed=1), "not finite"),
+        (np.zeros((20, 6), np.int64), normals(50, seed=1), "floats"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features: np.ndarray, reference: np.ndarray, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        score_features(features, np.zeros((max(len(features), 10), 3), np.float32), reference)
+
+
+def test_copies_are_found(noise_images: np.ndarray) -> None:
+    training, held_out = noise_images[:20], noise_images[20:]
+    copies = training[[3, 7, 7, 11]]
+    found = distance_to_training(copies, training, held_out)
+    assert found.nearest_N.tolist() == [3, 7, 7, 11]
+    assert found.share_nearer == 1.0
+    assert found.sample_N.max() == 0
+
+
+def test_held_out_images_are_five_percent_near(digits) -> None:
+    found = distance_to_training(digits.held_out_images, digits.train_images, digits.held_out_images)
+    assert found.share_nearer == pytest.approx(0.05, abs=0.01)
+
+
+def test_distance_is_the_root_mean_square_in_grey_levels() -> None:
+    dark, light = np.full((1, 4, 4, 1), 10, np.uint8), np.full((1, 4, 4, 1), 13, np.uint8)
+    assert distance_to_training(light, dark, light).sample_N[0] == pytest.approx(3)
+
+
+def test_psnr_of_a_known_error() -> None:
+    images = np.full((2, 4, 4, 1), 100, np.uint8)
+    assert peak_signal_to_noise(images + np.uint8(5), images) == pytest.approx(20 * np.log10(255 / 5))

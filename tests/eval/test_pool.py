@@ -1,0 +1,219 @@
+"""The pool: the same images however it is run, and nothing computed twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.chunks import Chunk, chunk_path, read_chunk, write_chunk
+from eval.extractors import ExtractorSpec
+from eval.pool import PoolConfig, PoolError, PoolResult, pool_identity, run_pool
+from eval.samplers import GeneratorSpec
+from nvg.errors import UserError
+from nvg.sampling import SamplingConfig
+
+CONFIG = PoolConfig(num_samples=50, num_actors=1, chunk_size=10, batch_size=5, cpus_per_actor=0.5, seed=5)
+
+
+def some_chunk(seed: int = 0) -> Chunk:
+    rng = np.random.default_rng(seed)
+    return Chunk(
+        images_BHWC=rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8),
+        labels_B=np.arange(4),
+        sample_indices_B=np.arange(4),
+        features_BF=rng.normal(size=(4, 3)).astype(np.float32),
+        logits_BV=rng.normal(size=(4, 10)).astype(np.float32),
+    )
+
+
+def test_a_chunk_comes_back(tmp_path: Path) -> None:
+    write_chunk(tmp_path, 3, some_chunk(), "key")
+    found = read_chunk(tmp_path, 3, "key")
+    assert found is not None
+    assert found.digest() == some_chunk().digest()
+    assert [path.name for path in tmp_path.iterdir()] == [chunk_path(tmp_path, 3).name]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other key", "other number"])
+def test_a_damaged_chunk_counts_as_missing(tmp_path: Path, damage: str) -> None:
+    write_chunk(tmp_path, 0, some_chunk(), "other" if damage == "other key" else "key")
+    path = chunk_path(tmp_path, 0)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-10])
+    elif damage == "flip":
+        content[-5] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other number":
+        path.rename(chunk_path(tmp_path, 1))
+    assert read_chunk(tmp_path, 1 if damage == "other number" else 0, "key") is None
+
+
+def test_the_key_follows_what_decides_the_bytes(
+    generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
+) -> None:
+    base = pool_identity(generator_spec, CONFIG, extractor_spec)
+    assert pool_identity(generator_spec, replace(CONFIG, num_samples=9, num_actors=3), extractor_spec) == base
+    others = [
+        pool_identity(replace(generator_spec, seed=6), CONFIG, extractor_spec),
+        pool_identity(replace(generator_spec, rounding="round"), CONFIG, extractor_spec),
+        pool_identity(replace(generator_spec, sampling=SamplingConfig()), CONFIG, extractor_spec),
+        pool_identity(generator_spec, replace(CONFIG, batch_size=10), extractor_spec),
+        pool_identity(generator_spec, replace(CONFIG, threads_per_actor=2), extractor_spec),
+    ]
+    assert all(other != base for other in others)
+
+
+def test_bad_configs_are_named(generator_spec: GeneratorSpec, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="multiple of batch_size"):
+        PoolConfig(chunk_size=10, batch_size=4)
+    with pytest.raises(ValueError, match="num_actors"):
+        PoolConfig(num_actors=0)
+    with pytest.raises(UserError, match=r"content: found no file .*ema\.safetensors"):
+        replace(generator_spec, content=str(tmp_path)).identity()
+    with pytest.raises(UserError, match="num_classes"):
+        replace(generator_spec, num_classes=7).build("cpu")
+
+
+def test_batches_hold_the_same_samples(generator_spec: GeneratorSpec) -> None:
+    sampler = generator_spec.build("cpu")
+    indices = torch.arange(20)
+    together = sampler.draw(indices % 10, indices)
+    apart = np.concatenate([sampler.draw(rows % 10, rows) for rows in indices.split(5)])
+    same = (np.abs(together.astype(int) - apart).reshape(20, -1).max(axis=1) <= 1).mean()
+    assert same >= 0.95
+
+
+@pytest.fixture(scope="module")
+def straight(
+    ray_session,
+    generator_spec: GeneratorSpec,
+    extractor_spec: ExtractorSpec,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> PoolResult:
+    folder = tmp_path_factory.mktemp("straight")
+    return run_pool(generator_spec, config=CONFIG, extractor=extractor_spec, folder=folder)
+
+
+@pytest.mark.cluster
+def test_samples_are_balanced_and_not_all_the_same(straight: PoolResult) -> None:
+    assert straight.samples.images_BHWC.shape == (50, 16, 16, 1)
+    assert np.bincount(straight.samples.labels_B).tolist() == [5] * 10
+    assert (straight.samples.sample_indices_B == np.arange(50)).all()
+    assert len(np.unique(straight.samples.images_BHWC.reshape(50, -1), axis=0)) > 25
+    assert (straight.num_computed, straight.num_reused, straight.num_deaths) == (5, 0, 0)
+
+
+@pytest.mark.cluster
+def test_three_actors_of_which_one_is_killed_give_the_same_bytes(
+    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
+) -> None:
+    from ray.util.state import list_actors
+
+    killed: list[int] = []
+
+    def kill_one(number: int) -> None:
+        if not killed:
+            alive = list_actors(filters=[("class_name", "=", "ChunkWorker"), ("state", "=", "ALIVE")])
+            killed.append(alive[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    result = run_pool(
+        generator_spec,
+        config=replace(CONFIG, num_actors=3),
+        extractor=extractor_spec,
+        folder=tmp_path,
+        on_chunk=kill_one,
+    )
+    assert killed
+    assert result.num_deaths == 1
+    assert result.images_sha256() == straight.images_sha256()
+    assert result.samples.digest() == straight.samples.digest()
+
+
+@pytest.mark.cluster
+def test_a_finished_pool_computes_nothing(
+    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
+) -> None:
+    computed: list[int] = []
+    again = run_pool(
+        generator_spec,
+        config=replace(CONFIG, num_actors=2),
+        extractor=extractor_spec,
+        folder=straight.folder.parent,
+        on_chunk=computed.append,
+    )
+    assert computed == []
+    assert again.num_reused == 5
+    assert again.samples.digest() == straight.samples.digest()
+
+
+@pytest.mark.cluster
+def test_only_missing_and_damaged_chunks_are_computed_again(
+    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
+) -> None:
+    copy = tmp_path / straight.folder.name
+    copy.mkdir()
+    for number in (0, 2, 3):
+        chunk_path(copy, number).write_bytes(chunk_path(straight.folder, number).read_bytes())
+    chunk_path(copy, 3).write_bytes(chunk_path(copy, 3).read_bytes()[:-1])
+    computed: list[int] = []
+    result = run_pool(
+        generator_spec, config=CONFIG, extractor=extractor_spec, folder=tmp_path, on_chunk=computed.append
+    )
+    assert sorted(computed) == [1, 3, 4]
+    assert result.samples.digest() == straight.samples.digest()
+
+
+@pytest.mark.cluster
+def test_more_samples_keep_the_first_ones(
+    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
+) -> None:
+    more = run_pool(
+        generator_spec,
+        config=replace(CONFIG, num_samples=55),
+        extractor=extractor_spec,
+        folder=straight.folder.parent,
+    )
+    assert more.num_computed == 1
+    assert (more.samples.images_BHWC[:50] == straight.samples.images_BHWC).all()
+    assert len(more.samples.labels_B) == 55
+
+
+@pytest.mark.cluster
+def test_a_chunk_that_kills_every_worker_ends_the_run(
+    ray_session, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
+) -> None:
+    poison = PoisonSpec(generator_spec)
+    with pytest.raises(PoolError, match="chunk 0: 2 workers died"):
+        run_pool(poison, config=replace(CONFIG, max_tries=2), extractor=extractor_spec, folder=tmp_path)
+
+
+@pytest.mark.cluster
+def test_too_many_actors_are_refused(
+    ray_session, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, num_actors=1000)
+    with pytest.raises(UserError, match="num_actors"):
+        run_pool(generator_spec, config=config, extractor=extractor_spec, folder=tmp_path)
+
+
+class PoisonSpec:
+    """A spec whose workers die."""
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        self.num_classes = spec.num_classes
+
+    def identity(self) -> dict:
+        return {"poison": True}
+
+    def build(self, device: str):
+        os.kill(os.getpid(), signal.SIGKILL)
