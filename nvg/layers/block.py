@@ -63,26 +63,38 @@ class SingleStreamBlock(nn.Module):
         self.linear_out = nn.Linear(width + self.mlp_width, width)
 
     def forward(
-        self, x_NSD: Tensor, vec_ND: Tensor, table_NSP2: Tensor, branch_scale_N: Tensor | None = None
+        self, x_NSD: Tensor, vec_ND: Tensor, table_NSP: Tensor, branch_scale_N: Tensor | None = None
     ) -> Tensor:
         """Applies the block.
 
         Args:
-            table_NSP2: rotations from `rotary_table`.
+            table_NSP: rotations from `rotary_table`.
             branch_scale_N: drop-path multiplier of the gated branch, one a sequence (0 or 1 / keep rate); None is 1.
         """
         shift, scale, gate = self.modulation(vec_ND)
-        hidden = self.linear_in(modulate(x_NSD, shift, scale))
-        qkv, mlp = hidden.split([hidden.shape[-1] - self.mlp_width, self.mlp_width], dim=-1)
+        qkv, mlp = _split_linear(self.linear_in, modulate(x_NSD, shift, scale), self.mlp_width)
         query, key, value = rearrange(qkv, "n s (three h d) -> three n h s d", three=3, h=self.num_heads)
-        query = rotate(self.query_norm(query), table_NSP2)
-        key = rotate(self.key_norm(key), table_NSP2)
+        query = rotate(self.query_norm(query), table_NSP)
+        key = rotate(self.key_norm(key), table_NSP)
         attended = rearrange(F.scaled_dot_product_attention(query, key, value), "n h s d -> n s (h d)")
-        branch = self.linear_out(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1))
+        branch = _joined_linear(self.linear_out, attended, F.gelu(mlp, approximate="tanh"))
         gated = gate.float() * branch.float()
         if branch_scale_N is not None:
             gated = gated * branch_scale_N[:, None, None]
         return x_NSD + gated
+
+
+def _split_linear(linear: nn.Linear, x: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """linear(x) as two tensors, the second of width `last`: without the copies that splitting costs in the backward pass."""
+    first = linear.out_features - last
+    heads = linear.weight.split([first, last]), linear.bias.split([first, last])
+    return F.linear(x, heads[0][0], heads[1][0]), F.linear(x, heads[0][1], heads[1][1])
+
+
+def _joined_linear(linear: nn.Linear, first: Tensor, second: Tensor) -> Tensor:
+    """linear([first | second]) without building the concatenation."""
+    left, right = linear.weight.split([first.shape[-1], second.shape[-1]], dim=1)
+    return F.linear(first, left, linear.bias) + F.linear(second, right)
 
 
 class ModulatedHead(nn.Module):

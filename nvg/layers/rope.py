@@ -24,7 +24,7 @@ def axis_widths(last_stage: int) -> list[int]:
 
 
 def rotary_table(ids_NSA: Tensor) -> Tensor:
-    """Rotation of every pair of channels: float32 (N, S, 32, 2) holding cosine and sine.
+    """Rotation of every pair of channels as a unit complex number: complex64 (N, S, 32).
 
     Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴.
 
@@ -32,18 +32,16 @@ def rotary_table(ids_NSA: Tensor) -> Tensor:
     """
     angles = []
     for axis, width in enumerate(axis_widths(ids_NSA.shape[-1] - 3)):
-        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=ids_NSA.device) / width
-        angles.append(ids_NSA[..., axis, None].double() * THETA**-exponent)
+        exponent = torch.arange(0, width, 2, dtype=torch.float32, device=ids_NSA.device) / width
+        angles.append(ids_NSA[..., axis, None] * THETA**-exponent)
     angle_NSP = torch.cat(angles, dim=-1)
-    return torch.stack([angle_NSP.cos(), angle_NSP.sin()], dim=-1).float()
+    return torch.polar(torch.ones_like(angle_NSP), angle_NSP)
 
 
-def rotate(x_NHSD: Tensor, table_NSP2: Tensor) -> Tensor:
+def rotate(x_NHSD: Tensor, table_NSP: Tensor) -> Tensor:
     """Turns the interleaved channel pairs of queries or keys in float32; dtype and shape are kept."""
-    pairs = x_NHSD.float().unflatten(-1, (-1, 2))
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = table_NSP2[:, None, ..., 0], table_NSP2[:, None, ..., 1]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x_NHSD)
+    pairs_NHSP = torch.view_as_complex(x_NHSD.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs_NHSP * table_NSP[:, None]).flatten(-2).type_as(x_NHSD)
 
 
 def token_ids(structure_NL: Tensor, stage_N: Tensor, kinds: list[int], *, structure_aware: bool = True) -> Tensor:

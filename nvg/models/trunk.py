@@ -61,11 +61,11 @@ class Trunk(nn.Module):
             ids_NSA: rotary ids from `token_ids`.
             drop_path_ND: uniforms (N, depth) that decide which branches are dropped; None keeps all.
         """
-        table_NSP2 = rotary_table(ids_NSA)
+        table_NSP = rotary_table(ids_NSA)
         scales = None if drop_path_ND is None else branch_scales(drop_path_ND, self.rates)
         x_NSD = x_NSD.float()
         for number, block in enumerate(self.blocks):
-            x_NSD = block(x_NSD, vec_ND, table_NSP2, None if scales is None else scales[number])
+            x_NSD = block(x_NSD, vec_ND, table_NSP, None if scales is None else scales[number])
         return x_NSD
 
 
