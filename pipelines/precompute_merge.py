@@ -175,8 +175,8 @@ def _canvas_scales(parts: list[Mapping[str, Any]]) -> list[float]:
     for stage, deviation in enumerate(deviations):
         if not np.isfinite(deviation) or deviation <= 0.0:
             raise UserError(
-                f"canvas x_{stage} has standard deviation {deviation} over the data set, expected above 0: all "
-                "its codes are alike; train the tokenizer longer"
+                f"canvas x_{stage} has standard deviation {deviation} over the data set, expected above 0: "
+                "all its codes are alike; train the tokenizer longer"
             )
     return [1.0, *(1.0 / deviations).tolist()]
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.manifest import ManifestError, require_match, sync_folder, write_atomically
+from cluster.manifest import MANIFEST_FILE, ManifestError, require_match, sync_folder, write_atomically
 from nvg.errors import UserError
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.sources import ImageSource
@@ -108,16 +108,12 @@ class DatasetFolder:
             UserError: It holds the records of another job; names what differs.
         """
         path = self.parts / _PLAN_FILE
+        for recorded in (path, self.root / MANIFEST_FILE):  # either may have been removed
+            if recorded.exists():
+                _require_same_job(recorded, plan)
         with writing(self.root):
             self.parts.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                try:
-                    found = json.loads(path.read_text(encoding="utf-8"))
-                except ValueError as error:
-                    raise UserError(f"{path}: not valid JSON ({error}); remove {self.root}") from error
-                _require_same_job(found, plan, self.root)
-            else:
-                write_atomically(path, json.dumps(plan.description, indent=1, sort_keys=True).encode())
+            write_atomically(path, json.dumps(plan.description, indent=1, sort_keys=True).encode())
         self.remove_unfinished()
 
     def remove_unfinished(self) -> None:
@@ -198,14 +194,17 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_same_job(found: Mapping[str, Any], plan: Plan, root: Path) -> None:
+def _require_same_job(recorded: Path, plan: Plan) -> None:
+    """Compare a plan or manifest on disk with this job's plan."""
     try:
         require_match(
-            found,
+            json.loads(recorded.read_text(encoding="utf-8")),
             plan.description,
-            found_name=f"the data set in {root}",
+            found_name=f"the data set of {recorded}",
             expected_name="this job",
             advice="choose another output, restore the settings, or remove the folder",
         )
     except ManifestError as error:
         raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"{recorded}: not valid JSON ({error}); remove the data set's folder") from error

@@ -78,6 +78,7 @@ def test_refusal_names_both_sides():
             advice="precompute again",
         )
     assert str(caught.value) == (
-        "the records in data/ and the tokenizer in tok/ do not fit each other:\n  tokenizer_hash: 'aa' against 'cc'\n"
+        "the records in data/ and the tokenizer in tok/ do not fit each other:\n"
+        "  tokenizer_hash: 'aa' against 'cc'\n"
         "  num_positions: 16 against 64\nprecompute again"
     )

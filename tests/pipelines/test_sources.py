@@ -39,7 +39,7 @@ def test_digits_keep_their_picture_when_enlarged():
     from sklearn.datasets import load_digits
 
     source = open_source(SourceConfig(split="all", image_size=16))
-    small = np.asarray(load_digits().data[7]).reshape(8, 8) * (255 / 16)
+    small = np.asarray(load_digits(return_X_y=True)[0])[7].reshape(8, 8) * (255 / 16)
     large = source.read(7, 0)[:, :, 0].astype(float)
     averaged = large.reshape(8, 2, 8, 2).mean(axis=(1, 3))
     assert large.shape == (16, 16)

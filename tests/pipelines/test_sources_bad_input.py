@@ -40,7 +40,7 @@ def good_png() -> bytes:
     ],
 )
 def test_impossible_values_are_named(change, named):
-    with pytest.raises(ValueError, match="expected|needs|only") as caught:
+    with pytest.raises(ValueError, match=named.split(":")[0]) as caught:
         SourceConfig(**change)
     assert named in str(caught.value)
 
@@ -104,7 +104,9 @@ def test_bad_files_are_skipped_with_reasons_up_to_the_limit(tmp_path):
     assert {item.key for item in loaded.skipped} == {
         "a/readme.txt", "a/empty.png", "a/garbage.jpg", "a/truncated.png"
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"found 4 bad of 100 inputs(?s:.*)a/readme\.txt: not an image by its"):
+    with pytest.raises(
+        UserError, match=r"found 4 bad of 100 inputs(?s:.*)a/readme\.txt: not an image by its"
+    ):
         load_images(open_source(folder_config(tmp_path, max_bad_fraction=0.03)))
     with pytest.raises(UserError, match=r"expected at most 1\.00% \(max_bad_fraction\)"):
         load_images(open_source(folder_config(tmp_path)))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from nvg.errors import UserError
 from pipelines.sources import SourceConfig, load_images, open_source
@@ -27,7 +28,7 @@ def write_shards(root: Path, *, num_shards: int = 2, per_shard: int = 5, label_a
     paths = []
     for shard in range(num_shards):
         path = root / f"train-{shard:03d}.tar"
-        with webdataset.TarWriter(str(path)) as writer:
+        with TarWriter(str(path)) as writer:
             for row in range(per_shard):
                 number = shard * per_shard + row
                 label = number % 3
@@ -38,14 +39,16 @@ def write_shards(root: Path, *, num_shards: int = 2, per_shard: int = 5, label_a
 
 
 def config(path: Path | str, **changes) -> SourceConfig:
-    return SourceConfig(**{"kind": "webdataset", "path": str(path), "split": "all", "image_size": 20, **changes})
+    return SourceConfig(
+        **{"kind": "webdataset", "path": str(path), "split": "all", "image_size": 20, **changes}
+    )
 
 
 @pytest.mark.parametrize("label_as", ["cls", "json"])
 def test_gives_what_the_webdataset_library_gives(tmp_path, label_as):
     paths = write_shards(tmp_path, label_as=label_as)
     source = open_source(config(tmp_path))
-    reference = webdataset.WebDataset([str(path) for path in paths], shardshuffle=False)
+    reference = WebDataset([str(path) for path in paths], shardshuffle=False)
     pixels, labels = [], []
     for sample in reference:
         pixels.append(np.asarray(Image.open(io.BytesIO(sample["png"]))))
@@ -94,7 +97,9 @@ def test_truncated_shard_is_named_with_both_sizes(tmp_path, keep):
     }
     cut = lengths[keep] if isinstance(keep, str) else min(int(len(data) * keep), last.offset_data + 100)
     path.write_bytes(data[:cut])
-    with pytest.raises(UserError, match=rf"train-001\.tar: truncated: got {cut} bytes, expected at least \d+"):
+    with pytest.raises(
+        UserError, match=rf"train-001\.tar: truncated: got {cut} bytes, expected at least \d+"
+    ):
         open_source(config(tmp_path))
 
 
@@ -128,7 +133,7 @@ def test_no_shards_missing_shard_and_foreign_file_are_named(tmp_path):
 )
 def test_half_samples_are_skipped_with_a_reason(tmp_path, members, reason):
     write_shards(tmp_path)
-    with webdataset.TarWriter(str(tmp_path / "half.tar")) as writer:
+    with TarWriter(str(tmp_path / "half.tar")) as writer:
         writer.write({"__key__": "odd", **members})
     source = open_source(config(tmp_path, max_bad_fraction=0.1))
     assert len(source) == 10

@@ -1,0 +1,87 @@
+"""Precompute on Ray: the same bytes for one actor and three, after kills and restarts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nvg.errors import UserError
+from pipelines.precompute import precompute
+from pipelines.sources import SourceConfig
+
+if TYPE_CHECKING:  # it imports ray, which reads its environment at import: the session sets that first
+    from pipelines.precompute_pool import PoolEvent
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def reference(case, tmp_path_factory) -> dict[str, str]:
+    """Files of the same job run in this process, unit after unit."""
+    return case.file_hashes(case.Prepared(case.job(tmp_path_factory.mktemp("reference"))).run())
+
+
+class Recorder:
+    """Notes events and kills the actor of chosen units as soon as they start."""
+
+    def __init__(self, *, kill_at: Counter[int] | None = None, stop_after: int | None = None) -> None:
+        self.events: list[PoolEvent] = []
+        self._kills_left = kill_at or Counter()
+        self._stop_after = stop_after
+
+    def __call__(self, event: PoolEvent) -> None:
+        self.events.append(event)
+        if event.kind == "started" and self._kills_left[event.unit] > 0:
+            self._kills_left[event.unit] -= 1
+            os.kill(event.pid, signal.SIGKILL)
+        if self._stop_after is not None and self.count("committed") == self._stop_after:
+            raise KeyboardInterrupt
+
+    def count(self, kind: str) -> int:
+        return sum(event.kind == kind for event in self.events)
+
+
+def test_three_actors_one_killed_give_the_reference_bytes(case, tmp_path, reference):
+    recorder = Recorder(kill_at=Counter({1: 1}))
+    folder = precompute(case.job(tmp_path, num_actors=3), on_event=recorder)
+    assert case.file_hashes(folder) == reference
+    assert recorder.count("committed") == case.NUM_UNITS
+    assert [event.unit for event in recorder.events if event.kind == "retried"] == [1]
+
+    again = Recorder()
+    precompute(case.job(tmp_path, num_actors=3), on_event=again)
+    assert again.events == []
+
+
+def test_one_actor_stopped_and_poisoned_finishes_with_the_reference_bytes(case, tmp_path, reference):
+    first = Recorder(stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(case.job(tmp_path), on_event=first)
+
+    poisoned = Recorder(kill_at=Counter({3: 3}))
+    with pytest.raises(UserError, match=r"1 of 6 units failed 3 times each:\n  unit 3: the actor died"):
+        precompute(case.job(tmp_path), on_event=poisoned)
+    assert poisoned.count("committed") == case.NUM_UNITS - 2 - 1
+    assert not (Path(case.job(tmp_path).output) / "index.json").exists()
+
+    last = Recorder()
+    folder = precompute(case.job(tmp_path), on_event=last)
+    assert [event.unit for event in last.events if event.kind == "committed"] == [3]
+    assert case.file_hashes(folder) == reference
+
+
+def test_too_many_bad_images_stop_the_job_and_leave_finished_units(case, tmp_path):
+    root = tmp_path / "images" / "a"
+    root.mkdir(parents=True)
+    for number in range(60):
+        (root / f"{number:03d}.png").write_bytes(b"damaged")
+    source = SourceConfig(kind="folder", path=str(root.parent), split="all", max_bad_fraction=0.4)
+    config = case.job(tmp_path, source=source, images_per_unit=10)
+    with pytest.raises(UserError, match=r"found 30 bad of 60 inputs(?s:.*): not an image in a known format"):
+        precompute(config)
+    assert len(list((Path(config.output) / "parts").glob("part-*"))) >= 3
