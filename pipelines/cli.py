@@ -14,6 +14,7 @@ from pipelines.cli_train import train_app
 app = typer.Typer(
     name="nvg",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Next Visual Granularity Generation: images become granularity sequences, two generators learn "
