@@ -31,13 +31,14 @@ section { margin-top: clamp(3.2rem, 8vw, 5.5rem); }
 .headline { display: grid; gap: 1px; margin: 2.2rem 0 0; padding: 0; border: 1px solid var(--line);
   border-radius: 14px; background: var(--line); overflow: hidden;
   grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
-.headline div { background: var(--card); padding: 1.15rem 1.3rem 1.05rem; display: flex; flex-direction: column; }
+.headline div { background: var(--card); padding: 1.15rem 1.3rem 1.05rem; display: flex;
+  flex-direction: column; }
 .headline dt { order: 2; color: var(--soft); font-size: .84rem; line-height: 1.4; }
 .headline dd { order: 1; margin: 0 0 .2rem; font-size: 1.9rem; font-weight: 680; letter-spacing: -.02em;
   line-height: 1.2; font-variant-numeric: tabular-nums; }
 .headline div:first-child dd { color: var(--accent); }
-figure { margin: 0; padding: clamp(.8rem, 2.6vw, 1.7rem); background: var(--card); border: 1px solid var(--line);
-  border-radius: 14px; overflow-x: auto; }
+figure { margin: 0; padding: clamp(.8rem, 2.6vw, 1.7rem); background: var(--card);
+  border: 1px solid var(--line); border-radius: 14px; overflow-x: auto; }
 figure + figure { margin-top: 1.2rem; }
 figure img { display: block; width: 100%; height: auto; min-width: var(--least, 0); }
 figcaption { margin-top: 1.3rem; color: var(--soft); font-size: .92rem; line-height: 1.55; max-width: 44rem;
@@ -78,7 +79,8 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         ""
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,45 +13,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from eval.canvas import Picture, Theme, both_themes, new_figure, place
-from nvg.errors import UserError
 
-NOT_LOSSES = {"step", "images", "lr", "grad_norm", "images_per_s", "step_s", "time", "epoch", "skipped_steps"}
-MOST_PARTS = 4
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a run's `metrics.jsonl`; a last line cut off by a kill is left out.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its rows; of rows with the same step (a resumed run) the last.
-
-    Raises:
-        UserError: the file is missing, holds no row, or a line before the last is no JSON object.
-    """
-    if not path.is_file():
-        raise UserError(f"loss curves: found no file {path}, expected the metrics.jsonl of a training run")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows[int(row["step"])] = row
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}, line {number}: found {line[:60]!r}, expected a JSON object with a step"
-            ) from error
-    if not rows:
-        raise UserError(f"{path}: found no complete row, expected at least one")
-    return [rows[step] for step in sorted(rows)]
+PARTS = ("l1", "quantizer", "mse", "cross_entropy")
+STAGE_KEY = re.compile(r"(cross_entropy|velocity)_(\d+)")
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
-    """One panel per run: the loss over the images seen, raw and smoothed, and its named parts.
+    """One panel per run: the loss over the images seen, raw and smoothed, and its parts.
 
     Args:
         runs: name to rows of `metrics.jsonl` with `images` and `loss`.
@@ -72,8 +39,8 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
     def draw(theme: Theme) -> Figure:
         columns = min(len(runs), 3)
         lines = -(-len(runs) // columns)
-        width, gap, panel = 9.6 if columns == 3 else 7.6, 0.62, 2.15
-        each = (width - 0.5 - (columns - 1) * gap - 0.1) / columns
+        width, gap, panel = 9.6 if columns == 3 else 7.6, 0.98, 2.15
+        each = (width - 0.5 - (columns - 1) * gap - 0.6) / columns
         figure = new_figure(width, lines * (panel + 0.85))
         for number, (name, rows) in enumerate(runs.items()):
             left = 0.5 + (number % columns) * (each + gap)
@@ -118,41 +85,66 @@ def usage_bars(usage: Sequence[float]) -> Picture:
 
 
 def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Theme) -> None:
-    images = np.array([row["images"] for row in rows], dtype=float)
-    total = np.array([row["loss"] for row in rows], dtype=float)
-    parts = [
-        key
-        for key in rows[-1]
-        if key != "loss"
-        and key not in NOT_LOSSES
-        and isinstance(rows[-1][key], (int, float))
-        and "loss" in key
-    ][:MOST_PARTS]
-    axes.plot(images, total, color=theme.accent, alpha=0.25, linewidth=0.8)
-    axes.plot(images, smooth(total), color=theme.accent, linewidth=1.8, label="loss")
-    for style, key in zip(("--", ":", "-.", (0, (5, 1))), parts, strict=False):
-        values = np.array([row.get(key, np.nan) for row in rows], dtype=float)
-        axes.plot(
-            images,
-            smooth(values),
-            color=theme.faint,
-            linewidth=1.1,
-            linestyle=style,
-            label=key.replace("_", " "),
-        )
+    images = _column(rows, "images")
+    total = _column(rows, "loss")
+    axes.plot(images, total, color=theme.accent, alpha=0.22, linewidth=0.8)
+    axes.plot(images, smooth(total), color=theme.accent, linewidth=1.9, zorder=5)
+    ends = [(float(smooth(total)[-1]), "loss", theme.accent)]
+    shown = [total[len(total) // 20 :]]
+    parts = _parts(rows)
+    for number, (key, label) in enumerate(parts):
+        values = smooth(_column(rows, key))
+        strength = 0.45 + 0.5 * number / max(len(parts) - 1, 1)
+        axes.plot(images, values, color=theme.faint, alpha=strength, linewidth=1.0)
+        ends.append((float(values[-1]), label, theme.faint))
+        shown.append(values[len(values) // 20 :])
     axes.set_title(name, color=theme.ink, fontsize=9.5, loc="left", fontweight="bold", pad=8)
     axes.set_xlabel("images seen", color=theme.faint, fontsize=8)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    if parts:
-        axes.legend(frameon=False, fontsize=7, labelcolor=theme.ink, loc="upper right")
-    tail = total[len(total) // 20 :]
-    everything = [tail, *(np.array([row.get(key, np.nan) for row in rows], dtype=float) for key in parts)]
-    low, high = min(np.nanmin(v) for v in everything), float(np.nanmax(tail))
-    if high > low:
-        axes.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
+    finite = np.concatenate(shown)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) and finite.max() > finite.min():
+        margin = 0.06 * (finite.max() - finite.min())
+        axes.set_ylim(finite.min() - margin, finite.max() + margin)
+    _label_ends(axes, ends)
     _plain(axes, theme, grid=True)
+
+
+def _parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Keys and labels of the lines beside the loss: one per stage where a loss is known by stage."""
+    keys = sorted({key for row in rows for key in row})
+    by_stage = [match for key in keys if (match := STAGE_KEY.fullmatch(key))]
+    if by_stage:
+        by_stage.sort(key=lambda match: int(match[2]))
+        return [(match[0], f"stage {match[2]}") for match in by_stage]
+    return [(key, key.replace("_", " ")) for key in keys if key in PARTS]
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
+    """One number per row; NaN where a row has none."""
+    return np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Name every line at its right end, moved apart where they would touch."""
+    low, high = axes.get_ylim()
+    least = 0.07 * (high - low)
+    previous = -np.inf
+    for value, label, colour in sorted(end for end in ends if np.isfinite(end[0])):
+        y = max(min(value, high), previous + least)
+        previous = y
+        axes.annotate(
+            label,
+            (1.02, y),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            fontsize=7,
+            va="center",
+            fontweight="bold" if label == "loss" else "normal",
+            annotation_clip=False,
+        )
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

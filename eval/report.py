@@ -296,7 +296,8 @@ def _curve_section(content: ReportContent) -> str:
         page.figure(
             loss_curves(content.curves),
             "Loss curves of the training runs",
-            "The loss of every step, faint, and its running mean; grey lines are named parts of it.",
+            "The logged loss, faint, and its running mean. Grey lines are its parts, by stage where it is "
+            "known by stage.",
             least_width=620 if len(content.curves) > 2 else 0,
         ),
     )

@@ -128,6 +128,7 @@ def test_missing_inception_file_names_file_and_source(tmp_path: Path) -> None:
         build_extractor(spec)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x04cos\nsystem\n(S'true'\ntR."])
 def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "inception.pth"

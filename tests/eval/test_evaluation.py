@@ -1,0 +1,115 @@
+"""The whole evaluation on tiny networks: what it writes, and that it can be repeated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.evaluation import evaluate, prepare_extractor, reconstruct
+from eval.evaluation_config import EvaluationConfig, EvaluationData
+from eval.extractors import INCEPTION, ExtractorSpec
+from eval.feature_network import FeatureTrainingConfig
+from eval.pool import PoolConfig
+from eval.samplers import GeneratorSpec
+from nvg.errors import UserError
+from pipelines.configuration import ConfigError, load_config
+from pipelines.evaluate import EvaluateConfig, codebook_usage, plan_evaluate, run_evaluate, weights_folder
+from pipelines.sources import SourceConfig
+
+POOL = PoolConfig(num_samples=60, num_actors=2, chunk_size=20, batch_size=20, cpus_per_actor=0.5, seed=5)
+
+
+@pytest.fixture(scope="module")
+def config(
+    generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path_factory: pytest.TempPathFactory
+) -> EvaluateConfig:
+    return EvaluateConfig(
+        tokenizer=generator_spec.tokenizer,
+        content=generator_spec.content,
+        structure=generator_spec.structure,
+        output=str(tmp_path_factory.mktemp("evaluation")),
+        sampling=generator_spec.sampling,
+        pool=POOL,
+        extractor_path=extractor_spec.path,
+        source=SourceConfig(),
+        times={"tokenizer": 3.0},
+    )
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_results_and_report(ray_session, config: EvaluateConfig, digits: EvaluationData) -> None:
+    results = run_evaluate(config)
+    output = Path(config.output)
+    assert json.loads((output / "results.json").read_text()) == results
+    assert (output / "report.html").stat().st_size > 100_000
+    scores = results["scores"]
+    assert set(scores) == {"generated", "generated_guidance_1", "held_out", "reconstructions"}
+    for row in scores.values():
+        assert {"fid", "inception_score", "precision", "recall", "class_accuracy"} <= set(row)
+    assert scores["held_out"]["class_accuracy"] >= 0.97
+    assert scores["held_out"]["fid"] < scores["generated"]["fid"]
+    assert scores["held_out"]["num_images"] == len(digits.held_out_images)
+    protocol = results["protocol"]
+    assert protocol["pools"]["generated"]["num_samples"] == 60
+    assert protocol["pools"]["generated_guidance_1"]["sampler"]["sampling"]["content_guidance"] == 1.0
+    assert len(protocol["extractor"]["sha256"]) == 64
+
+    again = evaluate(config, digits).results
+    assert again["scores"] == scores
+    hashes = [value["protocol"]["pools"]["generated"]["images_sha256"] for value in (again, results)]
+    assert hashes[0] == hashes[1]
+
+
+def test_the_feature_network_is_trained_once(
+    config: EvaluateConfig, digits: EvaluationData, tmp_path: Path
+) -> None:
+    fresh = replace(
+        config, output=str(tmp_path), extractor_path="", feature_training=FeatureTrainingConfig(num_steps=2)
+    )
+    first = prepare_extractor(fresh, digits)
+    written = first.weights_file.stat().st_mtime_ns
+    assert prepare_extractor(fresh, digits) == first
+    assert first.weights_file.stat().st_mtime_ns == written
+    other = replace(fresh, feature_training=FeatureTrainingConfig(num_steps=3))
+    assert prepare_extractor(other, digits).path != first.path
+
+
+def test_reconstructions_are_images(config: EvaluateConfig, digits: EvaluationData) -> None:
+    images = reconstruct(config, digits.held_out_images[:5], batch_size=2)
+    assert images.shape == (5, 16, 16, 1)
+    assert images.dtype == np.uint8
+
+
+def test_settings_come_from_the_command_line() -> None:
+    config = load_config(
+        EvaluateConfig,
+        None,
+        ["tokenizer=t", "content=c", "structure=s", "output=o", "pool.num_actors=3", "sampling.top_p_last=1"],
+    )
+    assert config.pool.num_actors == 3
+    assert config.sampling.top_p_last == 1
+    assert any("3 worker" in line for line in plan_evaluate(config))
+    with pytest.raises(ConfigError, match="num_actor"):
+        load_config(EvaluateConfig, None, ["pool.num_actor=3"])
+    with pytest.raises(ConfigError, match="structure"):
+        load_config(EvaluateConfig, None, ["tokenizer=t", "content=c", "output=o"])
+
+
+def test_missing_things_are_named(config: EvaluateConfig, digits: EvaluationData, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="content: found no folder"):
+        weights_folder("content", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="extractor_path"):
+        EvaluationConfig(extractor_kind=INCEPTION)
+    with pytest.raises(ValueError, match="vgg16"):
+        EvaluationConfig(extractor_kind="vgg16")
+    with pytest.raises(ValueError, match="the training images are"):
+        replace(digits, held_out_images=np.zeros((297, 8, 8, 1), np.uint8))
+    with pytest.raises(ValueError, match="held-out labels"):
+        replace(digits, held_out_labels=digits.held_out_labels[:-1])
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        codebook_usage(replace(config, records=str(tmp_path)))
