@@ -1,12 +1,13 @@
 """The commit protocol of checkpoints: a checkpoint is whole or it is not there.
 
-    checkpoints/step-XXXXXXXX.tmp/   every rank writes its engine state, the main rank the weights and trainer.json
-                                     (barrier, then the marker COMPLETE with sizes and hashes, all fsynced)
+    checkpoints/step-XXXXXXXX.tmp/   every rank writes its engine state, the main rank weights, trainer.json;
+                                     barrier, then the marker COMPLETE with sizes and hashes, all fsynced
     checkpoints/step-XXXXXXXX/       renamed in one step
     checkpoints/latest               text file with the folder's name, moved last
 
-A folder without a marker, or whose files differ from it, is never loaded: the one before is. Loading compares the
-hashes of the whole folder first, because DeepSpeed's own files are pickles and are only trusted as our own, unchanged.
+A folder without a marker, or whose files differ from it, is never loaded: the one before is. Loading
+compares the hashes of the whole folder first, because DeepSpeed's own files are pickles and are only
+trusted as our own, unchanged.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(folder: Path) -> int | None:
-    """Step in a checkpoint folder's name; None when it is not one (temporary and set-aside folders are not)."""
+    """Step in a checkpoint folder's name; None for temporary and set-aside ones."""
     digits = folder.name.removeprefix(PREFIX)
     return int(digits) if folder.name.startswith(PREFIX) and digits.isdigit() else None
 
@@ -245,8 +246,8 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, hashes: bo
     """The newest whole checkpoint.
 
     Args:
-        checkpoints: the run's checkpoints folder (may be missing). ``latest`` is not evidence: a kill between rename
-            and its move leaves it one behind, so the folders themselves are judged.
+        checkpoints: the run's checkpoints folder (may be missing). ``latest`` is not evidence: a kill
+            between rename and its move leaves it one behind, so the folders themselves are judged.
         report: called with one line per damaged folder.
         hashes: see :func:`find_damage`.
 
@@ -324,7 +325,7 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) ->
 
 
 def is_out_of_space(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that the disk (or the quota, or the file size limit) is full."""
+    """Whether an error, or what caused it, says that disk, quota or file size limit is reached."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     while error is not None:
         text = str(error)
@@ -340,7 +341,8 @@ def no_space_message(temporary: Path, reason: BaseException) -> str:
     """What to tell the user when a checkpoint could not be written."""
     free = shutil.disk_usage(temporary.parent).free
     return (
-        f"checkpoint {temporary.name.removesuffix('.tmp')} could not be written: no space left in {temporary.parent} "
-        f"({free / 2**20:.0f} MiB free; {reason}). Older checkpoints are intact; free space and start the same "
-        "command again to go on from the newest one"
+        f"checkpoint {temporary.name.removesuffix('.tmp')} could not be written: no space left in "
+        f"{temporary.parent} ({free / 2**20:.0f} MiB free; {reason}). Older "
+        "checkpoints are intact; free space "
+        "and start the same command again to go on from the newest one"
     )

@@ -1,7 +1,8 @@
-"""Train one generator: ``python -m pipelines.train_generator --config FILE key=value …`` (``kind=content|structure``).
+"""Train one generator: ``python -m pipelines.train_generator --config FILE key=value …``.
 
-Also under ``deepspeed --module`` and ``torchrun -m``; with ``launch.launcher=ray`` the ranks are Ray Train workers.
-``train_generators`` in ``pipelines.training_pair`` runs both at the same time.
+The key ``kind`` says which: content or structure. Also under ``deepspeed --module`` and ``torchrun -m``;
+with ``launch.launcher=ray`` the ranks are Ray Train workers. ``train_generators`` in
+``pipelines.training_pair`` runs both at the same time.
 """
 
 import dataclasses
@@ -126,8 +127,8 @@ def _held_out_records(config: DataConfig, training: RecordDataset) -> RecordData
     found, expected = records.manifest["tokenizer_hash"], training.manifest["tokenizer_hash"]
     if found != expected:
         raise UserError(
-            f"validation_path {config.path} was made with tokenizer {found}, the training records with {expected}; "
-            "precompute both with the same tokenizer"
+            f"validation_path {config.path} was made with tokenizer {found}, the training records with "
+            f"{expected}; precompute both with the same tokenizer"
         )
     return records
 
@@ -153,4 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Under its importable name: Ray workers look classes and functions up by module.
+    from pipelines.train_generator import main as entry
+
+    sys.exit(entry())

@@ -1,6 +1,7 @@
 """Train the tokenizer: ``python -m pipelines.train_tokenizer --config FILE key=value …``.
 
-Also under ``deepspeed --module`` and ``torchrun -m``; with ``launch.launcher=ray`` the ranks are Ray Train workers.
+Also under ``deepspeed --module`` and ``torchrun -m``; with ``launch.launcher=ray`` the ranks are Ray
+Train workers.
 """
 
 import dataclasses
@@ -65,8 +66,8 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     found, expected = (source.image_size, source.image_channels), (model.image_size, model.image_channels)
     if found != expected:
         raise UserError(
-            f"source.image_size, source.image_channels are {found}, model.image_size, model.image_channels are "
-            f"{expected}; set them equal"
+            f"source.image_size, source.image_channels are {found}, model.image_size, "
+            f"model.image_channels are {expected}; set them equal"
         )
     validation = None
     if config.validation_split is not None and config.loop.validate_every_steps is not None:
@@ -106,4 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Under its importable name: Ray workers look classes and functions up by module.
+    from pipelines.train_tokenizer import main as entry
+
+    sys.exit(entry())

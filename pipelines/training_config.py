@@ -1,6 +1,7 @@
 """Typed settings of a training run, and the DeepSpeed dictionary derived from them.
 
-Durations are counted in images, so that the same file means the same training at any batch or number of ranks.
+Durations are counted in images, so that the same file means the same training at any batch or number of
+ranks.
 """
 
 import json
@@ -76,7 +77,8 @@ class OptimizerConfig:
         )
         _check(
             self.warmup_images < self.total_images,
-            f"optimizer.warmup_images is {self.warmup_images}; it must be below total_images={self.total_images}",
+            f"optimizer.warmup_images is {self.warmup_images}; it must be below "
+            f"total_images={self.total_images}",
         )
         _check(
             self.micro_batch is None or self.micro_batch > 0,
@@ -167,7 +169,8 @@ class LoopConfig:
         keep_every_steps: checkpoints whose step is a multiple of this are kept for good; null keeps none.
         validate_every_steps: steps between validation losses; null for none.
         max_validation_images: held-out images used for it.
-        stop_after_steps: end this session (with a checkpoint) at this step, the schedule unchanged; null for none.
+        stop_after_steps: end this session (with a checkpoint) at this step, the schedule unchanged; null
+            for none.
         max_skipped_steps: consecutive steps the engine may refuse (overflow) before the run stops.
         wandb: see :class:`WandbConfig`.
     """
@@ -216,7 +219,8 @@ class DataConfig:
         loader: "memory" reads all records once (1.6 GB for ImageNet); "streaming" uses StreamingDataset.
         views_per_epoch: "one" random view of each image per epoch, or "all" views (memory loader; streaming
             always goes over all).
-        num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the fingerprint.
+        num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the
+            fingerprint.
         num_workers: loader processes per rank (streaming).
     """
 
@@ -293,7 +297,8 @@ def deepspeed_dict(
         Plain dictionary (JSON types).
 
     Raises:
-        UserError: the user's JSON file contradicts the typed configuration (both sides are named) or is unreadable.
+        UserError: the user's JSON file contradicts the typed configuration (both sides are named) or is
+            unreadable.
     """
     accumulation = optimizer.accumulation_steps(world_size)
     stage = deepspeed.zero_stage

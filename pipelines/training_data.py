@@ -1,11 +1,13 @@
-"""Batches for the loop: each rank's rows of a global batch whose content does not depend on the number of ranks.
+"""Batches for the loop: each rank's rows of a global batch, the same for any number of ranks.
 
-Sample n of a training (n counts images from 0) is in epoch n // E at position n % E; the permutation of an epoch
-depends on (seed, epoch) alone. Step s takes samples s·G .. (s+1)·G - 1 and rank r of W the r-th of W equal parts, so
-a batch may span two epochs, no image is dropped and the position in the data is the number of images seen.
+Sample n of a training (n counts images from 0) is in epoch n // E at position n % E; the permutation of
+an epoch depends on (seed, epoch) alone. Step s takes samples s·G .. (s+1)·G - 1 and rank r of W the r-th
+of W equal parts, so a batch may span two epochs, no image is dropped and the position in the data is the
+number of images seen.
 
-StreamingDataset has an order of its own, which depends also on canonical nodes, block size, algorithm and batch: all
-are part of the fingerprint. There a step has the same set of samples for any number of ranks, in another order.
+StreamingDataset has an order of its own, which depends also on canonical nodes, block size, algorithm and
+batch: all are part of the fingerprint. There a step has the same set of samples for any number of ranks,
+in another order.
 
 Shapes: B rows of this rank, T tokens, L positions, c image channels, S image side.
 """
@@ -180,7 +182,7 @@ def record_fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str
         Flat dictionary of JSON values.
     """
     wanted = (
-        "schema_version", "tokenizer_hash", "num_images", "num_views", "num_classes", "codebook_size",
+        "schema_version", "plan", "tokenizer_hash", "num_images", "num_views", "num_classes", "codebook_size",
         "num_positions", "source_fingerprint",
     )  # fmt: skip
     fingerprint: dict[str, Any] = {name: manifest[name] for name in wanted if name in manifest}
@@ -218,7 +220,7 @@ class StreamingSource:
     def batches(
         self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment
     ) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; an epoch's incomplete last batch is dropped; never ends."""
+        """This rank's batches from ``start_step`` on; drops an epoch's incomplete batch; never ends."""
         from torch.utils.data import DataLoader
 
         share = global_batch // place.world_size
@@ -226,8 +228,8 @@ class StreamingSource:
         steps_per_epoch = dataset.size // global_batch
         if steps_per_epoch == 0:
             raise UserError(
-                f"{self.config.path} has {dataset.size} records, fewer than optimizer.global_batch={global_batch}; "
-                "lower the batch or use data.loader=memory"
+                f"{self.config.path} has {dataset.size} records, fewer than "
+                f"optimizer.global_batch={global_batch}; lower the batch or use data.loader=memory"
             )
         epoch, step = divmod(start_step, steps_per_epoch)
         loader = DataLoader(
@@ -258,7 +260,7 @@ class StreamingSource:
 
 
 def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnvironment) -> Any:
-    """Build the dataset under a lock of this node: two jobs that build at once race for shared-memory names."""
+    """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
     from streaming import StreamingDataset  # heavy import (transformers, torchvision): only where it is used
 
     with open(Path(tempfile.gettempdir()) / "nvg-streaming.lock", "w") as lock:
@@ -289,7 +291,7 @@ def _collate(samples: list[dict[str, Any]]) -> Batch:
 
 
 def _die_with_parent(worker: int) -> None:
-    """Loader processes of a killed rank would live on and hold shared memory: ask Linux to end them with it."""
+    """Loader processes of a killed rank would live on with their memory: Linux ends them with it."""
     pr_set_pdeathsig = 1
     ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
@@ -326,8 +328,9 @@ def image_source(source: ImageSource, views_per_epoch: str = "one") -> ArraySour
     num_bytes = len(source) * config.num_views * config.image_size**2 * config.image_channels
     if num_bytes > MAX_IMAGE_BYTES_IN_MEMORY:
         raise UserError(
-            f"the images of {config.path or config.kind} need {num_bytes / 2**30:.1f} GiB in memory, the limit is "
-            f"{MAX_IMAGE_BYTES_IN_MEMORY / 2**30:.0f} GiB; lower source.num_views or source.image_size"
+            f"the images of {config.path or config.kind} need {num_bytes / 2**30:.1f} GiB in memory, "
+            f"the limit is {MAX_IMAGE_BYTES_IN_MEMORY / 2**30:.0f} GiB; lower "
+            "source.num_views or source.image_size"
         )
     loaded: LoadedImages = load_images(source, range(config.num_views))
 

@@ -1,12 +1,13 @@
 """One face for the two engines: DeepSpeed, and the plain single-process engine of ``nvg.training``.
 
-The loop sees forward, backward, step and the two questions after a step (was it applied, how long was the gradient);
-what differs (accumulation, precision, partitioned parameters, saving) stays here.
+The loop sees forward, backward, step and the two questions after a step (was it applied, how long was the
+gradient); what differs (accumulation, precision, partitioned parameters, saving) stays here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ class TrainingEngine(Protocol):
         ...
 
     def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
-        """Finish a micro batch; on the ``last`` one update the weights. Returns the gradient's norm if wanted."""
+        """Finish a micro batch, update the weights on the ``last``; the gradient's norm if wanted."""
         ...
 
     def was_step_applied(self) -> bool:
@@ -131,6 +132,19 @@ class _Plain:
         self.engine.global_steps = state["global_steps"]
 
 
+@contextlib.contextmanager
+def _local_rank_in_environment(place: RankEnvironment) -> Iterator[None]:
+    """DeepSpeed reads LOCAL_RANK and has no argument for it; without a launcher nobody has set it."""
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
+    os.environ["LOCAL_RANK"] = str(place.local_rank)
+    try:
+        yield
+    finally:
+        del os.environ["LOCAL_RANK"]
+
+
 class _DeepSpeed:
     """``deepspeed.initialize`` around the objective, with our AdamW as client optimizer."""
 
@@ -145,11 +159,11 @@ class _DeepSpeed:
         place: RankEnvironment,
         device: torch.device,
     ) -> None:
-        import deepspeed  # imported here: it probes compilers and devices, and the plain engine needs none of it
+        import deepspeed  # here: it probes compilers and devices, which the plain engine does not need
 
         if device.type == "cpu":
-            # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared memory
-            # behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
+            # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared
+            # memory behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         settings = deepspeed_dict(
             optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size
@@ -157,7 +171,8 @@ class _DeepSpeed:
         self.network = objective.network
         self.stage = sharding.zero_stage
         self.optimizer = build_optimizer(self.network, optimizer, device)
-        self.engine, *_ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=settings)
+        with _local_rank_in_environment(place):
+            self.engine, *_ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=settings)
         self.zero = deepspeed.zero
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

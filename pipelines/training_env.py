@@ -1,9 +1,9 @@
 """Who am I among the ranks: one reading of the variables that each launcher sets differently.
 
 Ray Train, the ``deepspeed`` launcher and torchrun all set RANK, LOCAL_RANK and WORLD_SIZE; the ``deepspeed``
-launcher names the number of ranks on this node LOCAL_SIZE, the others LOCAL_WORLD_SIZE. StreamingDataset reads
-LOCAL_WORLD_SIZE when it is built and takes every rank for a node leader when it is missing, so entry points call
-``normalise_rank_environment`` before anything else.
+launcher names the number of ranks on this node LOCAL_SIZE, the others LOCAL_WORLD_SIZE. StreamingDataset
+reads LOCAL_WORLD_SIZE when it is built and takes every rank for a node leader when it is missing, so
+entry points call ``normalise_rank_environment`` before anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from nvg.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnvironment:
@@ -60,8 +61,9 @@ def normalise_rank_environment(environ: MutableMapping[str, str] | None = None) 
     local = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE")
     if local is None and world_size > 1:
         raise UserError(
-            f"WORLD_SIZE={world_size} but neither LOCAL_WORLD_SIZE nor LOCAL_SIZE is set; start with torchrun, the "
-            "deepspeed launcher or Ray Train, or set LOCAL_WORLD_SIZE to the number of ranks on this node"
+            f"WORLD_SIZE={world_size} but neither LOCAL_WORLD_SIZE nor LOCAL_SIZE is set; start with "
+            "torchrun, the deepspeed launcher or Ray Train, or set LOCAL_WORLD_SIZE to "
+            "the number of ranks on this node"
         )
     local_world_size = int(local or "1")
     if not 0 <= rank < world_size or not 0 <= local_rank < local_world_size or world_size % local_world_size:
@@ -72,13 +74,10 @@ def normalise_rank_environment(environ: MutableMapping[str, str] | None = None) 
     place = RankEnvironment(
         rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=local_world_size
     )
-    environ["RANK"], environ["WORLD_SIZE"] = str(rank), str(world_size)
-    environ["LOCAL_RANK"], environ["LOCAL_WORLD_SIZE"] = str(local_rank), str(local_world_size)
     if not torch.cuda.is_available():
         environ.setdefault("DS_ACCELERATOR", "cpu")
-    if world_size == 1:
-        environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        environ.setdefault("MASTER_PORT", "0")
+    if world_size > 1:  # without a launcher nothing is set: children must not take themselves for ranks
+        environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
     return place
 
 
@@ -94,8 +93,8 @@ def local_device(place: RankEnvironment) -> torch.device:
 def ensure_process_group(place: RankEnvironment, device: torch.device) -> None:
     """Join the job's process group unless that is done (Ray Train does it, or an earlier call has).
 
-    The group stays for the life of the process: DeepSpeed keeps handles of it. One rank alone needs no port: it uses
-    a store in its own memory.
+    The group stays for the life of the process: DeepSpeed keeps handles of it. One rank alone needs no
+    port: it uses a store in its own memory.
 
     Args:
         place: this rank.

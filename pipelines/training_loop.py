@@ -1,9 +1,10 @@
 """The one training loop: tokenizer and both generators, one process or many ranks, whoever started them.
 
-A step draws the noise of the whole global batch from (seed, step) on the CPU and takes this rank's rows, as the data
-does; so the same images meet the same noise for any number of ranks. The position in the data is the number of images
-seen. Everything else a step depends on (weights, optimizer, moving average) is in the checkpoint, hence a resumed
-run equals the straight one bit for bit at the same number of ranks on a CPU.
+A step draws the noise of the whole global batch from (seed, step) on the CPU and takes this rank's rows,
+as the data does; so the same images meet the same noise for any number of ranks. The position in the data
+is the number of images seen. Everything else a step depends on (weights, optimizer, moving average) is in
+the checkpoint, hence a resumed run equals the straight one bit for bit at the same number of ranks on a
+CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from nvg.training import Ema, WsdSchedule
 from pipelines.checkpointing import TrainerState, flatten
@@ -45,7 +46,10 @@ class NonFiniteLossError(RuntimeError):
 class Objective(Protocol):
     """What the loop asks of an objective (an ``nn.Module``)."""
 
-    network: nn.Module
+    @property
+    def network(self) -> Any:
+        """The trained network (``nn.Module``)."""
+        ...
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         """Random tensors of one step, each with ``global_batch`` leading rows."""
@@ -210,7 +214,7 @@ class _Session:
             for name, value in {**metrics, "loss": loss}.items():
                 parts.setdefault(name, []).append(value.detach())
             if self.device.type == "cpu":  # free here; on a GPU it would wait for the device at every step
-                self._require_finite(loss, self.step + 1, batch.sample_ids)
+                self._require_finite(loss.detach(), self.step + 1, batch.sample_ids)
             self.engine.backward(loss)
             grad_norm = self.engine.step(last=index == self.num_micro - 1, want_grad_norm=want_grad_norm)
         self.step += 1
@@ -230,8 +234,9 @@ class _Session:
         self.num_skipped += 1
         if self.num_skipped > self.config.loop.max_skipped_steps:
             raise NonFiniteLossError(
-                f"{self.task.name}: {self.num_skipped} optimizer steps in a row were skipped because gradients were "
-                f"not finite, up to step {self.step}, sample ids {self.pending[-1][1].tolist()}"
+                f"{self.task.name}: {self.num_skipped} optimizer steps in a row were skipped because "
+                f"gradients were not finite, up to step {self.step}, sample ids "
+                f"{self.pending[-1][1].tolist()}"
             )
 
     def _draw_noise(self, *, seed: int, step: int) -> dict[str, Tensor]:
@@ -255,8 +260,9 @@ class _Session:
     def _require_finite(self, loss: Tensor, step: int, sample_ids: np.ndarray) -> None:
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
-                f"{self.task.name}: the loss of step {step} is {float(loss)}; sample ids {sample_ids.tolist()}. The "
-                "last checkpoint is untouched. Lower optimizer.lr, or look at these samples"
+                f"{self.task.name}: the loss of step {step} is {float(loss)}; sample ids "
+                f"{sample_ids.tolist()}. The last checkpoint is untouched. Lower "
+                "optimizer.lr, or look at these samples"
             )
 
     # Numbers

@@ -1,4 +1,4 @@
-"""What the main rank tells about a running training: metrics.jsonl, a progress bar or plain lines, optionally wandb."""
+"""What the main rank tells about a training: metrics.jsonl, a bar or plain lines, optionally wandb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a run config to a trained folder, on this rank or through Ray; config.yaml and provenance.json of the run."""
+"""From a run config to a trained folder, on this rank or through Ray; config.yaml and provenance.json."""
 
 from __future__ import annotations
 
@@ -171,7 +171,9 @@ def command(
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=None, help="YAML file; without it the defaults")
-    parser.add_argument("--local_rank", type=int, default=None, help="given by the deepspeed launcher; unused")
+    parser.add_argument(
+        "--local_rank", type=int, default=None, help="given by the deepspeed launcher; unused"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     given = parser.parse_args(arguments)
     try:

@@ -1,10 +1,10 @@
-"""Saving and resuming a training: the commit protocol of ``checkpointing`` with the engine, weights and all ranks."""
+"""Saving and resuming: the commit protocol of ``checkpointing`` with engine, weights and all ranks."""
 
 from __future__ import annotations
 
 import fcntl
-import shutil
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +107,8 @@ def _write_weights(
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise RuntimeError(
-                f"step {state.step}: weight {name} is not finite, so no checkpoint is written; the last one is untouched"
+                f"step {state.step}: weight {name} is not finite, so no checkpoint is written; the "
+                "last one is untouched"
             )
     save_weights(folder, weights, model_config, kind, name="model")
     save_weights(folder, ema.weights(network), model_config, kind, name="ema")
@@ -137,7 +138,8 @@ def resume_checkpoint(
         Folder and its state, or None when there is no checkpoint.
 
     Raises:
-        UserError: configuration, data, engine or number of ranks have changed, or all checkpoints are damaged.
+        UserError: configuration, data, engine or number of ranks have changed, or all checkpoints are
+            damaged.
     """
     choice, refusal = from_main(_choose(checkpoints, expected, place), place, device)
     if refusal is not None:

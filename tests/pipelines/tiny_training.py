@@ -1,6 +1,6 @@
 """A training small enough for every test of the loop; also a script for the launchers.
 
-    deepspeed tests/pipelines/tiny_training.py run_folder=/tmp/x deepspeed.zero_stage=1
+deepspeed tests/pipelines/tiny_training.py run_folder=/tmp/x deepspeed.zero_stage=1
 """
 
 import sys
@@ -33,9 +33,7 @@ class TinyObjective(nn.Module):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         return {"noise": 0.1 * torch.randn(global_batch, WIDTH, generator=generator)}
 
-    def forward(
-        self, batch: dict[str, Tensor], noise: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         error = self.network(batch["x"] + noise["noise"])[:, 0] - batch["y"]
         return error.square().mean(), {"absolute": error.abs().mean()}
 
@@ -91,7 +89,9 @@ def run(config: TinyRunConfig) -> None:
     """Train once, or once per ZeRO stage in one launch."""
     for stage in config.stages:
         folder = f"{config.run_folder}/zero{stage}"
-        run_training(replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task)
+        run_training(
+            replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task
+        )
     if not config.stages:
         run_training(config, build_task)
 

@@ -1,0 +1,227 @@
+"""Both generators at the same time: two driver processes on one Ray cluster.
+
+Each driver is ``python -m pipelines.train_generator`` with its own placement group, run name, port and
+log file; this process starts or joins the cluster, watches both and shows their progress side by side.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cluster.session import SessionConfig, cluster_session
+from nvg.errors import UserError
+from pipelines.checkpointing import resolve_checkpoint
+from pipelines.configuration import dump_config
+from pipelines.train_generator import GeneratorRunConfig
+from pipelines.training_config import LaunchConfig
+from pipelines.training_metrics import read_metrics
+from pipelines.training_ray import CODE_ROOT
+
+LOG_FILE = "driver.log"
+DRIVER_CONFIG_FILE = "driver.yaml"
+POLL_S = 0.5
+STOP_TIMEOUT_S = 30.0
+NUM_LOG_LINES = 20
+LINE_EVERY_POLLS = 40
+
+
+def _ray_run(kind: str) -> GeneratorRunConfig:
+    return GeneratorRunConfig(kind=kind, run_folder=f"runs/{kind}", launch=LaunchConfig(launcher="ray"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRunConfig:
+    """Two generator trainings at once.
+
+    Attributes:
+        content, structure: the two runs, each with its own run folder.
+        cluster: Ray cluster to start or join; a started one has at least the CPUs that both ask for.
+    """
+
+    content: GeneratorRunConfig = field(default_factory=lambda: _ray_run("content"))
+    structure: GeneratorRunConfig = field(default_factory=lambda: _ray_run("structure"))
+    cluster: SessionConfig = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        kinds = (self.content.kind, self.structure.kind)
+        if kinds != ("content", "structure"):
+            raise ValueError(f"content.kind, structure.kind are {kinds}; they must be content and structure")
+        if Path(self.content.run_folder).resolve() == Path(self.structure.run_folder).resolve():
+            raise ValueError(
+                f"content.run_folder and structure.run_folder are both {self.content.run_folder}; "
+                "give each its own"
+            )
+
+    @property
+    def runs(self) -> tuple[GeneratorRunConfig, GeneratorRunConfig]:
+        """Content, structure."""
+        return self.content, self.structure
+
+
+def plan_generators(config: PairRunConfig) -> list[str]:
+    """Steps of both trainings, for ``--dry-run``.
+
+    Args:
+        config: the pair.
+
+    Returns:
+        One line per step.
+    """
+    lines = [f"use the Ray cluster {config.cluster.address!r} for two driver processes"]
+    for run in config.runs:
+        lines.append(
+            f"train the {run.kind} generator on {run.data.path} for {run.optimizer.num_steps} steps of "
+            f"{run.optimizer.global_batch} images with {run.launch.num_workers} worker(s) in {run.run_folder}"
+        )
+    return lines
+
+
+def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
+    """Train both; start again with the same folders to go on where they stopped.
+
+    Args:
+        config: the pair.
+
+    Returns:
+        Newest checkpoint folders of content and structure.
+
+    Raises:
+        UserError: one of them failed; the message holds the end of its log. The other is stopped and
+            resumes later.
+    """
+    with ExitStack() as stack:
+        environment = dict(os.environ)
+        if any(run.launch.launcher == "ray" for run in config.runs):
+            session = stack.enter_context(cluster_session(_sized(config)))
+            environment = {**os.environ, "RAY_ADDRESS": session.address}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")])
+        )
+        drivers = {run.kind: stack.enter_context(_driver(run, environment)) for run in config.runs}
+        _watch(config, drivers)
+    content, structure = (resolve_checkpoint(run.run_folder) for run in config.runs)
+    return content, structure
+
+
+def _sized(config: PairRunConfig) -> SessionConfig:
+    """The session, with enough logical CPUs for both trainings at once when it is started here."""
+    if config.cluster.num_cpus is not None:
+        return config.cluster
+    launches = [run.launch for run in config.runs if run.launch.launcher == "ray"]
+    needed = sum(launch.num_workers * launch.cpus_per_worker for launch in launches)
+    return replace(config.cluster, num_cpus=max(math.ceil(needed), os.cpu_count() or 1))
+
+
+@contextmanager
+def _driver(run: GeneratorRunConfig, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """One training in its own process, ended when this process leaves (Ray then frees its workers)."""
+    folder = Path(run.run_folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file = folder / DRIVER_CONFIG_FILE
+    config_file.write_text(dump_config(run))
+    command = [sys.executable, "-m", "pipelines.train_generator", "--config", str(config_file)]
+    with open(folder / LOG_FILE, "ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _watch(config: PairRunConfig, drivers: dict[str, "subprocess.Popen[bytes]"]) -> None:
+    """Follow both until both have ended well.
+
+    Raises:
+        UserError: one has failed.
+    """
+    with _PairProgress(config) as progress:
+        running = dict(drivers)
+        while running:
+            for kind, process in list(running.items()):
+                try:
+                    code = process.wait(POLL_S)
+                except subprocess.TimeoutExpired:
+                    continue
+                del running[kind]
+                if code != 0:
+                    raise UserError(_failure(config, kind, code))
+            progress.update()
+
+
+def _failure(config: PairRunConfig, kind: str, code: int) -> str:
+    run = config.content if kind == "content" else config.structure
+    log = Path(run.run_folder).resolve() / LOG_FILE
+    lines = log.read_text(errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    end = lines[starts[-1] :] if starts else lines[-NUM_LOG_LINES:]
+    return (
+        f"training the {kind} generator failed (exit code {code}):\n  "
+        + "\n  ".join(end)
+        + f"\nits whole log is {log}; the other training was stopped too. Start the "
+        "same command again to go on from "
+        "the newest checkpoints"
+    )
+
+
+class _PairProgress:
+    """Two bars, or a line now and then where there is no terminal; fed by the runs' metrics.jsonl."""
+
+    def __init__(self, config: PairRunConfig) -> None:
+        self.config = config
+        console = Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tasks = {
+            run.kind: self.bars.add_task(run.kind, total=run.optimizer.num_steps, status="starting")
+            for run in config.runs
+        }
+        self.num_polls = 0
+
+    def __enter__(self) -> "_PairProgress":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        self.bars.stop()
+
+    def update(self) -> None:
+        """Read how far both are and show it."""
+        texts: list[str] = []
+        for run in self.config.runs:
+            rows = read_metrics(Path(run.run_folder))
+            if not rows:
+                continue
+            status = _status(rows[-1])
+            self.bars.update(self.tasks[run.kind], completed=rows[-1]["step"], status=status)
+            texts.append(f"{run.kind} {rows[-1]['step']}/{run.optimizer.num_steps} {status}")
+        if self.bars.disable and texts and self.num_polls % LINE_EVERY_POLLS == 0:
+            sys.stderr.write(" | ".join(texts) + "\n")
+            sys.stderr.flush()
+        self.num_polls += 1
+
+
+def _status(row: dict[str, Any]) -> str:
+    return f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s"

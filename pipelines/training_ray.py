@@ -1,0 +1,142 @@
+"""Ray Train V2 as launcher of the one training loop.
+
+Each training is one ``TorchTrainer`` with its own placement group, run name and port. Checkpoints go
+straight to the run folder (all workers see it) under our own commit protocol; Ray restarts lost workers,
+and the loop then resumes from the newest valid checkpoint by itself, exactly as after a start by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import nvg
+from cluster.session import SessionConfig, cluster_session
+from nvg.errors import UserError
+from pipelines.checkpointing import resolve_checkpoint
+from pipelines.training_config import LaunchConfig, LoopConfig
+from pipelines.training_loop import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from pipelines.training_run import Config, TaskBuilder
+
+RAY_FOLDER = "ray"
+CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
+
+
+def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
+    """Train with ``config.launch.num_workers`` ranks on the cluster.
+
+    Args:
+        config: the run's configuration; relative paths are taken from the current folder.
+        build_task: makes objective and data on every worker.
+
+    Returns:
+        The newest checkpoint's folder.
+
+    Raises:
+        UserError: a worker met something the user can change, or the cluster has too few resources.
+    """
+    run_folder = Path(config.run_folder).resolve()
+    session = SessionConfig(
+        address=config.launch.address or "auto", num_cpus=_num_cpus(config.launch), log_to_driver=True
+    )
+    with cluster_session(session):
+        import ray.train
+        import ray.train.torch
+        from ray import cloudpickle
+
+        _require_resources(config.launch, ray.cluster_resources())
+        trainer = ray.train.torch.TorchTrainer(
+            _train_on_worker,
+            train_loop_config={
+                # As bytes: only workers need what it refers to, not the controller on the way.
+                "run": cloudpickle.dumps((config, build_task)),
+                "working_dir": os.getcwd(),
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.launch.num_workers,
+                use_gpu=config.launch.gpus_per_worker > 0,
+                resources_per_worker=_resources(config.launch),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"nvg-{run_folder.name}",
+                storage_path=str(run_folder / RAY_FOLDER),
+                failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
+                worker_runtime_env={"env_vars": _worker_environment(config.launch, config.loop)},
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            message = _own_message(error)
+            if message is None:
+                raise
+            raise UserError(message) from error
+    return resolve_checkpoint(run_folder)
+
+
+def _train_on_worker(given: dict[str, Any]) -> None:
+    """Body of one Ray Train worker: one rank."""
+    from ray import cloudpickle
+
+    from pipelines.training_run import run_on_this_rank
+
+    working_dir = Path(given["working_dir"])
+    if working_dir.is_dir():  # Ray stands in a folder of its own; paths of the config are the driver's
+        os.chdir(working_dir)
+    config, build_task = cloudpickle.loads(given["run"])
+    run_on_this_rank(config, build_task)
+
+
+def _resources(launch: LaunchConfig) -> dict[str, float]:
+    resources = {"CPU": launch.cpus_per_worker}
+    return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+
+
+def _num_cpus(launch: LaunchConfig) -> int:
+    """Logical CPUs of a cluster that has to be started here: at least what the ranks ask for."""
+    return max(math.ceil(launch.num_workers * launch.cpus_per_worker), os.cpu_count() or 1)
+
+
+def _worker_environment(launch: LaunchConfig, loop: LoopConfig) -> dict[str, str]:
+    threads = str(loop.threads_per_rank or 1)
+    paths = [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]
+    variables = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    if launch.gpus_per_worker == 0 and not torch.cuda.is_available():
+        variables["DS_ACCELERATOR"] = "cpu"
+    return variables
+
+
+def _require_resources(launch: LaunchConfig, found: Mapping[str, float]) -> None:
+    for name, share in _resources(launch).items():
+        needed, there = share * launch.num_workers, found.get(name, 0.0)
+        if needed > there:
+            raise UserError(
+                f"the training asks for {needed:g} {name} (launch.num_workers={launch.num_workers} "
+                f"times {share:g}), "
+                f"the whole Ray cluster has {there:g}; lower one of them or use a larger cluster"
+            )
+
+
+def _own_message(error: BaseException) -> str | None:
+    """Message of the first worker that failed with an error meant for the user; None when there is none."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for _, failure in sorted(failures.items()):
+        cause: BaseException | None = failure
+        while cause is not None:
+            inner = getattr(cause, "cause", None)
+            for candidate in (cause, inner):
+                if isinstance(candidate, (UserError, NonFiniteLossError)):
+                    return str(candidate)
+            cause = cause.__cause__
+    return None

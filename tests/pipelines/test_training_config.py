@@ -1,0 +1,91 @@
+"""Typed training settings and the DeepSpeed dictionary made from them."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nvg.errors import UserError
+from pipelines.configuration import ConfigError, load_config
+from pipelines.train_generator import GeneratorRunConfig
+from pipelines.train_tokenizer import TokenizerRunConfig
+from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig, deepspeed_dict
+from pipelines.training_env import normalise_rank_environment
+from pipelines.training_pair import PairRunConfig
+
+
+def derive(**deepspeed):
+    return deepspeed_dict(
+        optimizer=OptimizerConfig(global_batch=64, micro_batch=16, gradient_clipping=0.0),
+        loop=LoopConfig(),
+        deepspeed=DeepSpeedConfig(**deepspeed),
+        world_size=2,
+    )
+
+
+def test_every_moved_default_is_written_out():
+    found = derive(zero_stage=2)
+    assert found["gradient_clipping"] == 0.0
+    assert found["train_batch_size"] == 64
+    assert found["train_micro_batch_size_per_gpu"] * found["gradient_accumulation_steps"] * 2 == 64
+    assert found["zero_optimization"]["stage"] == 2
+    assert found["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_shipped_files_fit_their_stage(repository, stage):
+    file = str(repository / "configs" / "deepspeed" / f"zero{stage}.json")
+    assert derive(zero_stage=stage, file=file)["zero_optimization"]["stage"] == stage
+    with pytest.raises(UserError, match=r"zero_optimization\.stage: the file says"):
+        derive(zero_stage=(stage + 1) % 4, file=file)
+
+
+def test_own_file_adds_sections_and_contradictions_are_named(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"comms_logger": {"enabled": True}, "gradient_clipping": "auto"}))
+    assert derive(file=str(file))["comms_logger"] == {"enabled": True}
+    file.write_text(json.dumps({"gradient_clipping": 0.5, "optimizer": {"type": "Adam"}}))
+    with pytest.raises(UserError, match=r"gradient_clipping: the file says 0.5") as error:
+        derive(file=str(file))
+    assert "optimizer: " in str(error.value)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(3, None), (2, 5), (128, None)])
+def test_batch_that_does_not_divide_is_refused(world_size, micro_batch):
+    with pytest.raises(UserError, match="global_batch=64 does not divide"):
+        OptimizerConfig(global_batch=64, micro_batch=micro_batch).accumulation_steps(world_size)
+
+
+@pytest.mark.parametrize("schema", [TokenizerRunConfig, GeneratorRunConfig, PairRunConfig])
+def test_run_configs_are_valid_schemas(schema):
+    assert isinstance(load_config(schema, None), schema)
+
+
+@pytest.mark.parametrize(
+    "override", ["loop.engine=fast", "optimizer.lr=-1", "loop.warmup=3", "deepspeed.zero_stage=4"]
+)
+def test_impossible_settings_name_the_key(override):
+    with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[1]):
+        load_config(GeneratorRunConfig, None, [override])
+
+
+def test_every_optimizer_field_is_compared_on_resume_or_is_the_micro_batch(tmp_path):
+    from tiny_training import build_task, tiny_config
+
+    from pipelines.training_run import run_training
+
+    run_training(tiny_config(tmp_path, stop_after_steps=1), build_task)
+    saved = json.loads((tmp_path / "checkpoints" / "step-00000001" / "trainer.json").read_text())["config"]
+    names = {item.name for item in dataclasses.fields(OptimizerConfig)} - {"micro_batch"}
+    assert {f"optimizer.{name}" for name in names} <= saved.keys()
+
+
+def test_launchers_name_the_ranks_of_a_node_differently():
+    launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
+    place = normalise_rank_environment(launcher)
+    assert (place.rank, place.local_world_size) == (3, 2)
+    assert launcher["LOCAL_WORLD_SIZE"] == "2"
+    with pytest.raises(UserError, match="LOCAL_WORLD_SIZE"):
+        normalise_rank_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+    with pytest.raises(UserError, match="same number of ranks"):
+        normalise_rank_environment({**launcher, "WORLD_SIZE": "5"})

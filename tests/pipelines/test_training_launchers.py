@@ -1,0 +1,103 @@
+"""The same losses under the deepspeed launcher, torchrun and Ray Train, with two real ranks."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_training import build_task, tiny_config
+
+from nvg.errors import UserError
+from pipelines.training_config import LaunchConfig
+from pipelines.training_metrics import read_metrics
+from pipelines.training_run import run_training
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+SCRIPT = Path(__file__).with_name("tiny_training.py")
+BIN = Path(sys.executable).parent
+
+
+def losses(folder):
+    return [row["loss"] for row in read_metrics(folder)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(repository, command, *settings):
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(repository),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+    return subprocess.run(
+        [*command, str(SCRIPT), *settings, "loop.engine=deepspeed"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """Losses of one rank without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("plain")
+    run_training(tiny_config(folder), build_task)
+    return losses(folder)
+
+
+def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, expected):
+    command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]"]
+    first = launch(repository, command, *settings, "loop.stop_after_steps=6")
+    assert first.returncode == 0, first.stderr[-3000:]
+    for stage in range(4):
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected[:6], rel=1e-5)
+    second = launch(repository, command, *settings)
+    assert second.returncode == 0, second.stderr[-3000:]
+    for stage in range(4):
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected, rel=1e-5)
+    assert [row["step"] for row in read_metrics(tmp_path / "zero1")] == list(range(1, 13))
+
+    # Two ranks' optimizer states are refused by one rank, with the reason.
+    config = tiny_config(tmp_path / "zero1", engine="deepspeed")
+    with pytest.raises(UserError, match=r"written by 2 rank\(s\) of deepspeed-zero1, this run has 1"):
+        run_training(config, build_task)
+
+
+def test_torchrun(repository, tmp_path, expected):
+    command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
+    result = launch(repository, command, f"run_folder={tmp_path}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def test_ray_train(ray_session, tmp_path, expected, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+    config = tiny_config(tmp_path / "run", engine="deepspeed")
+    config = replace(config, launch=LaunchConfig(launcher="ray", num_workers=2, max_failures=0))
+    checkpoint = run_training(config, build_task)
+    assert checkpoint == tmp_path / "run" / "checkpoints" / "step-00000012"
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+
+    with pytest.raises(
+        UserError, match=r"configuration has changed\n  model.depth: checkpoint 2, this run 3"
+    ):
+        run_training(replace(config, depth=3), build_task)
+
+
+def test_ray_train_that_does_not_fit_the_cluster_is_refused(ray_session, tmp_path):
+    config = replace(tiny_config(tmp_path), launch=LaunchConfig(launcher="ray", num_workers=64))
+    with pytest.raises(UserError, match=r"64 CPU .* the whole Ray cluster has 4"):
+        run_training(config, build_task)
