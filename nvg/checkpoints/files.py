@@ -89,6 +89,7 @@ def _description(folder: Path, name: str) -> Path:
 
 
 def _sync_rename(part: Path, final: Path) -> None:
+    part.chmod(0o644)  # safetensors writes for the owner alone; workers of a shared cluster read too
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     part.replace(final)

@@ -1,0 +1,62 @@
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from reference_vectors import tiny_generators
+
+from nvg.checkpoints import (
+    load_content_generator,
+    load_dequantizer,
+    load_structure_generator,
+    load_weights,
+    save_weights,
+    weights_hash,
+)
+from nvg.errors import UserError
+
+
+def test_networks_come_back_as_they_were(tmp_path):
+    content, structure, dequantizer = tiny_generators()
+    loaders = (load_content_generator, load_structure_generator, load_dequantizer)
+    for network, kind, loader in zip(
+        (content, structure, dequantizer), ("content", "structure", "dequantizer"), loaders, strict=True
+    ):
+        save_weights(tmp_path / kind, network.state_dict(), asdict(network.config), kind, name="own")
+        back = loader(tmp_path / kind, "own")
+        assert back.config == network.config and not back.training
+        assert all(torch.equal(value, network.state_dict()[key]) for key, value in back.state_dict().items())
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_hash_changes_with_the_weights(tmp_path):
+    save_weights(tmp_path, {"a": torch.zeros(3)}, {}, "tokenizer")
+    first = weights_hash(tmp_path)
+    save_weights(tmp_path, {"a": torch.ones(3)}, {}, "tokenizer")
+    assert weights_hash(tmp_path) != first
+
+
+def test_missing_damaged_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"model.safetensors is missing.*content"):
+        load_weights(tmp_path, "content")
+    save_weights(tmp_path, {"a": torch.zeros(300)}, {}, "tokenizer")
+    with pytest.raises(UserError, match="describes a tokenizer.*expected a content"):
+        load_weights(tmp_path, "content")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        load_weights(tmp_path, "tokenizer")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json is damaged"):
+        load_weights(tmp_path, "tokenizer")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    content, _, _ = tiny_generators()
+    save_weights(tmp_path, content.state_dict(), {**asdict(content.config), "width": 128}, "content", name="ema")
+    with pytest.raises(UserError, match=r"another architecture: canvas_in.bias: found \(64,\), expected \(128,\)"):
+        load_content_generator(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "config": {"tall": 1}}))
+    with pytest.raises(UserError, match="unknown settings .'tall'."):
+        load_content_generator(tmp_path)

@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from nvg.errors import UserError
+from nvg.granularity import (
+    StageLayout,
+    balanced_split,
+    check_structure,
+    cluster_mean,
+    place,
+    raster_split,
+    spatial_structure,
+    stage_map,
+    structure_embedding,
+    structure_from_embedding,
+)
+
+LEAF = torch.stack([torch.randperm(64, generator=torch.Generator().manual_seed(row)) for row in range(3)])
+
+
+def test_embedding_of_figure_3():
+    """Position with path 1, 0 at stage 2 of a K = 4 hierarchy: 2 0 1 1."""
+    structure = torch.arange(16)[None]
+    assert structure_embedding(structure, 0, 4)[0, 9].tolist() == [1, 1, 1, 1]
+    assert structure_embedding(structure, 2, 4)[0, 9].tolist() == [2, 0, 1, 1]
+    assert structure_embedding(structure, 4, 4)[0, 9].tolist() == [2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("stage", range(7))
+def test_equation_7_inverts_equation_6(stage):
+    unknown = 6 - stage
+    assert torch.equal(structure_from_embedding(structure_embedding(LEAF, stage, 6)), (LEAF >> unknown) << unknown)
+
+
+def test_stage_can_differ_by_row():
+    stages = torch.tensor([0, 3, 6])
+    rows = structure_embedding(LEAF, stages, 6)
+    for row, stage in enumerate(stages.tolist()):
+        assert torch.equal(rows[row], structure_embedding(LEAF[row : row + 1], stage, 6)[0])
+
+
+@pytest.mark.parametrize("stage", range(7))
+def test_pooling_equals_a_loop_and_inverts_placing(stage):
+    values = torch.randn(3, 64, 2, generator=torch.Generator().manual_seed(9))
+    pooled = cluster_mean(values, LEAF, stage)
+    labels = stage_map(LEAF, stage, 6)
+    for row in range(3):
+        for cluster in range(1 << stage):
+            torch.testing.assert_close(pooled[row, cluster], values[row][labels[row] == cluster].mean(0))
+    torch.testing.assert_close(cluster_mean(place(pooled, LEAF, stage), LEAF, stage), pooled)
+
+
+def test_pooling_reads_known_splits_only():
+    values = torch.randn(3, 64, 2)
+    known = (LEAF >> 4) << 4
+    torch.testing.assert_close(cluster_mean(values, known, 2), cluster_mean(values, LEAF, 2))
+
+
+def test_balanced_split_takes_the_top_half_of_every_parent():
+    score = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    known = (LEAF >> 4) << 4
+    split = stage_map(balanced_split(known, score, 2, 6), 3, 6)
+    assert torch.equal(split >> 1, LEAF >> 4)
+    for parent in range(4):
+        mine = (LEAF >> 4)[0] == parent
+        assert score[0][mine & (split[0] % 2 == 1)].min() >= score[0][mine & (split[0] % 2 == 0)].max()
+
+
+def test_equal_scores_prefer_the_lower_position():
+    split = balanced_split(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4), 0, 2)
+    assert stage_map(split, 1, 2).tolist() == [[1, 1, 0, 0]]
+
+
+def test_last_split_follows_the_raster_order():
+    full = raster_split((LEAF >> 1) << 1, 6)
+    check_structure(full)
+    for row in range(3):
+        position_of = full[row].argsort()
+        assert bool((position_of[0::2] < position_of[1::2]).all())
+
+
+def test_repeated_splits_rebuild_a_map():
+    rebuilt = torch.zeros_like(LEAF)
+    for stage in range(6):
+        rebuilt = balanced_split(rebuilt, ((LEAF >> (5 - stage)) & 1).float(), stage, 6)
+    assert torch.equal(rebuilt, LEAF)
+
+
+def test_spatial_structure_halves_rows_then_columns():
+    structure = spatial_structure(16).view(4, 4)
+    assert (structure >> 3).tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
+    assert ((structure >> 2) & 1).tolist() == [[0, 0, 1, 1]] * 4
+    check_structure(spatial_structure(256)[None])
+
+
+def test_layout_counts_tokens_and_refuses_odd_grids():
+    layout = StageLayout(256)
+    assert (layout.last_stage, layout.num_tokens, layout.side) == (8, 511, 16)
+    assert [layout.tokens(stage).stop - layout.tokens(stage).start for stage in range(9)] == [1 << i for i in range(9)]
+    with pytest.raises(UserError, match="num_positions is 36"):
+        StageLayout(36)
+
+
+def test_unbalanced_map_is_refused():
+    with pytest.raises(UserError, match="no permutation"):
+        check_structure(torch.zeros(1, 16, dtype=torch.int64))

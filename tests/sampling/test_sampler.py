@@ -1,0 +1,120 @@
+import pytest
+import torch
+from reference_vectors import tiny_generators
+from torch import nn
+
+from nvg.errors import UserError
+from nvg.granularity import check_structure, spatial_structure, stage_map, structure_embedding
+from nvg.sampling import Given, SamplingConfig, integrate_flow, sample
+
+CONFIG = SamplingConfig(num_flow_steps=3)
+
+
+def draw(indices, *, networks=None, seed=0, config=CONFIG, given=None):
+    content, structure, dequantizer = networks or tiny_generators()
+    indices = torch.tensor(indices)
+    return sample(
+        content=content,
+        structure=structure,
+        dequantizer=dequantizer,
+        labels_B=indices % 3,
+        sample_indices_B=indices,
+        seed=seed,
+        config=config,
+        given=given,
+    )
+
+
+@pytest.mark.parametrize("num_positions", [16, 64, 256])
+def test_samples_are_whole_sequences(num_positions):
+    networks = tiny_generators(num_positions=num_positions)
+    drawn = draw([0, 1], networks=networks)
+    check_structure(drawn.structure_BL)
+    rebuilt = networks[2].canvases(drawn.content_ids_BT, drawn.structure_BL)
+    torch.testing.assert_close(drawn.canvases_BSLC, rebuilt, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_depends_on_seed_and_index_alone():
+    together, alone = draw(list(range(8))), draw([5])
+    assert torch.equal(together.content_ids_BT[5:6], alone.content_ids_BT)
+    assert torch.equal(together.structure_BL[5:6], alone.structure_BL)
+    assert not torch.equal(draw([5], seed=1).content_ids_BT, alone.content_ids_BT)
+
+
+def test_release_preset_takes_the_top_half():
+    config = SamplingConfig(num_flow_steps=3, gumbel_split=False)
+    check_structure(draw([0, 1, 2], config=config).structure_BL)
+
+
+def test_given_prefix_is_kept_and_the_rest_generated():
+    reference, free = draw([3, 4, 5]), draw([6, 7, 8])
+    given = Given(
+        structure_BL=reference.structure_BL, num_splits=2, content_ids_BT=reference.content_ids_BT, num_contents=2
+    )
+    drawn = draw([6, 7, 8], given=given)
+    assert torch.equal(stage_map(drawn.structure_BL, 2, 4), stage_map(reference.structure_BL, 2, 4))
+    assert torch.equal(drawn.content_ids_BT[:, :3], reference.content_ids_BT[:, :3])
+    assert not torch.equal(drawn.content_ids_BT[:, 3:], reference.content_ids_BT[:, 3:])
+    assert not torch.equal(drawn.structure_BL, free.structure_BL)
+
+
+def test_full_structure_needs_no_structure_generator():
+    content, _, dequantizer = tiny_generators()
+    given = Given(structure_BL=spatial_structure(16).expand(2, -1), num_splits=4)
+    drawn = draw([0, 1], networks=(content, None, dequantizer), given=given)
+    assert torch.equal(drawn.structure_BL, spatial_structure(16).expand(2, -1))
+    with pytest.raises(UserError, match="without a structure generator"):
+        draw([0, 1], networks=(content, None, dequantizer))
+
+
+class ExactVelocity(nn.Module):
+    """Velocity of a flow whose data is one known structure: (z - s) / t."""
+
+    def __init__(self, like, data_BLK):
+        super().__init__()
+        self.layout, self.null_class, self.data_BLK = like.layout, like.null_class, data_BLK
+
+    def forward(self, noisy, canvas, structure, stage, time, labels):
+        return (noisy - self.data_BLK) / time[:, None, None]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_an_exact_velocity_lands_on_the_data(stage):
+    _, structure, _ = tiny_generators()
+    truth = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(row)) for row in range(2)])
+    data = (structure_embedding(truth, 4, 4) - 1).float()
+    landed = integrate_flow(
+        ExactVelocity(structure, data),
+        torch.randn(2, 16, 4),
+        torch.zeros(2, 16, 4),
+        (truth >> (4 - stage)) << (4 - stage),
+        torch.tensor([0, 1]),
+        stage=stage,
+        guidance_scale=1.5,
+        num_steps=7,
+    )
+    torch.testing.assert_close(landed, data, rtol=0, atol=1e-5)
+
+
+def test_networks_of_another_token_space_are_refused():
+    content, structure, _ = tiny_generators()
+    other = tiny_generators(codebook_size=12)[2]
+    with pytest.raises(UserError, match=r"\(16, 4, 11\).*\(16, 4, 12\)"):
+        draw([0], networks=(content, structure, other))
+    foreign = tiny_generators(num_classes=4)
+    with pytest.raises(UserError, match="structure generator was trained"):
+        draw([0], networks=(content, foreign[1], foreign[2]))
+
+
+def test_labels_out_of_range_are_refused():
+    content, structure, dequantizer = tiny_generators()
+    with pytest.raises(UserError, match="labels must lie in 0..2"):
+        sample(
+            content=content,
+            structure=structure,
+            dequantizer=dequantizer,
+            labels_B=torch.tensor([3]),
+            sample_indices_B=torch.tensor([0]),
+            seed=0,
+            config=CONFIG,
+        )

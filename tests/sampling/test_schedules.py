@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+
+from nvg.errors import UserError
+from nvg.sampling import SamplingConfig, draw_tokens, flow_times, gumbel_scores, guide, top_p_filter
+
+
+def test_published_schedules():
+    config = SamplingConfig()
+    assert [config.content_scale(i, 8) for i in (0, 4, 8)] == [1.0, 2.25, 3.5]
+    assert config.structure_scale(6, 8) == 2.125
+    assert config.top_p(0, 8) == 1.0 and config.top_p(8, 8) == pytest.approx(0.5)
+    assert config.top_p(4, 8) == pytest.approx(0.5 + 0.5 * (8 - math.sqrt(8)) / 7)
+
+
+def test_constant_guidance_of_the_ablations():
+    config = SamplingConfig(content_guidance=1.5, structure_guidance=1.5, constant_guidance=True, top_p_last=1.0)
+    assert {config.content_scale(i, 8) for i in range(9)} == {1.5}
+    assert {config.top_p(i, 8) for i in range(9)} == {1.0}
+
+
+def test_flow_times_fall_from_one_to_zero_and_are_shifted_towards_noise():
+    times = flow_times(25, 256)
+    assert times[0] == 1.0 and times[-1] == 0.0 and len(times) == 26
+    assert all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+    e = math.exp(0.5)
+    assert times[5] == pytest.approx(e / (e + 1 / 0.8 - 1))
+
+
+def test_guidance_extrapolates():
+    c, u = torch.tensor([2.0]), torch.tensor([1.0])
+    assert guide(c, u, 1.0).item() == 2.0 and guide(c, u, 3.0).item() == 4.0 and guide(c, u, 0.0).item() == 1.0
+
+
+def test_top_p_keeps_the_token_that_crosses():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None, None]
+    torch.testing.assert_close(top_p_filter(logits, 0.6)[0, 0], torch.tensor([0.625, 0.375, 0.0, 0.0]))
+    torch.testing.assert_close(top_p_filter(logits, 1.0)[0, 0], torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    torch.testing.assert_close(top_p_filter(logits, 0.01)[0, 0], torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+
+def test_tokens_are_the_inverse_cdf():
+    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0]).expand(1, 4, 5)
+    uniform = torch.tensor([[0.0, 0.2499, 0.25, 1.0 - 2**-53]], dtype=torch.float64)
+    assert draw_tokens(probabilities, uniform).tolist() == [[1, 1, 3, 3]]
+
+
+def test_token_frequencies_follow_the_probabilities():
+    uniform = torch.linspace(0, 1, 10_001, dtype=torch.float64)[None, :-1]
+    probabilities = torch.tensor([0.1, 0.6, 0.3]).expand(1, 10_000, 3)
+    counts = torch.bincount(draw_tokens(probabilities, uniform)[0], minlength=3)
+    torch.testing.assert_close(counts / 10_000, torch.tensor([0.1, 0.6, 0.3]), rtol=0, atol=2e-4)
+
+
+def test_gumbel_scores_are_finite_at_the_edges_and_prefer_likely_positions():
+    channel = torch.tensor([[-5.0, -1.0, 1.0, 5.0]])
+    for uniform in (0.0, 0.5, 1.0 - 2**-53):
+        assert bool(torch.isfinite(gumbel_scores(channel, torch.full((1, 4), uniform, dtype=torch.float64))).all())
+    uniform = torch.rand(20_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = gumbel_scores(torch.tensor([[0.5, -0.5]]).expand(20_000, 2), uniform)  # p = 1.5 : 0.5
+    assert float((scores[:, 0] > scores[:, 1]).float().mean()) == pytest.approx(0.75, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"top_p_last": 0.0}, "top_p_last"), ({"num_flow_steps": 0}, "num_flow_steps"), ({"content_guidance": -1.0}, "guidance")],
+)
+def test_impossible_configs_are_refused_by_name(values, message):
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**values)

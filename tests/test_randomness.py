@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from nvg.errors import UserError
+from nvg.randomness import Purpose, normals, per_sample_uniforms, permutation, uniforms
+
+
+def test_values_are_frozen():
+    """A change here changes every sample and every training run: it belongs under Numerics in the changelog."""
+    drawn = uniforms(1, 2, Purpose.TOKEN, 3, (3,))
+    assert drawn.tolist() == pytest.approx(FROZEN, abs=0)
+
+
+FROZEN = [0.6844765152749288, 0.0721188140161183, 0.6946221574202349]
+
+
+def test_streams_differ_in_every_part_of_their_name():
+    names = [(0, 0, Purpose.TOKEN, 0), (1, 0, Purpose.TOKEN, 0), (0, 1, Purpose.TOKEN, 0), (0, 0, Purpose.SPLIT, 0)]
+    values = [tuple(uniforms(*name, (4,)).tolist()) for name in [*names, (0, 0, Purpose.TOKEN, 1)]]
+    assert len(set(values)) == 5
+
+
+def test_a_longer_draw_begins_like_a_shorter_one():
+    assert torch.equal(uniforms(0, 0, Purpose.TOKEN, 0, (9,))[:5], uniforms(0, 0, Purpose.TOKEN, 0, (5,)))
+
+
+def test_moments():
+    uniform = uniforms(0, 0, Purpose.TOKEN, 0, (100_000,))
+    assert 0.0 <= float(uniform.min()) and float(uniform.max()) < 1.0
+    assert float(uniform.mean()) == pytest.approx(0.5, abs=0.005)
+    normal = normals(0, 0, Purpose.FLOW_NOISE, 0, (100_000,))
+    assert float(normal.mean()) == pytest.approx(0.0, abs=0.01) and float(normal.std()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_permutation_is_one():
+    assert sorted(permutation(0, 0, Purpose.DATA_ORDER, 0, 50).tolist()) == list(range(50))
+
+
+def test_per_sample_streams_follow_the_index():
+    both = per_sample_uniforms(4, torch.tensor([7, 9]), Purpose.TOKEN, 2, (3,))
+    assert torch.equal(both[1], uniforms(4, 9, Purpose.TOKEN, 2, (3,)))
+
+
+def test_negative_seed_is_refused():
+    with pytest.raises(UserError, match="seed is -1"):
+        uniforms(-1, 0, Purpose.TOKEN, 0, (1,))

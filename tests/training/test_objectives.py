@@ -1,0 +1,147 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from reference_vectors import tiny_generators
+
+from nvg.errors import UserError
+from nvg.granularity import structure_embedding
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+from nvg.training import (
+    ContentObjective,
+    GeneratorLossConfig,
+    StructureObjective,
+    TokenizerLossConfig,
+    TokenizerObjective,
+)
+
+ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
+
+
+def records(num=6):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "label": torch.arange(num) % 3,
+        "content_ids": torch.randint(0, 11, (num, 31), generator=generator),
+        "structure": torch.stack([torch.randperm(16, generator=generator) for _ in range(num)]),
+    }
+
+
+@torch.no_grad()
+def test_content_loss_equals_a_loop_over_images_and_stages():
+    content, _, dequantizer = tiny_generators()
+    batch = records()
+    canvases = dequantizer.canvases(batch["content_ids"], batch["structure"])
+    objective = ContentObjective(content, dequantizer, ALL_STAGES)
+    loss, metrics = objective(batch, objective.draw_noise(seed=0, step=0, global_batch=6))
+    terms = []
+    for image in range(6):
+        rows = slice(image, image + 1)
+        for stage in range(5):
+            before = canvases[rows, stage - 1] if stage else torch.zeros_like(canvases[rows, 0])
+            structure = batch["structure"][rows]
+            final = content(before, structure, torch.tensor([stage]), batch["label"][rows])
+            logits = content.token_logits(final, before, structure, stage)[0]
+            target = batch["content_ids"][image, dequantizer.layout.tokens(stage)]
+            terms.append(F.mse_loss(final, canvases[rows, -1]) + F.cross_entropy(logits, target))
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    torch.testing.assert_close(loss, metrics["mse"] + metrics["cross_entropy"])
+
+
+@torch.no_grad()
+def test_structure_loss_equals_a_loop_over_images_and_stages():
+    _, structure, dequantizer = tiny_generators()
+    batch = records()
+    canvases = dequantizer.canvases(batch["content_ids"], batch["structure"])
+    objective = StructureObjective(structure, dequantizer, ALL_STAGES)
+    noise = objective.draw_noise(seed=0, step=0, global_batch=6)
+    loss, _ = objective(batch, noise)
+    data = (structure_embedding(batch["structure"], 4, 4) - 1).float()
+    terms = []
+    for image in range(6):
+        rows = slice(image, image + 1)
+        for column, stage in enumerate(noise["stages"][image].tolist()):
+            t, epsilon = noise["time"][image, column], noise["noise"][rows]
+            noisy, target = t * epsilon + (1 - t) * data[rows], epsilon - data[rows]
+            noisy[..., :stage], target[..., :stage] = data[rows][..., :stage], 0.0
+            velocity = structure(
+                noisy, canvases[rows, stage], batch["structure"][rows], torch.tensor([stage]), t[None], batch["label"][rows]
+            )
+            terms.append((velocity - target).square().mean())
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("kind", ["content", "structure"])
+def test_rows_of_the_global_batch_give_the_mean_loss(kind):
+    """What makes any number of ranks see the same step: equal shares average to the loss of the whole batch."""
+    content, structure, dequantizer = tiny_generators()
+    objective = (
+        ContentObjective(content, dequantizer, GeneratorLossConfig(stages_per_image=2))
+        if kind == "content"
+        else StructureObjective(structure, dequantizer, GeneratorLossConfig(stages_per_image=2))
+    )
+    batch, noise = records(), objective.draw_noise(seed=3, step=7, global_batch=6)
+    whole, _ = objective(batch, noise)
+    halves = [
+        objective({k: v[rows] for k, v in batch.items()}, {k: v[rows] for k, v in noise.items()})[0]
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+def test_noise_depends_on_seed_and_step_alone_and_covers_stages_evenly():
+    content, structure, dequantizer = tiny_generators()
+    objective = StructureObjective(structure, dequantizer, GeneratorLossConfig(stages_per_image=2))
+    first = objective.draw_noise(seed=1, step=5, global_batch=30)
+    again = objective.draw_noise(seed=1, step=5, global_batch=30)
+    other = objective.draw_noise(seed=1, step=6, global_batch=30)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["noise"], other["noise"])
+    assert all(len(value) == 30 for value in first.values())
+    assert torch.bincount(first["stages"].flatten()).tolist() == [20, 20, 20]
+    assert bool((first["stages"][:, 0] != first["stages"][:, 1]).all())
+    dropped = ContentObjective(content, dequantizer, GeneratorLossConfig(class_dropout_prob=0.25))
+    share = dropped.draw_noise(seed=0, step=0, global_batch=4000)["class_dropped"].float().mean()
+    assert float(share) == pytest.approx(0.25, abs=0.03)
+
+
+def test_only_the_network_learns():
+    content, _, dequantizer = tiny_generators()
+    objective = ContentObjective(content, dequantizer, ALL_STAGES)
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert trained == {f"network.{name}" for name, _ in content.named_parameters()}
+    objective(records(), objective.draw_noise(seed=0, step=0, global_batch=6))[0].backward()
+    assert all(parameter.grad is not None for parameter in content.parameters())
+
+
+def test_tokenizer_loss_falls_and_leaves_warm_up():
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        image_size=16, image_channels=1, base_width=8, norm_groups=4, width_multipliers=[1, 1, 1], num_res_blocks=1,
+        latent_channels=4, codebook_size=16,
+    )  # fmt: skip
+    objective = TokenizerObjective(Tokenizer(config), TokenizerLossConfig(soft_assignment_images=80))
+    assert bool(objective.draw_noise(seed=0, step=9, global_batch=8)["soft_assignment"].all())
+    assert not bool(objective.draw_noise(seed=0, step=10, global_batch=8)["soft_assignment"].any())
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+    optimizer = torch.optim.Adam(objective.parameters(), lr=5e-3)
+    losses = []
+    for step in range(40):
+        loss, metrics = objective({"image": images}, objective.draw_noise(seed=0, step=step, global_batch=8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(metrics["l1"]))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GeneratorLossConfig(class_dropout_prob=1.0), "class_dropout_prob is 1.0"),
+        (lambda: GeneratorLossConfig(stages_per_image=0), "stages_per_image is 0"),
+        (lambda: TokenizerLossConfig(commitment_weight=-1.0), "must not be negative"),
+    ],
+)
+def test_impossible_configs_are_refused_by_name(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
