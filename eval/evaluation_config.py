@@ -10,7 +10,7 @@ from eval.feature_network import FeatureTrainingConfig
 from eval.judge import JudgeConfig
 from eval.paintings import Painting
 from eval.pixels import ImageArray, check_images, check_labels
-from eval.pool import PoolConfig
+from eval.pool_config import PoolConfig
 from nvg.sampling import SamplingConfig
 
 

@@ -66,7 +66,7 @@ class FeatureTrainingConfig:
     """
 
     seed: int = 20250601
-    num_steps: int = 500
+    num_steps: int = 300
     batch_size: int = 64
     max_shift: int = 1
     learning_rate: float = 3e-3

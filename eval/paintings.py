@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.pixels import ImageArray, to_model_range, to_uint8
-from eval.pool import PoolConfig
+from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec
 from nvg.checkpoints import load_tokenizer
 from nvg.granularity import StageLayout, stage_map

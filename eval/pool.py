@@ -30,6 +30,7 @@ from rich.progress import (
 
 from eval.chunks import Chunk, join_chunks, read_chunk, write_chunk
 from eval.extractors import ExtractorSpec, build_extractor, extract
+from eval.pool_config import PoolConfig
 from eval.samplers import Sampler, SamplerSpec
 from nvg.errors import UserError
 
@@ -38,66 +39,6 @@ SCHEMA_VERSION = 1
 
 class PoolError(RuntimeError):
     """A chunk could not be computed although it was tried again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """Size and shape of the pool.
-
-    Attributes:
-        num_samples: images wanted; a multiple of the class count gives exactly equal classes.
-        num_actors: workers that draw at the same time.
-        chunk_size: samples per file, the unit of resuming; a multiple of batch_size.
-        batch_size: samples drawn together; part of the protocol, since it can move rounding.
-        threads_per_actor: torch threads of each worker; part of the protocol too.
-        cpus_per_actor: CPUs reserved in Ray for each worker; may be less than one on a small machine.
-        gpus_per_actor: GPUs reserved for each worker; above 0 the worker computes on its GPU.
-        seed: seed of all samples.
-        max_tries: how often a chunk is begun before the run gives up on it.
-    """
-
-    num_samples: int = 2000
-    num_actors: int = 1
-    chunk_size: int = 250
-    batch_size: int = 250
-    threads_per_actor: int = 1
-    cpus_per_actor: float = 1.0
-    gpus_per_actor: float = 0.0
-    seed: int = 0
-    max_tries: int = 3
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_samples",
-            "num_actors",
-            "chunk_size",
-            "batch_size",
-            "threads_per_actor",
-            "max_tries",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if self.chunk_size % self.batch_size:
-            raise ValueError(
-                f"chunk_size: found {self.chunk_size}, expected a multiple of batch_size "
-                f"({self.batch_size}), "
-                "so that every batch has the same size"
-            )
-        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
-            raise ValueError(
-                f"cpus_per_actor, gpus_per_actor: found {self.cpus_per_actor}, {self.gpus_per_actor}; "
-                "expected numbers of at least 0"
-            )
-
-    @property
-    def num_chunks(self) -> int:
-        """Files the pool consists of."""
-        return -(-self.num_samples // self.chunk_size)
-
-    @property
-    def device(self) -> str:
-        """Device a worker computes on."""
-        return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

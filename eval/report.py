@@ -19,13 +19,7 @@ from eval.pictures import (
     sample_grid,
 )
 from eval.plots import loss_curves, usage_bars
-
-ROW_NAMES = {
-    "generated": "Generated",
-    "generated_guidance_1": "Generated, guidance 1",
-    "reconstructions": "Reconstructions",
-    "held_out": "Real, held out",
-}
+from eval.score_table import ROW_NAMES, score_rows, time_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,52 +91,6 @@ def render_report(content: ReportContent) -> str:
         parts.append(_time_section(content))
     parts += [_protocol_section(content), "<footer>Made by the evaluation of nvg.</footer>"]
     return page.page(content.title, "\n".join(parts))
-
-
-def score_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The score table as text, for the page and for the terminal.
-
-    Args:
-        results: what `evaluate` returned.
-
-    Returns:
-        Head and rows; the first row is the generated images.
-    """
-    scores = results["scores"]
-    judged = any("class_accuracy" in row for row in scores.values())
-    head = [
-        "",
-        *(["read as asked ↑"] if judged else []),
-        "FID ↓",
-        "IS ↑",
-        "precision ↑",
-        "recall ↑",
-        "images",
-    ]
-    rows = []
-    for name, title in ROW_NAMES.items():
-        if name not in scores:
-            continue
-        row = scores[name]
-        cells = [title]
-        if judged:
-            cells.append(f"{row['class_accuracy']:.1%}" if "class_accuracy" in row else "")
-        cells += [f"{row['fid']:.2f}", f"{row['inception_score']:.2f}"]
-        cells += [f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['num_images']:,}"]
-        rows.append(cells)
-    return head, rows
-
-
-def time_text(seconds: float) -> str:
-    """Seconds as a person would say them: `42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _header(content: ReportContent) -> str:

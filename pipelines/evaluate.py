@@ -11,7 +11,8 @@ from cluster.manifest import read_manifest
 from cluster.session import SessionConfig, cluster_session
 from eval.evaluation import evaluate
 from eval.evaluation_config import EvaluationConfig, EvaluationData
-from eval.report import ReportContent, score_rows, time_text, write_report
+from eval.report import ReportContent, write_report
+from eval.score_table import score_rows, time_text
 from nvg.checkpoints import weights_hash
 from nvg.errors import UserError
 from pipelines.checkpointing import resolve_checkpoint
@@ -189,9 +190,9 @@ def codebook_usage(config: EvaluateConfig) -> list[float]:
     found = weights_hash(config.tokenizer, config.tokenizer_weights)
     if manifest["tokenizer_hash"] != found:
         raise UserError(
-            f"tokenizer: {config.tokenizer} ({config.tokenizer_weights}) has the hash {found[:12]}…, the records "
-            f"in {config.records} were made with {manifest['tokenizer_hash'][:12]}…; give the tokenizer the "
-            "records were made with"
+            f"tokenizer: {config.tokenizer} ({config.tokenizer_weights}) has the hash {found[:12]}…, the "
+            f"records in {config.records} were made with {manifest['tokenizer_hash'][:12]}…; give the "
+            "tokenizer the records were made with"
         )
     return list(manifest["codebook_usage"])
 

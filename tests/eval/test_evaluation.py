@@ -13,7 +13,7 @@ from eval.evaluation import evaluate, prepare_extractor, reconstruct
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.extractors import INCEPTION, ExtractorSpec
 from eval.feature_network import FeatureTrainingConfig
-from eval.pool import PoolConfig
+from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec
 from nvg.errors import UserError
 from pipelines.configuration import ConfigError, load_config

@@ -13,7 +13,8 @@ import torch
 
 from eval.chunks import Chunk, chunk_path, read_chunk, write_chunk
 from eval.extractors import ExtractorSpec
-from eval.pool import PoolConfig, PoolError, PoolResult, pool_identity, run_pool
+from eval.pool import PoolError, PoolResult, pool_identity, run_pool
+from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec, Sampler
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig

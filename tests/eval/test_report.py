@@ -23,9 +23,10 @@ from eval.pictures import (
     sample_grid,
 )
 from eval.plots import loss_curves, smooth, usage_bars
-from eval.pool import PoolConfig
-from eval.report import ReportContent, render_report, score_rows, time_text, write_report
+from eval.pool_config import PoolConfig
+from eval.report import ReportContent, render_report, write_report
 from eval.samplers import GeneratorSpec
+from eval.score_table import score_rows, time_text
 
 
 class Links(HTMLParser):
