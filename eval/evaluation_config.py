@@ -8,10 +8,14 @@ import numpy as np
 from eval.extractors import INCEPTION, SMALL_IMAGE
 from eval.feature_network import FeatureTrainingConfig
 from eval.judge import JudgeConfig
+from eval.metrics import NEIGHBOURHOOD
 from eval.paintings import Painting
 from eval.pixels import ImageArray, check_images, check_labels
 from eval.pool_config import PoolConfig
+from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
+
+LEAST_IMAGES = NEIGHBOURHOOD + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,12 @@ class EvaluationData:
         ]
         if self.judge_images is not None and self.judge_labels is not None:
             splits.append(("judge", self.judge_images, self.judge_labels))
+        for name, images, _ in splits[:2]:
+            if len(images) < LEAST_IMAGES:
+                raise UserError(
+                    f"{name} images: found {len(images)}, expected at least {LEAST_IMAGES} for precision "
+                    "and recall; give more images, or change source.test_fraction"
+                )
         for name, images, labels in splits:
             check_images(images, f"{name} images")
             check_labels(labels, len(images), len(self.class_names), f"{name} labels")
@@ -98,6 +108,14 @@ class EvaluationData:
                 raise ValueError(
                     f"{name} images: found {images.shape[1:]}, the training images are "
                     f"{self.train_images.shape[1:]}"
+                )
+        if self.judge_labels is not None:
+            missing = sorted(set(range(len(self.class_names))) - set(self.judge_labels.tolist()))
+            if missing:
+                names = ", ".join(self.class_names[label] for label in missing[:5])
+                raise UserError(
+                    f"judge images: found none of {len(missing)} class(es) ({names}), expected at least one "
+                    "of each; give these classes more images, or raise source.judge_fraction"
                 )
 
 

@@ -143,7 +143,7 @@ def score_features(
         features_NF: features of the images.
         logits_NV: their logits.
         reference_MF: features of the reference images (real training images).
-        sample_indices_N: see `inception_score`.
+        sample_indices_N: see `inception_score`; fewer than ten images are as many splits.
 
     Returns:
         `fid`, `inception_score`, `inception_score_std`, `precision`, `recall`.
@@ -151,7 +151,8 @@ def score_features(
     Raises:
         ValueError: arrays that do not fit.
     """
-    mean, deviation = inception_score(logits_NV, sample_indices_N=sample_indices_N)
+    splits = min(NUM_SPLITS, len(logits_NV))
+    mean, deviation = inception_score(logits_NV, sample_indices_N=sample_indices_N, splits=splits)
     precision, recall = precision_recall(features_NF, reference_MF)
     return {
         "fid": frechet_distance(features_NF, reference_MF),

@@ -109,6 +109,14 @@ def test_missing_things_are_named(config: EvaluateConfig, digits: EvaluationData
         EvaluationConfig(extractor_kind="vgg16")
     with pytest.raises(ValueError, match="the training images are"):
         replace(digits, held_out_images=np.zeros((297, 8, 8, 1), np.uint8))
+    with pytest.raises(UserError, match="held-out images: found 3, expected at least 4"):
+        replace(
+            digits, held_out_images=digits.held_out_images[:3], held_out_labels=digits.held_out_labels[:3]
+        )
+    assert digits.judge_labels is not None
+    without_sevens = np.where(digits.judge_labels == 7, 1, digits.judge_labels)
+    with pytest.raises(UserError, match=r"judge images: found none of 1 class\(es\) \(7\)"):
+        replace(digits, judge_labels=without_sevens)
     with pytest.raises(ValueError, match="held-out labels"):
         replace(digits, held_out_labels=digits.held_out_labels[:-1])
     with pytest.raises(ValueError, match=r"manifest\.json"):

@@ -73,6 +73,11 @@ def test_inception_score_survives_samples_sorted_by_class() -> None:
     assert inception_score(by_class)[0] == pytest.approx(inception_score(mixed)[0], rel=0.02)
 
 
+def test_a_handful_of_images_can_be_scored() -> None:
+    scores = score_features(normals(5, seed=0), normals(5, seed=2, width=3), normals(50, seed=1))
+    assert all(np.isfinite(list(scores.values())))
+
+
 @pytest.mark.parametrize(
     ("features", "reference", "word"),
     [
