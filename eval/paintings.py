@@ -87,14 +87,34 @@ def paint_images(
     tokenizer = load_tokenizer(spec.tokenizer, name=spec.tokenizer_weights)
     first_rows = np.unique(labels_B, return_index=True)[1]
     rows = np.resize(first_rows[:: max(1, len(first_rows) // count)], min(count, len(images_BHWC)))
-    with torch.inference_mode():
-        ids_BT, structure_BL = tokenizer.tokenize(to_model_range(images_BHWC[rows]))
-        canvases_BSLC = tokenizer.dequantizer.canvases(ids_BT, structure_BL)
+    return paint_tokenized(tokenizer, images_BHWC[rows], labels_B[rows], spec.rounding)
+
+
+@torch.inference_mode()
+def paint_tokenized(
+    tokenizer: Tokenizer, images_BHWC: ImageArray, labels_B: NDArray[np.integer], rounding: str
+) -> list[Painting]:
+    """Take images apart with a tokenizer at hand.
+
+    Args:
+        tokenizer: in evaluation mode.
+        images_BHWC: uint8 images.
+        labels_B: their classes.
+        rounding: see `eval.pixels.to_uint8`.
+
+    Returns:
+        One painting per image, its original beside it.
+
+    Raises:
+        UserError: the images are not of the tokenizer's size.
+    """
+    ids_BT, structure_BL = tokenizer.tokenize(to_model_range(images_BHWC))
+    canvases_BSLC = tokenizer.dequantizer.canvases(ids_BT, structure_BL)
     return [
         _painting(
-            tokenizer, canvases_BSLC[n], structure_BL[n], int(labels_B[row]), spec.rounding, images_BHWC[row]
+            tokenizer, canvases_BSLC[row], structure_BL[row], int(labels_B[row]), rounding, images_BHWC[row]
         )
-        for n, row in enumerate(rows)
+        for row in range(len(images_BHWC))
     ]
 
 

@@ -101,7 +101,7 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: Dr
 
     The same seed gives the same images with any number of actors; a stopped run goes on where it was.
 
-    Example: [bold]nvg eval --config demo/evaluate.yaml num_actors=2[/bold]
+    Example: [bold]nvg eval --config demo/evaluate.yaml pool.num_actors=2[/bold]
     """
     from pipelines.evaluate import EvaluateConfig, plan_evaluate, run_evaluate
 

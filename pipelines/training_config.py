@@ -23,6 +23,8 @@ class OptimizerConfig:
 
     Attributes:
         lr: learning rate at factor 1.
+        lr_factors: parameter name prefix to multiplier of the learning rate, e.g. {token_head: 20}: a layer
+            with few inputs needs a larger one (Adam moves every weight by about lr a step).
         betas: the two decay rates of AdamW.
         eps: AdamW's epsilon.
         weight_decay: on tensors with two or more dimensions.
@@ -41,6 +43,7 @@ class OptimizerConfig:
     """
 
     lr: float = 1e-4
+    lr_factors: dict[str, float] = field(default_factory=dict)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -57,6 +60,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, f"optimizer.lr is {self.lr}; it must be above 0")
+        _check(
+            all(factor > 0 for factor in self.lr_factors.values()),
+            f"optimizer.lr_factors is {self.lr_factors}; every factor must be above 0",
+        )
         _check(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optimizer.betas is {list(self.betas)}; expected two numbers in [0, 1)",

@@ -69,7 +69,7 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.d
     Returns:
         The optimizer; decay on tensors with two or more dimensions.
     """
-    groups = parameter_groups(network, config.weight_decay)
+    groups = parameter_groups(network, config.weight_decay, config.lr_factors)
     return torch.optim.AdamW(
         groups,
         lr=config.lr,

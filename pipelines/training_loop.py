@@ -205,7 +205,7 @@ class _Session:
     def _train_step(self, batch: Batch, *, want_grad_norm: bool) -> tuple[float | None, float]:
         lr = self.config.optimizer.lr * self.schedule.factor(self.step * self.batch_size)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         noise = self._draw_noise(seed=self.config.loop.seed, step=self.step)
         parts: dict[str, list[Tensor]] = {}
         grad_norm = None

@@ -56,7 +56,7 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             _train_on_worker,
             train_loop_config={
                 # As bytes: only workers need what it refers to, not the controller on the way.
-                "run": cloudpickle.dumps((config, build_task)),
+                "run": cloudpickle.dumps((config, build_task)),  # pyright: ignore[reportPrivateImportUsage]
                 "working_dir": os.getcwd(),
             },
             scaling_config=ray.train.ScalingConfig(

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nvg.errors import UserError
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+
+def parameter_groups(
+    network: nn.Module, weight_decay: float, lr_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Groups for AdamW: decay on tensors of two and more dimensions, none on biases and gains.
+
+    Args:
+        weight_decay: of the decayed groups.
+        lr_factors: parameter name prefix → multiplier of the learning rate, kept in the group's `lr_factor`; parameters
+            that no prefix names have 1. The longest prefix that fits decides.
+
+    Raises:
+        UserError: a prefix names no parameter.
 
     Release: embeddings and start canvas decay, RMS gains do not
     """
-    matrices = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim >= 2]
-    vectors = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    factors = dict(lr_factors or {})
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    if idle := [prefix for prefix in factors if not any(name.startswith(prefix) for name in names)]:
+        parts = sorted({name.split(".")[0] for name in names})
+        raise UserError(f"lr_factors names {idle}, which no parameter begins with; the network has {', '.join(parts)}")
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            fitting = sorted((prefix for prefix in factors if name.startswith(prefix)), key=len)
+            factor = factors[fitting[-1]] if fitting else 1.0
+            groups.setdefault((parameter.ndim >= 2, factor), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_factor": factor}
+        for (decayed, factor), parameters in groups.items()
+    ]
 
 
 class PlainEngine:

@@ -12,7 +12,7 @@ from PIL import Image
 from nvg.errors import UserError
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.decoding import decode_image
-from pipelines.sources.image_source import SkippedInput, check_bad_inputs
+from pipelines.sources.image_source import BadImage, SkippedInput, check_bad_inputs
 from pipelines.sources.splitting import select_split
 from pipelines.sources.views import make_view
 
@@ -74,6 +74,27 @@ class FolderSource:
         key = self.keys[index]
         image = decode_image((self.root / key).read_bytes(), self.config.image_channels)
         return make_view(image, config=self.config, key=key, view=view)
+
+
+def folder_channels(root: Path, *, max_images: int = 200) -> int:
+    """1 when the images of a folder of class folders are grey, 3 when any of those looked at has colour.
+
+    Args:
+        root: folder of class folders.
+        max_images: how many are looked at, spread over all classes.
+
+    Raises:
+        UserError: the folder is missing or has no class folders.
+    """
+    keys = [key for name in _class_names(root) for key, _ in _files_below(root, name)]
+    for key in keys[:: max(1, len(keys) // max_images)]:
+        try:
+            pixels = np.asarray(decode_image((root / key).read_bytes(), 3))
+        except BadImage:
+            continue  # counted and listed when the images are read
+        if (pixels != pixels[..., :1]).any():
+            return 3
+    return 1
 
 
 def _class_names(root: Path) -> list[str]:

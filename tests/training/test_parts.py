@@ -102,3 +102,12 @@ def test_non_finite_gradient_changes_nothing():
 def test_decay_acts_on_matrices_only():
     groups = parameter_groups(nn.Sequential(nn.Linear(2, 3), nn.Embedding(4, 2)), 0.05)
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.05, 2), (0.0, 1)]
+
+
+def test_learning_rate_factors_follow_the_longest_prefix():
+    network = nn.ModuleDict({"a": nn.Linear(2, 2), "ab": nn.Linear(2, 2, bias=False)})
+    groups = parameter_groups(network, 0.0, {"a": 3.0, "ab": 5.0})
+    sizes = {(group["lr_factor"], len(group["params"])) for group in groups}
+    assert sizes == {(3.0, 1), (5.0, 1)} and len(groups) == 3
+    with pytest.raises(UserError, match="lr_factors names .'head'.*a, ab"):
+        parameter_groups(network, 0.0, {"head": 2.0})

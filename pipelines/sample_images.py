@@ -1,0 +1,106 @@
+"""`nvg sample`: images of chosen classes, as single files, a grid, and the stages they were painted in."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cluster.manifest import read_manifest, write_atomically
+from eval.paintings import paint_samples
+from eval.pictures import painting_rows, sample_grid
+from eval.pool_config import PoolConfig
+from eval.samplers import GeneratorSpec
+from nvg.errors import UserError
+from nvg.sampling import SamplingConfig
+from pipelines.evaluate import weights_folder
+
+GRID_FILE = "grid.png"
+STAGES_FILE = "stages.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What is drawn, and from which networks.
+
+    Attributes:
+        run: folder of a demo (or of one's own trainings) with tokenizer, content, structure and records below it.
+        classes: class ids; empty draws all.
+        num_per_class: images of each.
+        sampling: guidance, top-p, flow steps.
+        seed: of all samples; the image of a class and number depends on it alone.
+        weights: "ema" or "model".
+        rounding: "round" or "release" (cut off), from network output to bytes.
+        output: folder for the images, the grid and the stages of the first few.
+    """
+
+    run: str = "runs/demo"
+    classes: list[int] = field(default_factory=list)
+    num_per_class: int = 8
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+    weights: str = "ema"
+    rounding: str = "round"
+    output: str = "samples"
+
+    def __post_init__(self) -> None:
+        if self.num_per_class < 1:
+            raise ValueError(f"num_per_class: found {self.num_per_class}, expected at least 1")
+
+
+def plan_sample(config: SampleConfig) -> list[str]:
+    """The steps, for a dry run: one line each."""
+    classes = ", ".join(map(str, config.classes)) or "all classes"
+    return [
+        f"load tokenizer, content and structure generator below {config.run} ({config.weights} weights)",
+        f"draw {config.num_per_class} image(s) of {classes}, seed {config.seed}",
+        f"write images, {GRID_FILE} and {STAGES_FILE} in {config.output}",
+    ]
+
+
+def sample_images(config: SampleConfig) -> Path:
+    """Draws and writes.
+
+    Args:
+        config: what is drawn.
+
+    Returns:
+        The grid.
+
+    Raises:
+        UserError: networks are missing or do not fit, or a class does not exist.
+    """
+    run = Path(config.run)
+    names = list(read_manifest(run / "records")["class_names"])
+    classes = config.classes or list(range(len(names)))
+    if odd := [label for label in classes if not 0 <= label < len(names)]:
+        raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
+    spec = GeneratorSpec(
+        tokenizer=str(weights_folder("run", str(run / "tokenizer"))),
+        content=str(weights_folder("run", str(run / "content"))),
+        structure=str(weights_folder("run", str(run / "structure"))),
+        weights=config.weights,
+        num_classes=len(names),
+        sampling=config.sampling,
+        seed=config.seed,
+        rounding=config.rounding,
+    )
+    labels = np.repeat(classes, config.num_per_class)
+    numbers = np.tile(np.arange(config.num_per_class), len(classes))
+    # The k-th image of class c is sample c + k · classes of the evaluation pool, whichever classes are asked for.
+    indices = labels + numbers * len(names)
+    images = spec.build("cpu").draw(torch.from_numpy(labels), torch.from_numpy(indices))
+    output = Path(config.output).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    for image, label, number in zip(images, labels, numbers, strict=True):
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        Image.fromarray(pixels).save(output / f"{names[label]}-{number:03d}.png")
+    shown = np.isin(np.arange(len(names)), classes)
+    remap = np.cumsum(shown) - 1
+    grid = sample_grid(images, remap[labels], [name for name, keep in zip(names, shown, strict=True) if keep])
+    write_atomically(output / GRID_FILE, grid.light)
+    pool = PoolConfig(chunk_size=len(names), batch_size=len(names))
+    stages = painting_rows(paint_samples(spec, pool, count=min(4, len(names))))
+    write_atomically(output / STAGES_FILE, stages.light)
+    return output / GRID_FILE
