@@ -118,8 +118,7 @@ def validate_manifest(manifest: Mapping[str, Any], name: str) -> None:
     for key, length in (("canvas_scales", stages + 1), ("codebook_usage", stages)):
         if len(manifest[key]) != length:
             raise ManifestError(
-                f"{name}: {key} has {len(manifest[key])} entries, "
-                f"expected {length} for last_stage {stages - 1}"
+                f"{name}: {key} has {len(manifest[key])} entries, expected {length} for last_stage {stages - 1}"
             )
 
 

@@ -189,10 +189,7 @@ def _check_reachable(address: str) -> None:
 def _failure_message(address: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if address == "local":
-        return (
-            f"Ray could not be started on this machine: {reason}. "
-            "Run `nvg doctor` to see /dev/shm, disk and memory."
-        )
+        return f"Ray could not be started on this machine: {reason}. Run `nvg doctor` to see /dev/shm, disk and memory."
     return (
         f"No Ray cluster could be joined at {address!r}: {reason}. Check that the head runs and can be "
         'reached and that RAY_AUTH_MODE is the same on both sides, or use address "local" to start one here.'

@@ -117,9 +117,7 @@ def job_environment(config: JobConfig) -> dict[str, str]:
 def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Callable[[str], object]) -> int:
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(
-        logging.WARNING
-    )  # else it reports a normal end
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else it reports a normal end
     submission_id = config.submission_id or f"nvg-{uuid.uuid4().hex[:12]}"
     runtime_env: dict = {"env_vars": job_environment(config)}
     if config.working_dir is not None:

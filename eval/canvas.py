@@ -116,9 +116,7 @@ def mosaic(tiles: list[list[ImageArray | None]], *, gap: float = 0.08) -> ImageA
     height, width = enlarge(shown[0]).shape[:2]
     space = max(1, round(gap * width))
     num_rows, num_columns = len(tiles), max(len(row) for row in tiles)
-    ground = np.zeros(
-        (num_rows * (height + space) - space, num_columns * (width + space) - space, 4), dtype=np.uint8
-    )
+    ground = np.zeros((num_rows * (height + space) - space, num_columns * (width + space) - space, 4), dtype=np.uint8)
     for r, row in enumerate(tiles):
         for c, tile in enumerate(row):
             if tile is not None:
@@ -165,9 +163,7 @@ def map_colours(map_ss: NDArray[np.integer], stage: int) -> ImageArray:
     return _oklch(lightness, np.full_like(number, chroma), hue)
 
 
-def _oklch(
-    lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDArray[np.float64]
-) -> ImageArray:
+def _oklch(lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDArray[np.float64]) -> ImageArray:
     """OKLCH to sRGB bytes: equal steps of hue look equally far apart."""
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3

@@ -236,9 +236,7 @@ def _draw(
 def _train_judge(config: EvaluationConfig, data: EvaluationData) -> Judge | None:
     if data.judge_images is None or data.judge_labels is None:
         return None
-    return train_judge(
-        data.judge_images, data.judge_labels, num_classes=len(data.class_names), config=config.judge
-    )
+    return train_judge(data.judge_images, data.judge_labels, num_classes=len(data.class_names), config=config.judge)
 
 
 def _scores(
@@ -287,9 +285,7 @@ def _protocol(
         "fid": "torch-fidelity, float64 statistics",
         "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
         "precision_recall": {"neighbourhood": NEIGHBOURHOOD},
-        "judge": None
-        if judge is None
-        else {**asdict(config.judge), "kind": "svm-rbf", "images": judge.num_images},
+        "judge": None if judge is None else {**asdict(config.judge), "kind": "svm-rbf", "images": judge.num_images},
         "rounding": config.rounding,
     }
 

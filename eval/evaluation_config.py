@@ -106,8 +106,7 @@ class EvaluationData:
             check_labels(labels, len(images), len(self.class_names), f"{name} labels")
             if images.shape[1:] != self.train_images.shape[1:]:
                 raise ValueError(
-                    f"{name} images: found {images.shape[1:]}, the training images are "
-                    f"{self.train_images.shape[1:]}"
+                    f"{name} images: found {images.shape[1:]}, the training images are {self.train_images.shape[1:]}"
                 )
         if self.judge_labels is not None:
             missing = sorted(set(range(len(self.class_names))) - set(self.judge_labels.tolist()))

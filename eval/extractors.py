@@ -48,9 +48,7 @@ class SmallImageFeatureExtractor(FeatureExtractorBase):
     ) -> None:
         super().__init__(name, features_list)
         if feature_extractor_weights_path is None:
-            raise UserError(
-                f"{SMALL_IMAGE}: found no weights path, expected the folder the network was saved in"
-            )
+            raise UserError(f"{SMALL_IMAGE}: found no weights path, expected the folder the network was saved in")
         self.network = load_feature_network(Path(feature_extractor_weights_path))
 
     def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -66,9 +64,7 @@ class SmallImageFeatureExtractor(FeatureExtractorBase):
             ValueError: not such a tensor.
         """
         if input.dtype != torch.uint8 or input.ndim != 4 or input.shape[1] not in (1, 3):
-            raise ValueError(
-                f"images: found {input.dtype} {tuple(input.shape)}, expected uint8 (B, 1 or 3, H, W)"
-            )
+            raise ValueError(f"images: found {input.dtype} {tuple(input.shape)}, expected uint8 (B, 1 or 3, H, W)")
         features, logits = self.network(self.network.prepare(input))
         layers = {"penultimate": features, "logits": logits}
         return tuple(layers[name] for name in self.features_list)
@@ -261,11 +257,7 @@ def _check_inception_file(path: Path) -> None:
 
 def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Names and shapes, without the batch counters that older files leave out."""
-    return {
-        name: tuple(value.shape)
-        for name, value in tensors.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    return {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def inception_graph() -> FeatureExtractorInceptionV3:

@@ -198,9 +198,7 @@ def train_feature_network(
         ]
     )
     targets_B = torch.from_numpy(labels_B.astype(np.int64))
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=training.learning_rate, total_steps=training.num_steps + 1
     )

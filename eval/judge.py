@@ -45,8 +45,7 @@ class JudgeConfig:
             raise ValueError(f"judge.shift: found {self.shift}, expected a fraction from 0 to 0.25")
         if min(self.penalty, self.sharpness) <= 0:
             raise ValueError(
-                f"judge.penalty, judge.sharpness: found {self.penalty}, {self.sharpness}; expected positive "
-                "numbers"
+                f"judge.penalty, judge.sharpness: found {self.penalty}, {self.sharpness}; expected positive numbers"
             )
 
 
@@ -74,8 +73,7 @@ class Judge:
         check_images(images_BHWC, "images to judge")
         if images_BHWC.shape[-1] != self.num_channels:
             raise ValueError(
-                f"images to judge: found {images_BHWC.shape[-1]} channels, "
-                f"the judge was trained on {self.num_channels}"
+                f"images to judge: found {images_BHWC.shape[-1]} channels, the judge was trained on {self.num_channels}"
             )
         return self._machine.predict(_rows(_small(images_BHWC, self.config))).astype(np.int64)
 

@@ -64,8 +64,7 @@ def frechet_distance(features_NF: FloatArray, reference_MF: FloatArray) -> float
     """
     _check_pair(features_NF, reference_MF, least=2)
     first, second = (
-        fid_features_to_statistics(torch.from_numpy(array.astype(np.float64)))
-        for array in (features_NF, reference_MF)
+        fid_features_to_statistics(torch.from_numpy(array.astype(np.float64))) for array in (features_NF, reference_MF)
     )
     return max(0.0, fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
 
@@ -183,9 +182,7 @@ def distance_to_training(
     for name, images in (("samples", samples_BHWC), ("training", training_BHWC), ("held out", held_out_BHWC)):
         check_images(images, f"{name} images")
         if images.shape[1:] != training_BHWC.shape[1:]:
-            raise ValueError(
-                f"{name} images: found {images.shape[1:]}, training images are {training_BHWC.shape[1:]}"
-            )
+            raise ValueError(f"{name} images: found {images.shape[1:]}, training images are {training_BHWC.shape[1:]}")
     training_MP = _pixel_rows(training_BHWC, side)
     sample_N, nearest_N = _nearest(_pixel_rows(samples_BHWC, side), training_MP)
     held_out_M, _ = _nearest(_pixel_rows(held_out_BHWC, side), training_MP)
@@ -227,9 +224,7 @@ def _pixel_rows(images_BHWC: ImageArray, side: int) -> torch.Tensor:
     return images.flatten(1)
 
 
-def _nearest(
-    rows_NP: torch.Tensor, training_MP: torch.Tensor
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _nearest(rows_NP: torch.Tensor, training_MP: torch.Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Root-mean-square distance and row of the nearest training image of every row."""
     distances, picks = [], []
     for block in rows_NP.split(512):
@@ -243,9 +238,7 @@ def _nearest(
 
 def _check_features(array_NF: FloatArray, name: str, *, least: int) -> None:
     if array_NF.ndim != 2 or not np.issubdtype(array_NF.dtype, np.floating):
-        raise ValueError(
-            f"{name}: found {array_NF.dtype} {array_NF.shape}, expected floats (samples, features)"
-        )
+        raise ValueError(f"{name}: found {array_NF.dtype} {array_NF.shape}, expected floats (samples, features)")
     if len(array_NF) < least:
         raise ValueError(f"{name}: found {len(array_NF)} samples, expected at least {least}")
     if not np.isfinite(array_NF).all():

@@ -87,9 +87,7 @@ def page(title: str, body: str) -> str:
 def section(title: str, why: str, *parts: str) -> str:
     """A section: its title, one paragraph that says what to look for, its content (HTML)."""
     return (
-        f'<section>\n<h2>{escape(title)}</h2>\n<p class="why">{escape(why)}</p>\n'
-        + "\n".join(parts)
-        + "\n</section>"
+        f'<section>\n<h2>{escape(title)}</h2>\n<p class="why">{escape(why)}</p>\n' + "\n".join(parts) + "\n</section>"
     )
 
 
@@ -113,9 +111,7 @@ def figure(picture: Picture, alt: str, caption: str, *, least_width: int = 0) ->
     )
 
 
-def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, first: int | None = None, wrap: bool = False
-) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, first: int | None = None, wrap: bool = False) -> str:
     """A table that scrolls sideways on a phone.
 
     Args:
@@ -147,9 +143,7 @@ def headline(numbers: Sequence[tuple[str, str]]) -> str:
     Returns:
         HTML.
     """
-    cells = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(number)}</dd></div>" for number, name in numbers
-    )
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(number)}</dd></div>" for number, name in numbers)
     return f'<dl class="headline">{cells}</dl>'
 
 

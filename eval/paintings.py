@@ -111,9 +111,7 @@ def paint_tokenized(
     ids_BT, structure_BL = tokenizer.tokenize(to_model_range(images_BHWC))
     canvases_BSLC = tokenizer.dequantizer.canvases(ids_BT, structure_BL)
     return [
-        _painting(
-            tokenizer, canvases_BSLC[row], structure_BL[row], int(labels_B[row]), rounding, images_BHWC[row]
-        )
+        _painting(tokenizer, canvases_BSLC[row], structure_BL[row], int(labels_B[row]), rounding, images_BHWC[row])
         for row in range(len(images_BHWC))
     ]
 

@@ -165,9 +165,7 @@ def painting_rows(paintings: Sequence[Painting]) -> Picture:
     return both_themes(draw)
 
 
-def reconstruction_sheet(
-    originals_BHWC: ImageArray, reconstructions_BHWC: ImageArray, *, count: int = 12
-) -> Picture:
+def reconstruction_sheet(originals_BHWC: ImageArray, reconstructions_BHWC: ImageArray, *, count: int = 12) -> Picture:
     """Originals, their reconstructions, and the absolute error (white is a difference of 64 levels or more).
 
     Args:
@@ -183,9 +181,7 @@ def reconstruction_sheet(
     """
     check_images(originals_BHWC, "originals")
     if originals_BHWC.shape != reconstructions_BHWC.shape:
-        raise ValueError(
-            f"reconstructions: found {reconstructions_BHWC.shape}, expected {originals_BHWC.shape}"
-        )
+        raise ValueError(f"reconstructions: found {reconstructions_BHWC.shape}, expected {originals_BHWC.shape}")
     rows = np.linspace(0, len(originals_BHWC) - 1, min(count, len(originals_BHWC))).astype(int)
     before, after = originals_BHWC[rows], reconstructions_BHWC[rows]
     error = np.abs(before.astype(np.int16) - after).mean(axis=-1, keepdims=True)
@@ -224,8 +220,7 @@ def nearest_sheet(
     """
     if samples_BHWC.shape != nearest_BHWC.shape or len(distance_B) != len(samples_BHWC):
         raise ValueError(
-            f"nearest images: found {nearest_BHWC.shape} and {len(distance_B)} distances, expected "
-            f"{samples_BHWC.shape}"
+            f"nearest images: found {nearest_BHWC.shape} and {len(distance_B)} distances, expected {samples_BHWC.shape}"
         )
     samples, nearest = to_rgb(samples_BHWC[:count]), to_rgb(nearest_BHWC[:count])
     columns = min(8, len(samples))
@@ -252,9 +247,7 @@ def nearest_sheet(
                 x = margin + column * (tile + gap)
                 show(place(figure, x, y, tile, tile), mosaic([[enlarge(pair[0], least=128)]]))
                 show(place(figure, x, y + tile + gap, tile, tile), mosaic([[enlarge(pair[1], least=128)]]))
-                _text(
-                    figure, x + tile / 2, y + 2 * tile + gap + below * 0.6, f"{pair[2]:.1f}", theme.faint, 7.5
-                )
+                _text(figure, x + tile / 2, y + 2 * tile + gap + below * 0.6, f"{pair[2]:.1f}", theme.faint, 7.5)
         return figure
 
     return both_themes(draw)
@@ -264,9 +257,7 @@ def _rows_by_class(
     images_BHWC: ImageArray, labels_B: NDArray[np.integer], num_classes: int, per_class: int
 ) -> dict[int, list[ImageArray | None]]:
     """The first images of up to twelve classes spread over all classes, padded with empty places."""
-    shown = sorted(
-        {int(label) for label in np.linspace(0, num_classes - 1, min(num_classes, MOST_CLASSES_SHOWN))}
-    )
+    shown = sorted({int(label) for label in np.linspace(0, num_classes - 1, min(num_classes, MOST_CLASSES_SHOWN))})
     rows: dict[int, list[ImageArray | None]] = {}
     for label in shown:
         tiles: list[ImageArray | None] = list(to_rgb(images_BHWC[labels_B == label][:per_class]))
@@ -285,9 +276,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 16 else name[:15] + "…"
 
 
-def _row_names(
-    figure: Figure, names: Sequence[str], margin: float, top: float, height: float, theme: Theme
-) -> None:
+def _row_names(figure: Figure, names: Sequence[str], margin: float, top: float, height: float, theme: Theme) -> None:
     for number, name in enumerate(names):
         y = top + height * (number + 0.5) / len(names)
         _text(figure, margin - 0.1, y, _short(name), theme.ink, 8.5, align="right")
@@ -306,6 +295,4 @@ def _text(
 ) -> None:
     """Write at a place given in inches from the upper left corner."""
     width, height = figure.get_size_inches()
-    figure.text(
-        x / width, 1 - y / height, text, color=colour, fontsize=size, fontweight=weight, ha=align, va="center"
-    )
+    figure.text(x / width, 1 - y / height, text, color=colour, fontsize=size, fontweight=weight, ha=align, va="center")

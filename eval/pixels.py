@@ -98,6 +98,4 @@ def check_labels(labels_B: NDArray[np.integer], num_images: int, num_classes: in
             f"{name}: found {labels_B.dtype} labels of shape {labels_B.shape}, expected {num_images} integers"
         )
     if num_images and (labels_B.min() < 0 or labels_B.max() >= num_classes):
-        raise ValueError(
-            f"{name}: found labels {labels_B.min()}..{labels_B.max()}, expected 0..{num_classes - 1}"
-        )
+        raise ValueError(f"{name}: found labels {labels_B.min()}..{labels_B.max()}, expected 0..{num_classes - 1}")

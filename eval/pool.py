@@ -71,9 +71,7 @@ class PoolResult:
 class ChunkWorker:
     """Computes and commits chunks; one per actor. Networks are loaded with the first chunk."""
 
-    def __init__(
-        self, spec: SamplerSpec, extractor: ExtractorSpec, config: PoolConfig, folder: Path, key: str
-    ) -> None:
+    def __init__(self, spec: SamplerSpec, extractor: ExtractorSpec, config: PoolConfig, folder: Path, key: str) -> None:
         self._spec = spec
         self._extractor_spec = extractor
         self._config = config
@@ -268,9 +266,7 @@ def _check_resources(config: PoolConfig) -> None:
     import ray
 
     if not ray.is_initialized():
-        raise UserError(
-            "The sampling pool found no Ray session; open one with cluster.session.cluster_session"
-        )
+        raise UserError("The sampling pool found no Ray session; open one with cluster.session.cluster_session")
     have = ray.cluster_resources()
     for name, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
         needed = each * config.num_actors

@@ -152,8 +152,7 @@ def _painting_section(content: ReportContent) -> str:
         page.figure(
             painting_rows(material.real_paintings),
             "Real images taken apart by the tokenizer, stage by stage",
-            "The same for real held-out images: what the tokenizer makes of them, and what the generators "
-            "learn from.",
+            "The same for real held-out images: what the tokenizer makes of them, and what the generators learn from.",
             least_width=least,
         ),
     )
@@ -173,8 +172,7 @@ def _comparison_section(content: ReportContent) -> str:
                 material.class_names,
             ),
             "Real images on the left, generated ones on the right, one row per class",
-            "The first images of each class, not chosen. Neither tokenizer nor generators have seen the real "
-            "ones.",
+            "The first images of each class, not chosen. Neither tokenizer nor generators have seen the real ones.",
         ),
         page.figure(
             sample_grid(material.generated, material.generated_labels, material.class_names, per_class=20),
@@ -191,8 +189,7 @@ def _nearest_section(content: ReportContent) -> str:
     share = found["share_nearer_than_95_percent_of_held_out"]
     return page.section(
         "Not copied",
-        "If the generators had only learned the training images by heart, every sample would have a twin "
-        "among them.",
+        "If the generators had only learned the training images by heart, every sample would have a twin among them.",
         page.figure(
             nearest_sheet(material.generated, material.nearest, material.nearest_distance),
             "Generated images, each above the training image nearest to it",
@@ -255,9 +252,7 @@ def _time_section(content: ReportContent) -> str:
     rows = [[name, time_text(seconds), remark] for name, seconds, remark in content.times]
     total = sum(seconds for _, seconds, _ in content.times)
     rows.append(["Sum of the steps", time_text(total), ""])
-    return page.section(
-        "Time", "What each step took on this machine.", page.table(["step", "time", ""], rows)
-    )
+    return page.section("Time", "What each step took on this machine.", page.table(["step", "time", ""], rows))
 
 
 def _protocol_section(content: ReportContent) -> str:

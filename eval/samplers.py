@@ -128,9 +128,7 @@ class GeneratorSampler:
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
         self.spec = spec
         self.device = torch.device(device)
-        self.tokenizer: Tokenizer = load_tokenizer(spec.tokenizer, name=spec.tokenizer_weights).to(
-            self.device
-        )
+        self.tokenizer: Tokenizer = load_tokenizer(spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
         self.content = load_content_generator(spec.content, name=spec.weights).to(self.device)
         self.structure = load_structure_generator(spec.structure, name=spec.weights).to(self.device)
         known = self.content.config.num_classes
@@ -171,7 +169,5 @@ class GeneratorSampler:
 def _hash(key: str, folder: str, weights: str) -> str:
     file = Path(folder) / f"{weights}.safetensors"
     if not file.is_file():
-        raise UserError(
-            f"{key}: found no file {file}, expected the weights of a finished training; change {key}"
-        )
+        raise UserError(f"{key}: found no file {file}, expected the weights of a finished training; change {key}")
     return weights_hash(folder, weights)

@@ -74,9 +74,7 @@ class TrainerState:
         found = json.loads((folder / TRAINER_FILE).read_text())
         version = found.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}"
-            )
+            raise UserError(f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}")
         return cls(**found)
 
 
@@ -116,13 +114,10 @@ def require_same(saved: dict[str, Any], current: dict[str, Any], what: str, fold
     """
     current = json.loads(json.dumps(current))
     absent = "(absent)"
-    names = sorted(
-        name for name in {*saved, *current} if saved.get(name, absent) != current.get(name, absent)
-    )
+    names = sorted(name for name in {*saved, *current} if saved.get(name, absent) != current.get(name, absent))
     if names:
         lines = [
-            f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}"
-            for name in names
+            f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}" for name in names
         ]
         raise UserError(
             f"cannot resume from {folder}: the {what} has changed\n  "
@@ -269,9 +264,7 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, hashes: bo
         report(f"checkpoint {folder} is damaged ({reason}); using the one before")
     if reasons:
         raise UserError(
-            f"every checkpoint in {checkpoints} is damaged:\n  "
-            + "\n  ".join(reasons)
-            + "\nremove them to start anew"
+            f"every checkpoint in {checkpoints} is damaged:\n  " + "\n  ".join(reasons) + "\nremove them to start anew"
         )
     return None
 
@@ -294,9 +287,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     if step_of(path) is not None or (path / MARKER).exists():
         reason = find_damage(path)
         if reason is not None:
-            raise UserError(
-                f"checkpoint {path} is damaged: {reason}; give the run folder to use an older one"
-            )
+            raise UserError(f"checkpoint {path} is damaged: {reason}; give the run folder to use an older one")
         return path
     warnings: list[str] = []
     folder = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path, warnings.append)

@@ -134,15 +134,11 @@ def submit(
     config: ConfigFile = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            "--address", help="Job server (http://head:8265); without it a cluster is started here."
-        ),
+        typer.Option("--address", help="Job server (http://head:8265); without it a cluster is started here."),
     ] = None,
     working_dir: Annotated[
         str | None,
-        typer.Option(
-            "--working-dir", help="Folder to upload; give outputs as absolute paths on shared storage."
-        ),
+        typer.Option("--working-dir", help="Folder to upload; give outputs as absolute paths on shared storage."),
     ] = None,
     submission_id: Annotated[str | None, typer.Option("--submission-id", help="Name of the job.")] = None,
     env: Annotated[

@@ -32,14 +32,10 @@ Overrides = Annotated[
         help="Single values that win over the file: training.seed=1 widths='[32, 64]'.",
     ),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan; run nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan; run nothing.")]
 
 
-def resolve(
-    schema: type[T], config: str | None, overrides: Sequence[str] | None, *, default: str | None = None
-) -> T:
+def resolve(schema: type[T], config: str | None, overrides: Sequence[str] | None, *, default: str | None = None) -> T:
     """Build a command's configuration.
 
     Args:

@@ -112,9 +112,7 @@ def _read_yaml(path: Path) -> DictConfig:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
-        raise ConfigError(
-            f"{path} must hold `key: value` lines at its top level; found a list or a single value."
-        )
+        raise ConfigError(f"{path} must hold `key: value` lines at its top level; found a list or a single value.")
     return content
 
 
@@ -129,9 +127,7 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(f"The overrides {list(overrides)} cannot be read: {error}") from error
 
 
-def _explain(
-    schema: type, error: Exception, from_file: DictConfig, from_command_line: DictConfig, origin: str
-) -> str:
+def _explain(schema: type, error: Exception, from_file: DictConfig, from_command_line: DictConfig, origin: str) -> str:
     """Turn an error of the merge into: where, key, value found, what is allowed."""
     key = getattr(error, "full_key", None) or _misplaced_key(schema, from_file, from_command_line)
     reason = str(error).splitlines()[0]
@@ -201,11 +197,7 @@ def _type_name(kind: Any) -> str:
     if origin is list:
         return f"a list, each {_type_name(arguments[0])}" if arguments else "a list"
     if origin is dict:
-        return (
-            f"`key: value` lines, each value {_type_name(arguments[1])}"
-            if arguments
-            else "`key: value` lines"
-        )
+        return f"`key: value` lines, each value {_type_name(arguments[1])}" if arguments else "`key: value` lines"
     if dataclasses.is_dataclass(kind):
         return "a section with " + ", ".join(item.name for item in dataclasses.fields(kind))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

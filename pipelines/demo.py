@@ -155,7 +155,9 @@ class StepTimes:
     def step(self, name: str) -> Iterator[None]:
         """Times the block and keeps what it took even if it is interrupted."""
         step = self.steps.setdefault(name, {"seconds": 0.0, "finished": False})
-        self.console.print(Rule(f"{name}{' · finished earlier' if step['finished'] else ''}", align="left", style="dim"))
+        self.console.print(
+            Rule(f"{name}{' · finished earlier' if step['finished'] else ''}", align="left", style="dim")
+        )
         start, finished = time.monotonic(), False
         try:
             yield

@@ -77,9 +77,7 @@ def examine(folder: Path) -> Iterator[Check]:
     yield _configs()
     yield _cores()
     yield _memory()
-    yield _room(
-        "/dev/shm", Path("/dev/shm"), MIN_SHARED_MEMORY_BYTES, "start the container with --shm-size=2g"
-    )
+    yield _room("/dev/shm", Path("/dev/shm"), MIN_SHARED_MEMORY_BYTES, "start the container with --shm-size=2g")
     yield _room("disk here", folder, MIN_FREE_DISK_BYTES, "free some space or run from another disk")
     yield _devices()
 
@@ -105,9 +103,7 @@ def package_check(requirement_text: str) -> Check:
             advice="run `make setup` again",
         )
     if not requirement.specifier.contains(version, prereleases=True):
-        return Check(
-            subject=requirement.name, found=version, verdict="missing", advice=f"needs {wanted}; `make setup`"
-        )
+        return Check(subject=requirement.name, found=version, verdict="missing", advice=f"needs {wanted}; `make setup`")
     return Check(subject=requirement.name, found=version)
 
 
@@ -155,9 +151,7 @@ def _configs() -> Check:
 def _cores() -> Check:
     cores = len(os.sched_getaffinity(0))
     if cores < 2:
-        return Check(
-            subject="cores", found=str(cores), verdict="note", advice="the demo is made for two or more"
-        )
+        return Check(subject="cores", found=str(cores), verdict="note", advice="the demo is made for two or more")
     return Check(subject="cores", found=str(cores))
 
 

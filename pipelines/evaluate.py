@@ -111,9 +111,7 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
             f"images nobody trained on, in {scores['generated']['num_images']:,} samples.",
             results=evaluation.results,
             material=evaluation.material,
-            curves={
-                name: rows for name, folder in config.curves.items() if (rows := read_metrics(Path(folder)))
-            },
+            curves={name: rows for name, folder in config.curves.items() if (rows := read_metrics(Path(folder)))},
             codebook_usage=usage,
             times=times,
             facts=_facts(resolved, data),

@@ -48,9 +48,7 @@ class PrecomputeConfig:
     def __post_init__(self) -> None:
         for name in ("tokenizer", "output", "tokenizer_weights"):
             if not getattr(self, name):
-                raise ValueError(
-                    f"{name}: found nothing, expected a {'name' if 'weights' in name else 'folder'}"
-                )
+                raise ValueError(f"{name}: found nothing, expected a {'name' if 'weights' in name else 'folder'}")
         for name in ("num_actors", "threads_per_actor", "batch_size", "images_per_unit", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
@@ -58,9 +56,7 @@ class PrecomputeConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
         if not 1 << 12 <= self.shard_bytes < 1 << 32:
-            raise ValueError(
-                f"shard_bytes: found {self.shard_bytes}, expected 4096 to 2^32 - 1 (MDS offsets)"
-            )
+            raise ValueError(f"shard_bytes: found {self.shard_bytes}, expected 4096 to 2^32 - 1 (MDS offsets)")
 
     @property
     def device(self) -> str:

@@ -166,9 +166,7 @@ def _canvas_scales(parts: list[Mapping[str, Any]]) -> list[float]:
     """
     sums = CanvasSums()
     for part in parts:
-        sums.merge(
-            CanvasSums(part["canvas_count"], np.array(part["canvas_total"]), np.array(part["canvas_square"]))
-        )
+        sums.merge(CanvasSums(part["canvas_count"], np.array(part["canvas_total"]), np.array(part["canvas_square"])))
     if sums.count == 0:
         raise UserError("no image could be encoded: every input was skipped; see the reasons in the parts")
     deviations = sums.standard_deviation()

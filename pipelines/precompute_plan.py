@@ -170,9 +170,7 @@ def read_part(folder: Path, plan_fingerprint: str) -> dict[str, Any] | None:
     """
     try:
         manifest = json.loads((folder / PART_MANIFEST).read_text(encoding="utf-8"))
-        sizes_fit = all(
-            (folder / shard["basename"]).stat().st_size == shard["bytes"] for shard in manifest["shards"]
-        )
+        sizes_fit = all((folder / shard["basename"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
         return manifest if sizes_fit and manifest["plan"] == plan_fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -199,9 +199,7 @@ class ActorPool:
     def _count_start_failure(self, error: RayError) -> None:
         self._start_failures += 1
         if self._start_failures > _MAX_START_FAILURES * self._num_actors:
-            raise UserError(
-                f"precompute actors do not start ({self._start_failures} attempts): {error}"
-            ) from error
+            raise UserError(f"precompute actors do not start ({self._start_failures} attempts): {error}") from error
 
 
 def encode_units(

@@ -59,9 +59,7 @@ class CanvasSums:
         """Add the canvases of some image views."""
         values_SN = canvases_BSLC.double().transpose(0, 1).flatten(1)
         self.merge(
-            CanvasSums(
-                values_SN.shape[1], values_SN.sum(1).cpu().numpy(), values_SN.square().sum(1).cpu().numpy()
-            )
+            CanvasSums(values_SN.shape[1], values_SN.sum(1).cpu().numpy(), values_SN.square().sum(1).cpu().numpy())
         )
 
     def merge(self, other: CanvasSums) -> None:
@@ -119,9 +117,7 @@ def encode_unit(
         manifest = _write_records(temporary, indices, source=source, tokenizer=tokenizer, config=config)
         manifest |= {"unit": unit, "plan": plan_fingerprint, "library_versions": library_versions()}
         with writing(temporary):
-            (temporary / PART_MANIFEST).write_text(
-                json.dumps(manifest, sort_keys=True) + "\n", encoding="utf-8"
-            )
+            (temporary / PART_MANIFEST).write_text(json.dumps(manifest, sort_keys=True) + "\n", encoding="utf-8")
             for path in sorted(temporary.iterdir()):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())

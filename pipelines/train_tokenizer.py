@@ -71,9 +71,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
         )
     validation = None
     if config.validation_split is not None and config.loop.validate_every_steps is not None:
-        held_out = dataclasses.replace(
-            source, split=config.validation_split, num_views=1, view_policy="center"
-        )
+        held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
         validation = image_source(open_source(held_out), "all")
     return TrainingTask(
         kind="tokenizer",

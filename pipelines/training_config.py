@@ -84,8 +84,7 @@ class OptimizerConfig:
         )
         _check(
             self.warmup_images < self.total_images,
-            f"optimizer.warmup_images is {self.warmup_images}; it must be below "
-            f"total_images={self.total_images}",
+            f"optimizer.warmup_images is {self.warmup_images}; it must be below total_images={self.total_images}",
         )
         _check(
             self.micro_batch is None or self.micro_batch > 0,
@@ -156,9 +155,7 @@ class WandbConfig:
     mode: str = "offline"
 
     def __post_init__(self) -> None:
-        _check(
-            self.mode in ("offline", "online"), f"loop.wandb.mode is {self.mode!r}; choose offline or online"
-        )
+        _check(self.mode in ("offline", "online"), f"loop.wandb.mode is {self.mode!r}; choose offline or online")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +198,7 @@ class LoopConfig:
             self.engine in ("plain", "deepspeed"),
             f"loop.engine is {self.engine!r}; choose plain or deepspeed",
         )
-        _check(
-            self.precision in ("fp32", "bf16"), f"loop.precision is {self.precision!r}; choose fp32 or bf16"
-        )
+        _check(self.precision in ("fp32", "bf16"), f"loop.precision is {self.precision!r}; choose fp32 or bf16")
         for name in ("log_every_steps", "checkpoint_every_steps", "keep_last", "max_validation_images"):
             value = getattr(self, name)
             _check(value > 0, f"loop.{name} is {value}; it must be above 0")
@@ -371,9 +366,7 @@ def _merge(ours: dict[str, Any], given: dict[str, Any], prefix: str, conflicts: 
     for key, value in given.items():
         name = f"{prefix}{key}"
         if not prefix and key in _NOT_OURS:
-            conflicts.append(
-                f"{name}: the optimizer and its schedule come from `optimizer.*`; remove this section"
-            )
+            conflicts.append(f"{name}: the optimizer and its schedule come from `optimizer.*`; remove this section")
         elif value == "auto":
             continue
         elif key not in ours:

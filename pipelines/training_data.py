@@ -62,9 +62,7 @@ class BatchSource(Protocol):
         """Images in one epoch."""
         ...
 
-    def batches(
-        self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment
-    ) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
         """This rank's batches of steps ``start_step``, ``start_step + 1``, …; never ends."""
         ...
 
@@ -131,9 +129,7 @@ class ArraySource:
         """Images in one epoch."""
         return len(self._view_rows)
 
-    def batches(
-        self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment
-    ) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; never ends."""
         share = global_batch // place.world_size
         epoch_rows = _EpochRows(seed, self._view_rows)
@@ -217,9 +213,7 @@ class StreamingSource:
         """Record rows in one epoch (all views)."""
         return int(self.manifest["num_records"])
 
-    def batches(
-        self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment
-    ) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; drops an epoch's incomplete batch; never ends."""
         from torch.utils.data import DataLoader
 

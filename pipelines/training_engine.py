@@ -84,9 +84,7 @@ class _Plain:
 
     folder_name = "plain"
 
-    def __init__(
-        self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device
-    ) -> None:
+    def __init__(self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device) -> None:
         self.network = objective.network
         self.device = device
         self.optimizer = build_optimizer(self.network, optimizer, device)
@@ -165,9 +163,7 @@ class _DeepSpeed:
             # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared
             # memory behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        settings = deepspeed_dict(
-            optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size
-        )
+        settings = deepspeed_dict(optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size)
         self.network = objective.network
         self.stage = sharding.zero_stage
         self.optimizer = build_optimizer(self.network, optimizer, device)
@@ -207,9 +203,7 @@ class _DeepSpeed:
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         # DeepSpeed moves its `latest` before the other ranks have finished; ours moves after all have.
-        self.engine.save_checkpoint(
-            str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False
-        )
+        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False)
 
     def load(self, folder: Path) -> None:
         loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -242,8 +236,6 @@ def build_engine(
     """
     if loop.engine == "plain":
         if place.world_size > 1:
-            raise UserError(
-                f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed"
-            )
+            raise UserError(f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed")
         return _Plain(objective, optimizer, loop, device)
     return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device)

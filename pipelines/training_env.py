@@ -71,9 +71,7 @@ def normalise_rank_environment(environ: MutableMapping[str, str] | None = None) 
             f"found RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE="
             f"{local_world_size}; expected rank < world size and the same number of ranks on every node"
         )
-    place = RankEnvironment(
-        rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=local_world_size
-    )
+    place = RankEnvironment(rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=local_world_size)
     if not torch.cuda.is_available():
         environ.setdefault("DS_ACCELERATOR", "cpu")
     if world_size > 1:  # without a launcher nothing is set: children must not take themselves for ranks

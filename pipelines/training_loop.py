@@ -63,9 +63,7 @@ class Objective(Protocol):
         """Training or evaluation mode."""
         ...
 
-    def __call__(
-        self, batch: dict[str, Tensor], noise: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and named scalar numbers."""
         ...
 
@@ -188,9 +186,7 @@ class _Session:
             while self.step < last_step:
                 step = self.step + 1
                 at_end = step == last_step
-                at_validation = (
-                    loop.validate_every_steps is not None and step % loop.validate_every_steps == 0
-                )
+                at_validation = loop.validate_every_steps is not None and step % loop.validate_every_steps == 0
                 at_log = at_end or at_validation or step % loop.log_every_steps == 0
                 grad_norm, lr = self._train_step(next(stream), want_grad_norm=at_log)
                 if at_log:
@@ -350,9 +346,7 @@ class _Session:
     # Checkpoints
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a run to go on: everything that moves a weight."""
-        optimizer = {
-            key: value for key, value in asdict(self.config.optimizer).items() if key != "micro_batch"
-        }
+        optimizer = {key: value for key, value in asdict(self.config.optimizer).items() if key != "micro_batch"}
         return flatten(
             {
                 "kind": self.task.kind,

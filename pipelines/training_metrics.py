@@ -89,9 +89,7 @@ class TrainingReport:
                 console=self.console,
             )
             self.progress.start()
-            self.task = self.progress.add_task(
-                self.name, total=self.num_steps, completed=self.first_step, status=""
-            )
+            self.task = self.progress.add_task(self.name, total=self.num_steps, completed=self.first_step, status="")
         return self
 
     def __exit__(self, *_: object) -> None:

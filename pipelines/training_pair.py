@@ -57,8 +57,7 @@ class PairRunConfig:
             raise ValueError(f"content.kind, structure.kind are {kinds}; they must be content and structure")
         if Path(self.content.run_folder).resolve() == Path(self.structure.run_folder).resolve():
             raise ValueError(
-                f"content.run_folder and structure.run_folder are both {self.content.run_folder}; "
-                "give each its own"
+                f"content.run_folder and structure.run_folder are both {self.content.run_folder}; give each its own"
             )
 
     @property
@@ -103,9 +102,7 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
         if any(run.launch.launcher == "ray" for run in config.runs):
             session = stack.enter_context(cluster_session(_sized(config)))
             environment = {**os.environ, "RAY_ADDRESS": session.address}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")])
-        )
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]))
         drivers = {run.kind: stack.enter_context(_driver(run, environment)) for run in config.runs}
         _watch(config, drivers)
     content, structure = (resolve_checkpoint(run.run_folder) for run in config.runs)

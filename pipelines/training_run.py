@@ -134,9 +134,7 @@ def _commit() -> str | None:
     """Commit of the code, None outside a clone."""
     folder = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
-        )
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return None
     return found.stdout.strip() or None
@@ -171,9 +169,7 @@ def command(
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=None, help="YAML file; without it the defaults")
-    parser.add_argument(
-        "--local_rank", type=int, default=None, help="given by the deepspeed launcher; unused"
-    )
+    parser.add_argument("--local_rank", type=int, default=None, help="given by the deepspeed launcher; unused")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     given = parser.parse_args(arguments)
     try:

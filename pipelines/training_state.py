@@ -158,15 +158,11 @@ def resume_checkpoint(
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         failure = error
     if not agree(failure is None, device):
-        raise UserError(
-            f"checkpoint {folder} could not be loaded on every rank: {failure or 'see the other ranks'}"
-        )
+        raise UserError(f"checkpoint {folder} could not be loaded on every rank: {failure or 'see the other ranks'}")
     return folder, state
 
 
-def _choose(
-    checkpoints: Path, expected: TrainerState, place: RankEnvironment
-) -> tuple[str | None, str | None]:
+def _choose(checkpoints: Path, expected: TrainerState, place: RankEnvironment) -> tuple[str | None, str | None]:
     """(folder, refusal) on the main rank; the other ranks are told."""
     if not place.is_main:
         return None, None

@@ -55,9 +55,7 @@ def test_wheel_finds_its_configs_outside_the_clone(wheel, repository, tmp_path):
         "from pipelines.configuration import find_config\n"
         f"for name in {names!r}: print(find_config(name))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(target / "configs" / name) for name in names]
 
 
@@ -78,9 +76,7 @@ def test_ci_runs_the_readmes_test_command(repository):
     script = repository / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert "exec make test" in script.read_text()
-    planned = subprocess.run(
-        ["make", "--dry-run", "test"], cwd=repository, capture_output=True, text=True, check=True
-    )
+    planned = subprocess.run(["make", "--dry-run", "test"], cwd=repository, capture_output=True, text=True, check=True)
     assert ".venv/bin/python -m pytest\n" in planned.stdout
 
 

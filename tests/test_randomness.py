@@ -15,7 +15,12 @@ FROZEN = [0.6844765152749288, 0.0721188140161183, 0.6946221574202349]
 
 
 def test_streams_differ_in_every_part_of_their_name():
-    names = [(0, 0, Purpose.TOKEN, 0), (1, 0, Purpose.TOKEN, 0), (0, 1, Purpose.TOKEN, 0), (0, 0, Purpose.SPLIT, 0)]
+    names = [
+        (0, 0, Purpose.TOKEN, 0),
+        (1, 0, Purpose.TOKEN, 0),
+        (0, 1, Purpose.TOKEN, 0),
+        (0, 0, Purpose.SPLIT, 0),
+    ]
     values = [tuple(uniforms(*name, (4,)).tolist()) for name in [*names, (0, 0, Purpose.TOKEN, 1)]]
     assert len(set(values)) == 5
 
@@ -26,7 +31,7 @@ def test_a_longer_draw_begins_like_a_shorter_one():
 
 def test_moments():
     uniform = uniforms(0, 0, Purpose.TOKEN, 0, (100_000,))
-    assert 0.0 <= float(uniform.min()) and float(uniform.max()) < 1.0
+    assert float(uniform.min()) >= 0.0 and float(uniform.max()) < 1.0
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.005)
     normal = normals(0, 0, Purpose.FLOW_NOISE, 0, (100_000,))
     assert float(normal.mean()) == pytest.approx(0.0, abs=0.01) and float(normal.std()) == pytest.approx(1.0, abs=0.01)

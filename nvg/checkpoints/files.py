@@ -19,7 +19,11 @@ SCHEMA_VERSION = 1
 
 
 def save_weights(
-    folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], kind: str, name: str = "model"
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    kind: str,
+    name: str = "model",
 ) -> Path:
     """Writes `<name>.safetensors` and its description, each under a temporary name and then renamed.
 
@@ -60,13 +64,17 @@ def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[di
     weights, description = folder / f"{name}.safetensors", _description(folder, name)
     for file in (weights, description):
         if not file.is_file():
-            raise UserError(f"{file} is missing; expected the weights of a {kind} there: check the path or run its training")
+            raise UserError(
+                f"{file} is missing; expected the weights of a {kind} there: check the path or run its training"
+            )
     try:
         header = json.loads(description.read_text())
         found = (header["kind"], header["schema_version"])
         config = header["config"]
     except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{description} is damaged ({error!r}); expected the description of a {kind}: write it again") from error
+        raise UserError(
+            f"{description} is damaged ({error!r}); expected the description of a {kind}: write it again"
+        ) from error
     if found != (kind, SCHEMA_VERSION):
         raise UserError(
             f"{description} describes a {found[0]} of schema {found[1]}; expected a {kind} of schema {SCHEMA_VERSION}: "

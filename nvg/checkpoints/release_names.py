@@ -61,8 +61,14 @@ def autoencoder_from_release(tensors: dict[str, Tensor], num_levels: int) -> dic
     rules = (
         (r"quantize\.embedding\.weight", r"dequantizer.codebook"),
         (r"quantize\.quant_resi\.(\d+)\.(.+)", r"dequantizer.refiners.\1.conv.\2"),
-        (r"(encoder|decoder)\.mid\.block_(\d)\.(.+)", lambda m: f"{m[1]}.middle.{int(m[2]) - 1}.{_block(m[3])}"),
-        (r"encoder\.down\.(\d+)\.block\.(\d+)\.(.+)", lambda m: f"encoder.levels.{m[1]}.blocks.{m[2]}.{_block(m[3])}"),
+        (
+            r"(encoder|decoder)\.mid\.block_(\d)\.(.+)",
+            lambda m: f"{m[1]}.middle.{int(m[2]) - 1}.{_block(m[3])}",
+        ),
+        (
+            r"encoder\.down\.(\d+)\.block\.(\d+)\.(.+)",
+            lambda m: f"encoder.levels.{m[1]}.blocks.{m[2]}.{_block(m[3])}",
+        ),
         (r"encoder\.down\.(\d+)\.downsample\.conv\.conv\.(.+)", r"encoder.levels.\1.resample.conv.\2"),
         (
             r"decoder\.up\.(\d+)\.block\.(\d+)\.(.+)",

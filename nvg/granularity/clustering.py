@@ -35,7 +35,9 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
     layout = StageLayout(num_positions)
     if not bool(torch.isfinite(latent_BLC).all()):
         bad = (~torch.isfinite(latent_BLC)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise UserError(f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder")
+        raise UserError(
+            f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder"
+        )
     # Members of each cluster, left child first: at the end this is the order of positions along the leaves.
     members_BNM = torch.arange(num_positions, device=latent_BLC.device).expand(num_images, -1)[:, :, None]
     for _ in range(layout.last_stage):
@@ -87,5 +89,7 @@ def _distances(means_BNC: Tensor) -> Tensor:
     """Pairwise ℓ2 distances; summed per pair, not by matrix product, so that the result is exactly symmetric."""
     distance_BNN = torch.cdist(means_BNC, means_BNC, compute_mode="donot_use_mm_for_euclid_dist")
     if not bool(torch.isfinite(distance_BNN).all()):
-        raise UserError("distances between latents overflow float32; latents must stay below about 1e18: check the encoder")
+        raise UserError(
+            "distances between latents overflow float32; latents must stay below about 1e18: check the encoder"
+        )
     return distance_BNN

@@ -147,4 +147,6 @@ def check_structure(structure_BL: Tensor) -> None:
     """Raises UserError unless every row is a permutation of 0..L-1, which is what a finest map must be."""
     expected_L = torch.arange(structure_BL.shape[1], device=structure_BL.device)
     if not bool((structure_BL.sort(1).values == expected_L).all()):
-        raise UserError("a structure map is no permutation of 0..L-1: clusters are not balanced, the record or map is damaged")
+        raise UserError(
+            "a structure map is no permutation of 0..L-1: clusters are not balanced, the record or map is damaged"
+        )

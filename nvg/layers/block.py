@@ -62,9 +62,7 @@ class SingleStreamBlock(nn.Module):
         self.key_norm = HeadNorm()
         self.linear_out = nn.Linear(width + self.mlp_width, width)
 
-    def forward(
-        self, x_NSD: Tensor, vec_ND: Tensor, table_NSP: Tensor, branch_scale_N: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_NSD: Tensor, vec_ND: Tensor, table_NSP: Tensor, branch_scale_N: Tensor | None = None) -> Tensor:
         """Applies the block.
 
         Args:

@@ -44,7 +44,9 @@ class ContentGeneratorConfig:
         check_token_space(self.num_positions, self.num_classes, self.codebook_size, self.latent_channels)
         expected = StageLayout(self.num_positions).num_stages + 1
         if self.canvas_scales and len(self.canvas_scales) != expected:
-            raise UserError(f"canvas_scales has {len(self.canvas_scales)} entries; {self.num_positions} positions need {expected}")
+            raise UserError(
+                f"canvas_scales has {len(self.canvas_scales)} entries; {self.num_positions} positions need {expected}"
+            )
 
 
 class ContentGenerator(nn.Module):

@@ -52,9 +52,7 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(SingleStreamBlock(width, mlp_ratio) for _ in range(depth))
         self.rates = drop_path_rates(depth, depth, drop_path_rate)
 
-    def forward(
-        self, x_NSD: Tensor, vec_ND: Tensor, ids_NSA: Tensor, drop_path_ND: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_NSD: Tensor, vec_ND: Tensor, ids_NSA: Tensor, drop_path_ND: Tensor | None = None) -> Tensor:
         """Runs the blocks.
 
         Args:

@@ -62,9 +62,7 @@ def check_shard_size(folder: Path, entry: Mapping[str, Any]) -> Path:
     path = folder / entry["raw_data"]["basename"]
     expected = int(entry["raw_data"]["bytes"])
     if not path.is_file():
-        raise UserError(
-            f"{path}: found no such file, expected a shard of {expected} bytes listed in {INDEX_FILE}"
-        )
+        raise UserError(f"{path}: found no such file, expected a shard of {expected} bytes listed in {INDEX_FILE}")
     found = path.stat().st_size
     if found != expected:
         raise UserError(
@@ -97,18 +95,14 @@ def read_shard(
     if verify_hash:
         expected_hash = entry["raw_data"].get("hashes", {}).get(SHARD_HASH)
         if hashlib.sha256(data).hexdigest() != expected_hash:
-            raise UserError(
-                f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again"
-            )
+            raise UserError(f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again")
     num_samples = int(entry["samples"])
     offsets = np.frombuffer(data, "<u4", count=num_samples + 1, offset=MDS_COUNT_BYTES)
     expected_offsets = offsets[0] + np.arange(num_samples + 1, dtype=np.int64) * layout.dtype.itemsize
     if int.from_bytes(data[:MDS_COUNT_BYTES], "little") != num_samples or np.any(offsets != expected_offsets):
         raise UserError(f"{path}: its offset table does not fit {num_samples} records; copy the shard again")
     if int(offsets[-1]) != len(data):
-        raise UserError(
-            f"{path}: found {len(data)} bytes, expected {int(offsets[-1])} by its own offset table"
-        )
+        raise UserError(f"{path}: found {len(data)} bytes, expected {int(offsets[-1])} by its own offset table")
     return np.frombuffer(data, layout.dtype, count=num_samples, offset=int(offsets[0]))
 
 

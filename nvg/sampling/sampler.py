@@ -245,7 +245,11 @@ def _check(
             f"without a structure generator all {layout.num_structure_stages} splits must be given, found {given.num_splits}"
         )
     if structure is not None:
-        pair = (structure.config.num_positions, structure.config.latent_channels, structure.config.num_classes)
+        pair = (
+            structure.config.num_positions,
+            structure.config.latent_channels,
+            structure.config.num_classes,
+        )
         if pair != (space.num_positions, space.latent_channels, content.config.num_classes):
             raise UserError(
                 f"the structure generator was trained for (positions, channels, classes) = {pair}, the content generator for "

@@ -55,7 +55,13 @@ class Encoder(nn.Module):
     """Image → latent: (B, channels, S, S) → (B, C, S / 2^(levels-1), same)."""
 
     def __init__(
-        self, *, image_channels: int, widths: Sequence[int], num_res_blocks: int, latent_channels: int, norm_groups: int
+        self,
+        *,
+        image_channels: int,
+        widths: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        norm_groups: int,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(image_channels, widths[0], 3, padding=1)
@@ -82,7 +88,13 @@ class Decoder(nn.Module):
     """Latent → image in [-1, 1], the encoder mirrored with one more residual block a level; its levels run coarse to fine."""
 
     def __init__(
-        self, *, image_channels: int, widths: Sequence[int], num_res_blocks: int, latent_channels: int, norm_groups: int
+        self,
+        *,
+        image_channels: int,
+        widths: Sequence[int],
+        num_res_blocks: int,
+        latent_channels: int,
+        norm_groups: int,
     ) -> None:
         super().__init__()
         width = widths[-1]

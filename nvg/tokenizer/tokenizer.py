@@ -46,7 +46,9 @@ class TokenizerConfig:
             raise UserError(f"image_channels is {self.image_channels}; 1 (grey) or 3 (colour) is possible")
         odd = [width for width in self.widths if width % self.norm_groups]
         if odd:
-            raise UserError(f"widths {odd} are no multiples of norm_groups {self.norm_groups}: change base_width or norm_groups")
+            raise UserError(
+                f"widths {odd} are no multiples of norm_groups {self.norm_groups}: change base_width or norm_groups"
+            )
 
     @property
     def widths(self) -> list[int]:
@@ -67,7 +69,9 @@ class TokenizerConfig:
     def dequantizer(self) -> DequantizerConfig:
         """The token space this tokenizer defines."""
         return DequantizerConfig(
-            num_positions=self.num_positions, latent_channels=self.latent_channels, codebook_size=self.codebook_size
+            num_positions=self.num_positions,
+            latent_channels=self.latent_channels,
+            codebook_size=self.codebook_size,
         )
 
 

@@ -176,7 +176,8 @@ def _common_noise(
     drawn = num_stages if config.stages_per_image is None else min(config.stages_per_image, num_stages)
     return {
         "stages": _draw_stages(seed, step, global_batch, num_stages, drawn),
-        "class_dropped": uniforms(seed, 0, Purpose.TRAIN_CLASS_DROPOUT, step, (global_batch,)) < config.class_dropout_prob,
+        "class_dropped": uniforms(seed, 0, Purpose.TRAIN_CLASS_DROPOUT, step, (global_batch,))
+        < config.class_dropout_prob,
         "drop_path": uniforms(seed, 0, Purpose.TRAIN_DROP_PATH, step, (global_batch, drawn, depth)).float(),
     }
 

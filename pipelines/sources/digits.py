@@ -48,9 +48,7 @@ class DigitsSource:
         image = Image.fromarray(self._pixels_N88[index])
         if self.config.image_channels == 3:
             image = image.convert("RGB")
-        return make_view(
-            image, config=self.config, key=self.keys[index], view=view, resample=Image.Resampling.BICUBIC
-        )
+        return make_view(image, config=self.config, key=self.keys[index], view=view, resample=Image.Resampling.BICUBIC)
 
 
 def split_digits(labels_N: np.ndarray) -> dict[str, np.ndarray]:
@@ -65,10 +63,6 @@ def split_digits(labels_N: np.ndarray) -> dict[str, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     everything = np.arange(len(labels_N))
-    train, rest = train_test_split(
-        everything, train_size=NUM_TRAIN, stratify=labels_N, random_state=_SPLIT_SEED
-    )
-    judge, test = train_test_split(
-        rest, train_size=NUM_JUDGE, stratify=labels_N[rest], random_state=_SPLIT_SEED
-    )
+    train, rest = train_test_split(everything, train_size=NUM_TRAIN, stratify=labels_N, random_state=_SPLIT_SEED)
+    judge, test = train_test_split(rest, train_size=NUM_JUDGE, stratify=labels_N[rest], random_state=_SPLIT_SEED)
     return {"train": np.sort(train), "judge": np.sort(judge), "test": np.sort(test), "all": everything}

@@ -100,16 +100,10 @@ def folder_channels(root: Path, *, max_images: int = 200) -> int:
 def _class_names(root: Path) -> list[str]:
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
-        raise UserError(
-            f"{root}: found {found}, expected a folder of class folders; change the source's path"
-        )
-    names = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+        raise UserError(f"{root}: found {found}, expected a folder of class folders; change the source's path")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(
-            f"{root}: found no class folders, expected one folder per class with its images inside"
-        )
+        raise UserError(f"{root}: found no class folders, expected one folder per class with its images inside")
     return names
 
 

@@ -68,9 +68,7 @@ def index_tar(path: Path) -> list[TarSample]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except tarfile.TarError as error:
         if num_members == 0 and file_bytes >= _BLOCK_BYTES:
-            raise UserError(
-                f"{path}: found no tar archive ({error}), expected an uncompressed tar"
-            ) from error
+            raise UserError(f"{path}: found no tar archive ({error}), expected an uncompressed tar") from error
         raise _truncated(path, file_bytes, end + _BLOCK_BYTES, num_members) from error
     if file_bytes < end + _BLOCK_BYTES:
         raise _truncated(path, file_bytes, end + 2 * _BLOCK_BYTES, num_members)
@@ -87,9 +85,7 @@ def read_member(path: Path, offset: int, num_bytes: int) -> bytes:
         file.seek(offset)
         data = file.read(num_bytes)
     if len(data) != num_bytes:
-        raise OSError(
-            f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use"
-        )
+        raise OSError(f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use")
     return data
 
 

@@ -93,9 +93,7 @@ def _find_shards(path: str) -> list[Path]:
         raise UserError(f"{path}: found no *.tar files, expected webdataset shards; change the source's path")
     for shard in shards:
         if not shard.is_file():
-            raise UserError(
-                f"{shard}: found no such file, expected a webdataset shard; change the source's path"
-            )
+            raise UserError(f"{shard}: found no such file, expected a webdataset shard; change the source's path")
     if len({shard.name for shard in shards}) < len(shards):
         raise UserError(f"{path}: two shards have the same file name, expected different names")
     return shards
@@ -109,9 +107,7 @@ def _expected_counts(folder: Path) -> dict[str, int]:
         shards = json.loads(path.read_text())["shardlist"]
         return {Path(shard["url"]).name: int(shard["nsamples"]) for shard in shards}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not an index of webdataset shards ({error!r}); repair or remove it"
-        ) from error
+        raise UserError(f"{path}: not an index of webdataset shards ({error!r}); repair or remove it") from error
 
 
 def _image_place(sample: TarSample, image_extensions: set[str]) -> tuple[int, int]:

@@ -19,10 +19,7 @@ def test_rayjob_runs_nvg_commands_on_the_locked_ray(rayjob, repository):
     assert (rayjob["apiVersion"], rayjob["kind"]) == ("ray.io/v1", "RayJob")
     spec = rayjob["spec"]
     assert all(part.split()[0] == "nvg" for part in spec["entrypoint"].split("&&"))
-    assert (
-        f"ray=={spec['rayClusterSpec']['rayVersion']}"
-        in (repository / "requirements.lock").read_text().split()
-    )
+    assert f"ray=={spec['rayClusterSpec']['rayVersion']}" in (repository / "requirements.lock").read_text().split()
     assert spec["rayClusterSpec"]["authOptions"]["mode"] == "token"
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
 

@@ -71,9 +71,7 @@ def generator_spec(tmp_path_factory: pytest.TempPathFactory) -> GeneratorSpec:
     content = ContentGeneratorConfig(
         depth=2, width=64, codebook_size=16, num_positions=16, latent_channels=4, num_classes=10
     )
-    structure = StructureGeneratorConfig(
-        depth=2, width=64, num_positions=16, latent_channels=4, num_classes=10
-    )
+    structure = StructureGeneratorConfig(depth=2, width=64, num_positions=16, latent_channels=4, num_classes=10)
     torch.manual_seed(0)
     networks = {
         "tokenizer": (Tokenizer(tokenizer), tokenizer),

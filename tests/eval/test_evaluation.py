@@ -65,9 +65,7 @@ def test_results_and_report(ray_session, config: EvaluateConfig, digits: Evaluat
     assert hashes[0] == hashes[1]
 
 
-def test_the_feature_network_is_trained_once(
-    config: EvaluateConfig, digits: EvaluationData, tmp_path: Path
-) -> None:
+def test_the_feature_network_is_trained_once(config: EvaluateConfig, digits: EvaluationData, tmp_path: Path) -> None:
     fresh = replace(
         config, output=str(tmp_path), extractor_path="", feature_training=FeatureTrainingConfig(num_steps=2)
     )
@@ -110,9 +108,7 @@ def test_missing_things_are_named(config: EvaluateConfig, digits: EvaluationData
     with pytest.raises(ValueError, match="the training images are"):
         replace(digits, held_out_images=np.zeros((297, 8, 8, 1), np.uint8))
     with pytest.raises(UserError, match="held-out images: found 3, expected at least 4"):
-        replace(
-            digits, held_out_images=digits.held_out_images[:3], held_out_labels=digits.held_out_labels[:3]
-        )
+        replace(digits, held_out_images=digits.held_out_images[:3], held_out_labels=digits.held_out_labels[:3])
     assert digits.judge_labels is not None
     without_sevens = np.where(digits.judge_labels == 7, 1, digits.judge_labels)
     with pytest.raises(UserError, match=r"judge images: found none of 1 class\(es\) \(7\)"):

@@ -30,9 +30,7 @@ class RgbImages(Dataset):
     """uint8 images as torch-fidelity wants them: 3xHxW."""
 
     def __init__(self, images_BHWC: np.ndarray) -> None:
-        self.images_BCHW = (
-            torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
-        )
+        self.images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
 
     def __len__(self) -> int:
         return len(self.images_BCHW)

@@ -32,9 +32,7 @@ def test_fid_of_a_shift_is_its_square() -> None:
 def test_fid_does_not_depend_on_the_order() -> None:
     features, reference = normals(200, seed=0), normals(300, seed=1, scale=1.5)
     shuffled = features[np.random.default_rng(2).permutation(200)]
-    assert frechet_distance(shuffled, reference) == pytest.approx(
-        frechet_distance(features, reference), rel=1e-9
-    )
+    assert frechet_distance(shuffled, reference) == pytest.approx(frechet_distance(features, reference), rel=1e-9)
 
 
 def test_collapsed_samples_have_precision_without_recall() -> None:

@@ -58,9 +58,7 @@ def test_a_damaged_chunk_counts_as_missing(tmp_path: Path, damage: str) -> None:
     assert read_chunk(tmp_path, 1 if damage == "other number" else 0, "key") is None
 
 
-def test_the_key_follows_what_decides_the_bytes(
-    generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
-) -> None:
+def test_the_key_follows_what_decides_the_bytes(generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec) -> None:
     base = pool_identity(generator_spec, CONFIG, extractor_spec)
     assert pool_identity(generator_spec, replace(CONFIG, num_samples=9, num_actors=3), extractor_spec) == base
     others = [

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_vectors import vectors
 
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, check_structure, cluster_latents, greedy_pairs, stage_map
-from reference_vectors import vectors
 
 
 def slow_pairs(distance_NN: torch.Tensor) -> list[tuple[int, int]]:

@@ -11,7 +11,11 @@ def make_block():
 def inputs(num=3):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 3, (num, 5, 11), generator=generator)
-    return torch.randn(num, 5, 128, generator=generator), torch.randn(num, 128, generator=generator), rotary_table(ids)
+    return (
+        torch.randn(num, 5, 128, generator=generator),
+        torch.randn(num, 128, generator=generator),
+        rotary_table(ids),
+    )
 
 
 def test_dropped_branch_leaves_the_sequence_untouched():

@@ -37,19 +37,32 @@ def test_stage_0_sees_the_start_canvas_only():
 @torch.no_grad()
 def test_future_splits_are_invisible():
     content, structure, _ = tiny_generators()
-    maps, canvas, label, stage = structures(2), torch.randn(2, 16, 4), torch.tensor([0, 1]), torch.tensor([2, 2])
+    maps, canvas, label, stage = (
+        structures(2),
+        torch.randn(2, 16, 4),
+        torch.tensor([0, 1]),
+        torch.tensor([2, 2]),
+    )
     known = (maps >> 2) << 2
     assert torch.equal(content(canvas, maps, stage, label), content(canvas, known, stage, label))
     noisy, time = torch.randn(2, 16, 4), torch.rand(2)
     assert torch.equal(
-        structure(noisy, canvas, maps, stage, time, label), structure(noisy, canvas, known, stage, time, label)
+        structure(noisy, canvas, maps, stage, time, label),
+        structure(noisy, canvas, known, stage, time, label),
     )
 
 
 @torch.no_grad()
 def test_canvas_scales_normalise_input_and_estimate():
     torch.manual_seed(0)
-    sizes = {"depth": 1, "width": 64, "num_classes": 2, "num_positions": 16, "latent_channels": 4, "codebook_size": 8}
+    sizes = {
+        "depth": 1,
+        "width": 64,
+        "num_classes": 2,
+        "num_positions": 16,
+        "latent_channels": 4,
+        "codebook_size": 8,
+    }
     plain = ContentGenerator(ContentGeneratorConfig(**sizes))
     scaled = ContentGenerator(ContentGeneratorConfig(canvas_scales=[1.0, 2.0, 2.0, 2.0, 2.0, 4.0], **sizes))
     scaled.load_state_dict({**plain.state_dict(), "canvas_scales": scaled.canvas_scales})

@@ -101,9 +101,7 @@ def test_other_errors_keep_their_trace(error):
 
 
 def test_submit_dry_run_passes_the_command_through():
-    done = run_nvg(
-        "submit", "--dry-run", "--env", "A=0123", "--", "nvg", "precompute", "--dry-run", "output=b c"
-    )
+    done = run_nvg("submit", "--dry-run", "--env", "A=0123", "--", "nvg", "precompute", "--dry-run", "output=b c")
     assert done.returncode == 0, done.stderr
     assert "A: '0123'" in done.stdout
     assert "nvg precompute --dry-run 'output=b c'" in done.stdout

@@ -42,9 +42,7 @@ def write(folder, text):
 
 def test_defaults_then_file_then_command_line(tmp_path):
     path = write(tmp_path, "name: x\nlearning_rate: 2e-3\ninner:\n  depth: 3\n  widths: [4]\n")
-    config = load_config(
-        Outer, path, ["inner.depth=5", "other.note=here", "table.a=1e-2", "many=[{depth: 7}]"]
-    )
+    config = load_config(Outer, path, ["inner.depth=5", "other.note=here", "table.a=1e-2", "many=[{depth: 7}]"])
     assert config == Outer(
         name="x",
         learning_rate=2e-3,

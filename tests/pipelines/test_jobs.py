@@ -41,9 +41,7 @@ def test_precompute_and_a_training_step_go_through_the_job_server(ray_session, t
     address = ray_session.dashboard_url
     run_job(address, "train", "tokenizer", "run_folder=runs/tokenizer", *TOKENIZER)
     source = [setting for setting in TOKENIZER if setting.startswith("source.")]
-    run_job(
-        address, "precompute", "tokenizer=runs/tokenizer", "output=records", "images_per_unit=512", *source
-    )
+    run_job(address, "precompute", "tokenizer=runs/tokenizer", "output=records", "images_per_unit=512", *source)
     assert (tmp_path / "records" / "manifest.json").is_file()
     run_job(
         address,

@@ -104,9 +104,7 @@ def test_bad_files_are_skipped_with_reasons_up_to_the_limit(tmp_path):
     assert {item.key for item in loaded.skipped} == {
         "a/readme.txt", "a/empty.png", "a/garbage.jpg", "a/truncated.png"
     }  # fmt: skip
-    with pytest.raises(
-        UserError, match=r"found 4 bad of 100 inputs(?s:.*)a/readme\.txt: not an image by its"
-    ):
+    with pytest.raises(UserError, match=r"found 4 bad of 100 inputs(?s:.*)a/readme\.txt: not an image by its"):
         load_images(open_source(folder_config(tmp_path, max_bad_fraction=0.03)))
     with pytest.raises(UserError, match=r"expected at most 1\.00% \(max_bad_fraction\)"):
         load_images(open_source(folder_config(tmp_path)))

@@ -39,9 +39,7 @@ def write_shards(root: Path, *, num_shards: int = 2, per_shard: int = 5, label_a
 
 
 def config(path: Path | str, **changes) -> SourceConfig:
-    return SourceConfig(
-        **{"kind": "webdataset", "path": str(path), "split": "all", "image_size": 20, **changes}
-    )
+    return SourceConfig(**{"kind": "webdataset", "path": str(path), "split": "all", "image_size": 20, **changes})
 
 
 @pytest.mark.parametrize("label_as", ["cls", "json"])
@@ -97,9 +95,7 @@ def test_truncated_shard_is_named_with_both_sizes(tmp_path, keep):
     }
     cut = lengths[keep] if isinstance(keep, str) else min(int(len(data) * keep), last.offset_data + 100)
     path.write_bytes(data[:cut])
-    with pytest.raises(
-        UserError, match=rf"train-001\.tar: truncated: got {cut} bytes, expected at least \d+"
-    ):
+    with pytest.raises(UserError, match=rf"train-001\.tar: truncated: got {cut} bytes, expected at least \d+"):
         open_source(config(tmp_path))
 
 

@@ -61,9 +61,7 @@ def test_run_configs_are_valid_schemas(schema):
     assert isinstance(load_config(schema, None), schema)
 
 
-@pytest.mark.parametrize(
-    "override", ["loop.engine=fast", "optimizer.lr=-1", "loop.warmup=3", "deepspeed.zero_stage=4"]
-)
+@pytest.mark.parametrize("override", ["loop.engine=fast", "optimizer.lr=-1", "loop.warmup=3", "deepspeed.zero_stage=4"])
 def test_impossible_settings_name_the_key(override):
     with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[1]):
         load_config(GeneratorRunConfig, None, [override])

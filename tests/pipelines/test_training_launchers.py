@@ -91,9 +91,7 @@ def test_ray_train(ray_session, tmp_path, expected, monkeypatch):
     assert checkpoint == tmp_path / "run" / "checkpoints" / "step-00000012"
     assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
 
-    with pytest.raises(
-        UserError, match=r"configuration has changed\n  model.depth: checkpoint 2, this run 3"
-    ):
+    with pytest.raises(UserError, match=r"configuration has changed\n  model.depth: checkpoint 2, this run 3"):
         run_training(replace(config, depth=3), build_task)
 
 

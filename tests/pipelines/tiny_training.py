@@ -89,9 +89,7 @@ def run(config: TinyRunConfig) -> None:
     """Train once, or once per ZeRO stage in one launch."""
     for stage in config.stages:
         folder = f"{config.run_folder}/zero{stage}"
-        run_training(
-            replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task
-        )
+        run_training(replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task)
     if not config.stages:
         run_training(config, build_task)
 

@@ -31,9 +31,7 @@ def write_dataset(folder: Path, num_positions: int) -> list[dict]:
         for _ in range(NUM_RECORDS)
     ]
     size_limit = layout.bytes_per_record * 70
-    with MDSWriter(
-        columns=layout.columns, out=str(folder), hashes=["sha256"], size_limit=size_limit
-    ) as writer:
+    with MDSWriter(columns=layout.columns, out=str(folder), hashes=["sha256"], size_limit=size_limit) as writer:
         for record in records:
             writer.write(record)
     manifest = {
@@ -87,9 +85,7 @@ def test_truncated_shard_is_named_with_both_sizes(folder, cut):
     path = sorted(folder.glob("*.mds"))[2]
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(
-        UserError, match=rf"shard\.00002\.mds: found {size - cut} bytes, expected {size}.*truncated"
-    ):
+    with pytest.raises(UserError, match=rf"shard\.00002\.mds: found {size - cut} bytes, expected {size}.*truncated"):
         RecordDataset.open(folder)
 
 

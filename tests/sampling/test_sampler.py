@@ -49,7 +49,10 @@ def test_release_preset_takes_the_top_half():
 def test_given_prefix_is_kept_and_the_rest_generated():
     reference, free = draw([3, 4, 5]), draw([6, 7, 8])
     given = Given(
-        structure_BL=reference.structure_BL, num_splits=2, content_ids_BT=reference.content_ids_BT, num_contents=2
+        structure_BL=reference.structure_BL,
+        num_splits=2,
+        content_ids_BT=reference.content_ids_BT,
+        num_contents=2,
     )
     drawn = draw([6, 7, 8], given=given)
     assert torch.equal(stage_map(drawn.structure_BL, 2, 4), stage_map(reference.structure_BL, 2, 4))

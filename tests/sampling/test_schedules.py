@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvg.errors import UserError
-from nvg.sampling import SamplingConfig, draw_tokens, flow_times, gumbel_scores, guide, top_p_filter
+from nvg.sampling import SamplingConfig, draw_tokens, flow_times, guide, gumbel_scores, top_p_filter
 
 
 def test_published_schedules():
@@ -65,7 +65,11 @@ def test_gumbel_scores_are_finite_at_the_edges_and_prefer_likely_positions():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"top_p_last": 0.0}, "top_p_last"), ({"num_flow_steps": 0}, "num_flow_steps"), ({"content_guidance": -1.0}, "guidance")],
+    [
+        ({"top_p_last": 0.0}, "top_p_last"),
+        ({"num_flow_steps": 0}, "num_flow_steps"),
+        ({"content_guidance": -1.0}, "guidance"),
+    ],
 )
 def test_impossible_configs_are_refused_by_name(values, message):
     with pytest.raises(UserError, match=message):

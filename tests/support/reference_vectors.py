@@ -41,7 +41,12 @@ def reference_generators() -> tuple[ContentGenerator, StructureGenerator]:
 
 
 def tiny_generators(
-    *, num_positions: int = 16, num_classes: int = 3, codebook_size: int = 11, latent_channels: int = 4, seed: int = 0
+    *,
+    num_positions: int = 16,
+    num_classes: int = 3,
+    codebook_size: int = 11,
+    latent_channels: int = 4,
+    seed: int = 0,
 ) -> tuple[ContentGenerator, StructureGenerator, Dequantizer]:
     """Random small networks of one token space."""
     torch.manual_seed(seed)

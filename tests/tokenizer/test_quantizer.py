@@ -80,5 +80,6 @@ def test_soft_assignment_reaches_every_entry_but_never_the_encoder():
 def test_rows_do_not_depend_on_their_batch():
     latent, structure, dequantizer = case()
     assert torch.equal(
-        quantize_ids(latent, structure, dequantizer)[1:2], quantize_ids(latent[1:2], structure[1:2], dequantizer)
+        quantize_ids(latent, structure, dequantizer)[1:2],
+        quantize_ids(latent[1:2], structure[1:2], dequantizer),
     )

@@ -5,7 +5,14 @@ from nvg.errors import UserError
 from nvg.granularity import check_structure
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 
-SMALL = {"image_channels": 1, "base_width": 8, "norm_groups": 4, "num_res_blocks": 1, "latent_channels": 4, "codebook_size": 16}
+SMALL = {
+    "image_channels": 1,
+    "base_width": 8,
+    "norm_groups": 4,
+    "num_res_blocks": 1,
+    "latent_channels": 4,
+    "codebook_size": 16,
+}
 
 
 @pytest.mark.parametrize(("size", "levels", "side"), [(16, 3, 4), (16, 2, 8), (32, 2, 16), (64, 2, 32), (8, 3, 2)])

@@ -64,7 +64,12 @@ def test_structure_loss_equals_a_loop_over_images_and_stages():
             noisy, target = t * epsilon + (1 - t) * data[rows], epsilon - data[rows]
             noisy[..., :stage], target[..., :stage] = data[rows][..., :stage], 0.0
             velocity = structure(
-                noisy, canvases[rows, stage], batch["structure"][rows], torch.tensor([stage]), t[None], batch["label"][rows]
+                noisy,
+                canvases[rows, stage],
+                batch["structure"][rows],
+                torch.tensor([stage]),
+                t[None],
+                batch["label"][rows],
             )
             terms.append((velocity - target).square().mean())
     torch.testing.assert_close(loss, torch.stack(terms).mean())

@@ -80,7 +80,10 @@ def test_accumulation_equals_one_large_batch():
     for parts in (1, 4):
         module = Quadratic()
         engine = PlainEngine(
-            module, torch.optim.SGD(module.parameters(), lr=0.1), gradient_clipping=0.5, accumulation_steps=parts
+            module,
+            torch.optim.SGD(module.parameters(), lr=0.1),
+            gradient_clipping=0.5,
+            accumulation_steps=parts,
         )
         for chunk in x.chunk(parts):
             engine.backward(engine(chunk))

@@ -49,8 +49,7 @@ def test_every_view_is_recorded_once_with_its_label_and_name(finished):
 def test_records_are_what_the_tokenizer_says_of_each_image(finished):
     records = RecordDataset.open(finished.folder.root)
     pixels = [
-        finished.source.read(int(image), int(view))
-        for image, view in zip(records.image, records.view, strict=True)
+        finished.source.read(int(image), int(view)) for image, view in zip(records.image, records.view, strict=True)
     ]
     images = torch.from_numpy(to_model_range(np.stack(pixels)))
     content_ids, structure = load_tokenizer(finished.config.tokenizer).tokenize(images)  # another batch size
@@ -198,9 +197,7 @@ def test_folder_of_another_tokenizer_is_refused_by_name(case, finished, tmp_path
     shutil.copytree(finished.folder.root, records)
     if not parts_kept:
         shutil.rmtree(records / "parts")
-    other = case.job(
-        tmp_path, output=str(records), tokenizer=str(case.write_tokenizer(tmp_path / "b", seed=1))
-    )
+    other = case.job(tmp_path, output=str(records), tokenizer=str(case.write_tokenizer(tmp_path / "b", seed=1)))
     with pytest.raises(UserError, match=r"(?s)data set of .* this job .*tokenizer_hash: '\w+' against '\w+'"):
         precompute(other)
 
