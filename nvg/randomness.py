@@ -34,7 +34,12 @@ def uniforms(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[in
 
     Args:
         seed, index: key of the stream, e.g. run seed and sample index; 0 <= value < 2^63.
+        purpose: what the numbers are for.
         step: e.g. the stage or the training step.
+        shape: of the result.
+
+    Raises:
+        UserError: the seed is out of range.
     """
     if not 0 <= seed < 2**63:
         raise UserError(f"seed is {seed}; a seed is an integer from 0 to 2^63 - 1")

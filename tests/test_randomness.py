@@ -31,10 +31,12 @@ def test_a_longer_draw_begins_like_a_shorter_one():
 
 def test_moments():
     uniform = uniforms(0, 0, Purpose.TOKEN, 0, (100_000,))
-    assert float(uniform.min()) >= 0.0 and float(uniform.max()) < 1.0
+    assert float(uniform.min()) >= 0.0
+    assert float(uniform.max()) < 1.0
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.005)
     normal = normals(0, 0, Purpose.FLOW_NOISE, 0, (100_000,))
-    assert float(normal.mean()) == pytest.approx(0.0, abs=0.01) and float(normal.std()) == pytest.approx(1.0, abs=0.01)
+    assert float(normal.mean()) == pytest.approx(0.0, abs=0.01)
+    assert float(normal.std()) == pytest.approx(1.0, abs=0.01)
 
 
 def test_permutation_is_one():

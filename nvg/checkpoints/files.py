@@ -31,9 +31,11 @@ def save_weights(
     share a folder.
 
     Args:
+        folder: made when missing.
         tensors: any device; stored contiguous.
         config: what is needed to build the network again, JSON-serialisable.
         kind: what the network is, e.g. "tokenizer"; compared on loading.
+        name: of the safetensors file, without its ending.
 
     Returns:
         the safetensors file.
@@ -53,6 +55,11 @@ def save_weights(
 
 def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `save_weights` wrote.
+
+    Args:
+        folder: with the weights and their description.
+        kind: what the network must be.
+        name: of the safetensors file, without its ending.
 
     Returns:
         tensors on the CPU and the config.

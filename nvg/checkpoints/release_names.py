@@ -1,12 +1,13 @@
 """Names of the released weights ↔ names of this project.
 
-The released autoencoder wraps every convolution and norm once more and counts decoder levels fine to coarse; the released
-generator keeps both networks in one flat module.
+The released autoencoder wraps every convolution and norm once more and counts decoder levels fine to coarse; the
+released generator keeps both networks in one flat module.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -33,6 +34,12 @@ _GENERATOR_NAMES = (
 def generator_from_release(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Splits a released generator into {"content": …, "structure": …} state dicts; `rope_ids` is computed here instead.
 
+    Args:
+        tensors: released name → tensor, any dtype; they are passed on, not copied.
+
+    Returns:
+        for "content" and "structure", the names of this project → tensor.
+
     Raises:
         ValueError: a name the release does not have.
 
@@ -51,7 +58,11 @@ def autoencoder_from_release(tensors: dict[str, Tensor], num_levels: int) -> dic
     """State dict of `Tokenizer` (encoder, decoder and, where present, the dequantizer) from released names.
 
     Args:
+        tensors: released name → tensor, any dtype; they are passed on, not copied.
         num_levels: levels of the autoencoder, needed because the decoder counts them the other way round.
+
+    Returns:
+        names of this project → tensor.
 
     Raises:
         ValueError: a name the release does not have.
@@ -90,7 +101,7 @@ def _block(rest: str) -> str:
     return f"{'shortcut' if part == 'nin_shortcut' else part}.{leaf}"
 
 
-def _rename(name: str, rules) -> str:
+def _rename(name: str, rules: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> str:
     for pattern, replacement in rules:
         if match := re.fullmatch(pattern, name):
             return replacement(match) if callable(replacement) else match.expand(replacement)

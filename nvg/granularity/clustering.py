@@ -1,6 +1,7 @@
 """Greedy bottom-up clustering of a latent into a balanced binary hierarchy.
 
-Legend: B images, L positions, N clusters of the current level, P = N / 2 pairs, C latent channels, M members of a cluster.
+Legend: B images, L positions, N clusters of the current level, P = N / 2 pairs, C latent channels,
+M members of a cluster.
 """
 
 from __future__ import annotations

@@ -16,6 +16,11 @@ def cluster_mean(values_BLC: Tensor, structure_BL: Tensor, stage: int) -> Tensor
     Clusters are balanced, so sorting the positions by cluster turns the mean into a reshape: no scatter, the same
     result on every device and for every batch size.
 
+    Args:
+        values_BLC: any float dtype.
+        structure_BL: int64 finest map, its `stage` leading bits are read.
+        stage: 0..K.
+
     Returns:
         (B, U, C) in the dtype of the values.
 
@@ -30,8 +35,13 @@ def cluster_mean(values_BLC: Tensor, structure_BL: Tensor, stage: int) -> Tensor
 def place(tokens_BUC: Tensor, structure_BL: Tensor, stage: int) -> Tensor:
     """Assignment a(c_i, s_i): every position receives the token of its cluster.
 
+    Args:
+        tokens_BUC: any dtype, one row a cluster of the stage.
+        structure_BL: int64 finest map, its `stage` leading bits are read.
+        stage: 0..K.
+
     Returns:
-        (B, L, C).
+        (B, L, C) in the dtype of the tokens.
 
     Paper: §2.1
     """

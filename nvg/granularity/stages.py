@@ -62,6 +62,11 @@ class StageLayout:
 def stage_map(structure_BL: Tensor, stage: int, last_stage: int) -> Tensor:
     """Structure map s_i of one stage: int64 (B, L), values 0..2^stage - 1, every value L / 2^stage times.
 
+    Args:
+        structure_BL: int64 finest map, its `stage` leading bits are read.
+        stage: 0..K.
+        last_stage: K = log2 L.
+
     Paper: §2.1 (s_i = s_K >> (K - i))
     """
     return structure_BL >> (last_stage - stage)
@@ -73,6 +78,7 @@ def structure_embedding(structure_BL: Tensor, stage: int | Tensor, last_stage: i
     Args:
         structure_BL: finest map; only its `stage` leading bits are read.
         stage: one stage for all rows, or int64 (B,).
+        last_stage: K = log2 L.
 
     Returns:
         int64 (B, L, K) with values {0, 1, 2}.
@@ -88,6 +94,12 @@ def structure_embedding(structure_BL: Tensor, stage: int | Tensor, last_stage: i
 def structure_from_embedding(embedding_BLK: Tensor) -> Tensor:
     """Inverts `structure_embedding`: the finest map whose unknown splits (channels of value 1) are 0.
 
+    Args:
+        embedding_BLK: integers {0, 1, 2}.
+
+    Returns:
+        int64 (B, L).
+
     Paper: Eq. (7), App. A.3
     """
     last_stage = embedding_BLK.shape[-1]
@@ -99,11 +111,13 @@ def balanced_split(structure_BL: Tensor, score_BL: Tensor, stage: int, last_stag
     """Splits every cluster of a stage in two equal halves: the half with the highest score becomes child 2j + 1.
 
     Args:
-        structure_BL: map with `stage` known splits.
+        structure_BL: int64 map with `stage` known splits.
         score_BL: any real score; of equal scores the lower position counts as higher.
+        stage: 0..K-1.
+        last_stage: K = log2 L.
 
     Returns:
-        the map with `stage` + 1 known splits, later bits 0.
+        int64 (B, L), the map with `stage` + 1 known splits, later bits 0.
 
     Paper: Alg. 2, §2.2.1
     """
@@ -120,6 +134,13 @@ def balanced_split(structure_BL: Tensor, score_BL: Tensor, stage: int, last_stag
 def raster_split(structure_BL: Tensor, last_stage: int) -> Tensor:
     """The last split, which needs no model: of each pair the lower raster position becomes child 2j.
 
+    Args:
+        structure_BL: int64 map with K - 1 known splits.
+        last_stage: K = log2 L.
+
+    Returns:
+        int64 (B, L) finest map.
+
     Paper: §2.2.1
     """
     position_L = torch.arange(structure_BL.shape[1], device=structure_BL.device)
@@ -128,6 +149,9 @@ def raster_split(structure_BL: Tensor, last_stage: int) -> Tensor:
 
 def spatial_structure(num_positions: int) -> Tensor:
     """The data-free hierarchy: halve the rows at even stages and the columns at odd ones, lower half is child 2j.
+
+    Args:
+        num_positions: L, a power of four.
 
     Returns:
         int64 (L,) finest map, the structure of a resolution pyramid.

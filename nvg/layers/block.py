@@ -23,6 +23,7 @@ class HeadNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(HEAD_WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalises (..., 64), computed in float32, returned in the dtype of `x`."""
         return F.rms_norm(x.float(), (HEAD_WIDTH,), self.gain.float(), NORM_EPS).type_as(x)
 
 
@@ -35,11 +36,12 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, num_parts * width)
 
     def forward(self, vec_ND: Tensor) -> tuple[Tensor, ...]:
+        """`num_parts` vectors (N, 1, D) that broadcast over the tokens, from the conditioning vector (N, D)."""
         return self.linear(F.silu(vec_ND))[:, None, :].chunk(self.num_parts, dim=-1)
 
 
 def modulate(x_NSD: Tensor, shift_N1D: Tensor, scale_N1D: Tensor) -> Tensor:
-    """(1 + scale) · LayerNorm(x) + shift, without affine parameters, in float32."""
+    """(1 + scale) · LayerNorm(x) + shift, without affine parameters: float32 (N, S, D), shift and scale (N, 1, D)."""
     normed = F.layer_norm(x_NSD.float(), x_NSD.shape[-1:], eps=NORM_EPS)
     return torch.addcmul(shift_N1D.float(), normed, 1 + scale_N1D.float())
 
@@ -66,8 +68,13 @@ class SingleStreamBlock(nn.Module):
         """Applies the block.
 
         Args:
-            table_NSP: rotations from `rotary_table`.
+            x_NSD: float32 residual stream.
+            vec_ND: conditioning vector, any float dtype.
+            table_NSP: complex64 rotations from `rotary_table`.
             branch_scale_N: drop-path multiplier of the gated branch, one a sequence (0 or 1 / keep rate); None is 1.
+
+        Returns:
+            float32 (N, S, D).
         """
         shift, scale, gate = self.modulation(vec_ND)
         qkv, mlp = _split_linear(self.linear_in, modulate(x_NSD, shift, scale), self.mlp_width)
@@ -83,7 +90,7 @@ class SingleStreamBlock(nn.Module):
 
 
 def _split_linear(linear: nn.Linear, x: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """linear(x) as two tensors, the second of width `last`: without the copies that splitting costs in the backward pass."""
+    """linear(x) as two tensors, the second of width `last`, without the copies of a split in the backward pass."""
     first = linear.out_features - last
     heads = linear.weight.split([first, last]), linear.bias.split([first, last])
     return F.linear(x, heads[0][0], heads[1][0]), F.linear(x, heads[0][1], heads[1][1])
@@ -104,5 +111,6 @@ class ModulatedHead(nn.Module):
         self.linear = nn.Linear(width, out_channels)
 
     def forward(self, x_NSD: Tensor, vec_ND: Tensor) -> Tensor:
+        """Float32 (N, S, out_channels) of the stream (N, S, D) under the conditioning vector (N, D)."""
         shift, scale = self.modulation(vec_ND)
         return self.linear(modulate(x_NSD, shift, scale)).float()

@@ -12,12 +12,23 @@ from torch import Tensor
 def drop_path_rates(num_blocks: int, depth: int, full_rate: float = 0.1) -> Tensor:
     """Rate of each block, rising linearly from 0 to full_rate · depth / 24.
 
+    Returns:
+        float32 (num_blocks,) on the CPU.
+
     Release: 0.1 at depth 24
     """
     return torch.linspace(0.0, full_rate * depth / 24, num_blocks)
 
 
 def branch_scales(uniform_ND: Tensor, rates_D: Tensor) -> Tensor:
-    """Multipliers (D, N) of the gated branches: 0 for a dropped sequence, 1 / keep rate otherwise."""
+    """Multipliers of the gated branches: 0 for a dropped sequence, 1 / keep rate otherwise.
+
+    Args:
+        uniform_ND: in [0, 1); a branch is dropped where it lies below the rate.
+        rates_D: drop rate of each block, in [0, 1).
+
+    Returns:
+        float32 (D, N) on the device of the uniforms.
+    """
     rates_D = rates_D.to(uniform_ND.device)
     return ((uniform_ND >= rates_D).float() / (1 - rates_D)).t()

@@ -24,9 +24,15 @@ def axis_widths(last_stage: int) -> list[int]:
 
 
 def rotary_table(ids_NSA: Tensor) -> Tensor:
-    """Rotation of every pair of channels as a unit complex number: complex64 (N, S, 32).
+    """Rotation of every pair of channels as a unit complex number.
 
     Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴.
+
+    Args:
+        ids_NSA: int64 id rows from `token_ids`, A = 3 + K.
+
+    Returns:
+        complex64 (N, S, 32).
 
     Paper: App. A.3
     """
@@ -39,7 +45,15 @@ def rotary_table(ids_NSA: Tensor) -> Tensor:
 
 
 def rotate(x_NHSD: Tensor, table_NSP: Tensor) -> Tensor:
-    """Turns the interleaved channel pairs of queries or keys in float32; dtype and shape are kept."""
+    """Turns the interleaved channel pairs of queries or keys, computed in float32.
+
+    Args:
+        x_NHSD: heads of width D = 64, any float dtype.
+        table_NSP: complex64 rotations from `rotary_table`.
+
+    Returns:
+        dtype and shape of `x_NHSD`.
+    """
     pairs_NHSP = torch.view_as_complex(x_NHSD.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs_NHSP * table_NSP[:, None]).flatten(-2).type_as(x_NHSD)
 
@@ -50,7 +64,8 @@ def token_ids(structure_NL: Tensor, stage_N: Tensor, kinds: list[int], *, struct
     Every kind carries the stage's structure embedding and the grid position; the whole row of the class token is 1.
 
     Args:
-        structure_NL: finest map, its `stage_N` leading bits are read.
+        structure_NL: int64 finest map, its `stage_N` leading bits are read.
+        stage_N: int64, 0..K.
         kinds: kind id of each group of L tokens, e.g. [0] for content, [2, 0] for structure generation.
         structure_aware: False fills the structure channels with 1 (the ablation without structure-aware RoPE).
 

@@ -1,7 +1,7 @@
-"""The content generator: from the canvas so far and the structure of a stage to the final canvas and the stage's tokens.
+"""The content generator: from the canvas so far and the structure of a stage to the final canvas and its tokens.
 
-Legend: N sequences (image, stage), L positions, C latent channels, K last stage, U tokens of one stage, V codebook size,
-D model width.
+Legend: N sequences (image, stage), L positions, C latent channels, K last stage, U tokens of one stage,
+V codebook size, D model width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CONTENT_KIND = 0
 class ContentGeneratorConfig:
     """Size of the generator and of the token space; the defaults are NVG-d16 on ImageNet.
 
-    `canvas_scales` has K + 3 - 1 = K + 2 entries: entry i makes the input canvas of stage i about unit variance (entry 0
-    is unused), the last one belongs to x_K. Empty means 1 everywhere.
+    `canvas_scales` has K + 3 - 1 = K + 2 entries: entry i makes the input canvas of stage i about unit variance
+    (entry 0 is unused), the last one belongs to x_K. Empty means 1 everywhere.
 
     Paper: App. A.4
     """
@@ -54,6 +54,8 @@ class ContentGenerator(nn.Module):
 
     Paper: §2.2.2, App. A.4
     """
+
+    canvas_scales: Tensor
 
     def __init__(self, config: ContentGeneratorConfig) -> None:
         super().__init__()
@@ -109,10 +111,16 @@ class ContentGenerator(nn.Module):
         return self.head(x_NSD[:, 1:], vec_ND) / self.canvas_scales[-1]
 
     def token_logits(self, final_NLC: Tensor, canvas_NLC: Tensor, structure_NL: Tensor, stage: int) -> Tensor:
-        """Logits (N, U, V) of the unique tokens of one stage, from what is still missing on the canvas.
+        """Logits of the unique tokens of one stage, from what is still missing on the canvas.
 
         Args:
+            final_NLC: estimate of x_K from `forward`.
             canvas_NLC: x_{i-1}; zeros at stage 0.
+            structure_NL: int64 finest map, its `stage` leading bits are read.
+            stage: 0..K, the same for all rows.
+
+        Returns:
+            (N, U, V).
 
         Paper: Eq. (12), App. A.4
         """

@@ -52,6 +52,7 @@ class TimeEmbedding(nn.Module):
         self.linear_out = nn.Linear(width, width)
 
     def forward(self, time_N: Tensor) -> Tensor:
+        """Embeds float times (N,) as (N, D)."""
         half = TIME_CHANNELS // 2
         frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32, device=time_N.device) / half)
         angle = 1000.0 * time_N.float()[:, None] * frequency

@@ -56,8 +56,13 @@ class Trunk(nn.Module):
         """Runs the blocks.
 
         Args:
-            ids_NSA: rotary ids from `token_ids`.
+            x_NSD: embedded tokens, any float dtype.
+            vec_ND: conditioning vector.
+            ids_NSA: int64 rotary ids from `token_ids`.
             drop_path_ND: uniforms (N, depth) that decide which branches are dropped; None keeps all.
+
+        Returns:
+            float32 (N, S, D).
         """
         table_NSP = rotary_table(ids_NSA)
         scales = None if drop_path_ND is None else branch_scales(drop_path_ND, self.rates)

@@ -7,6 +7,7 @@ S = K + 1 stages, V codebook size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -64,9 +65,17 @@ def sample(
     The noise of a sample depends on (seed, sample index) alone, so a sample is the same in any batch up to rounding.
 
     Args:
-        structure: None is possible when every split is given.
+        content: in evaluation mode, on the device of the others.
+        structure: likewise; None is possible when every split is given.
+        dequantizer: of the tokenizer both were trained with.
         labels_B: int64 class ids.
         sample_indices_B: int64 index of each sample in the whole set.
+        seed: of the whole set, 0 <= seed < 2^63.
+        config: guidance, top-p and flow steps.
+        given: prefix that is fixed instead of drawn.
+
+    Returns:
+        one sequence a label, on the device of the dequantizer.
 
     Raises:
         UserError: networks and token space do not fit, or a label is out of range.
@@ -192,6 +201,16 @@ def integrate_flow(
 
     Channels of known splits are set clean before the first step and after each one.
 
+    Args:
+        model: predicts velocities.
+        noise_BLK: float32 standard normals.
+        canvas_BLC: x_i.
+        structure_BL: int64 map with `stage` known splits.
+        labels_B: int64 class ids.
+        stage: 0..K-2, whose split is integrated.
+        guidance_scale: 1 for no guidance (and half the work).
+        num_steps: Euler steps.
+
     Returns:
         float32 (B, L, K), data range [-1, 1] up to overshoot.
 
@@ -204,7 +223,7 @@ def integrate_flow(
     stage_B = torch.full_like(labels_B, stage)
     z_BLK = torch.where(known_K, clean_BLK, noise_BLK)
     times = flow_times(num_steps, model.layout.num_positions)
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         time_B = torch.full((len(labels_B),), now, device=noise_BLK.device)
         velocity = model(z_BLK, canvas_BLC, structure_BL, stage_B, time_B, labels_B)
         if guidance_scale != 1.0:
@@ -216,6 +235,13 @@ def integrate_flow(
 
 def gumbel_scores(channel_BL: Tensor, uniform_BL: Tensor) -> Tensor:
     """Gumbel-top-k keys: log p + G with p = clamp(z, -1, 1) + 1 as unnormalised probability of child 2j + 1.
+
+    Args:
+        channel_BL: integrated channel of the split, data in [-1, 1].
+        uniform_BL: float64 in [0, 1).
+
+    Returns:
+        float64 (B, L); the larger half of a cluster becomes child 2j + 1.
 
     Paper: Alg. 2, §2.2.1
     """
@@ -237,12 +263,13 @@ def _check(
     expected = (space.num_positions, space.latent_channels, space.codebook_size)
     if found != expected:
         raise UserError(
-            f"the content generator was trained for (positions, channels, codebook) = {found}, the dequantizer has {expected}: "
-            "give the weights that belong together"
+            f"the content generator was trained for (positions, channels, codebook) = {found}, the dequantizer has "
+            f"{expected}: give the weights that belong together"
         )
     if structure is None and given.num_splits < layout.num_structure_stages:
         raise UserError(
-            f"without a structure generator all {layout.num_structure_stages} splits must be given, found {given.num_splits}"
+            f"without a structure generator all {layout.num_structure_stages} splits must be given, "
+            f"found {given.num_splits}"
         )
     if structure is not None:
         pair = (
@@ -252,8 +279,8 @@ def _check(
         )
         if pair != (space.num_positions, space.latent_channels, content.config.num_classes):
             raise UserError(
-                f"the structure generator was trained for (positions, channels, classes) = {pair}, the content generator for "
-                f"{(*expected[:2], content.config.num_classes)}: give two generators of the same data"
+                f"the structure generator was trained for (positions, channels, classes) = {pair}, the content "
+                f"generator for {(*expected[:2], content.config.num_classes)}: give two generators of the same data"
             )
     if len(labels_B) and not 0 <= int(labels_B.min()) <= int(labels_B.max()) < content.config.num_classes:
         raise UserError(f"labels must lie in 0..{content.config.num_classes - 1}, found {labels_B.unique().tolist()}")

@@ -18,8 +18,8 @@ from nvg.errors import UserError
 class SamplingConfig:
     """How Algorithm 2 draws; the defaults are the paper's.
 
-    Guidance scales rise linearly over stages: g_i = 1 + (last - 1) · i / K. For content i runs to K, so `content_guidance`
-    is reached; structure stages end at K - 2, so they reach 1 + (last - 1) · (K - 2) / K.
+    Guidance scales rise linearly over stages: g_i = 1 + (last - 1) · i / K. For content i runs to K, so
+    `content_guidance` is reached; structure stages end at K - 2, so they reach 1 + (last - 1) · (K - 2) / K.
 
     Attributes:
         content_guidance: content scale at stage K.
@@ -70,6 +70,10 @@ class SamplingConfig:
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance u + g · (c - u).
 
+    Args:
+        conditional, unconditional: logits or velocities of the same shape.
+        scale: g; 1 gives the conditional one.
+
     Paper: App. A.6
     """
     return unconditional + scale * (conditional - unconditional)
@@ -77,6 +81,10 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 def top_p_filter(logits_BUV: Tensor, top_p: float) -> Tensor:
     """Probabilities with everything below the nucleus removed; the token that crosses `top_p` stays.
+
+    Args:
+        logits_BUV: any float dtype.
+        top_p: share of the probability that is kept, (0, 1]; 1 keeps all.
 
     Returns:
         float32 (B, U, V), each row sums to 1.
@@ -93,7 +101,15 @@ def top_p_filter(logits_BUV: Tensor, top_p: float) -> Tensor:
 
 
 def draw_tokens(probabilities_BUV: Tensor, uniform_BU: Tensor) -> Tensor:
-    """Inverse CDF: one float64 uniform decides each token; int64 (B, U)."""
+    """Draws ids by the inverse CDF: one uniform decides each token.
+
+    Args:
+        probabilities_BUV: rows need not sum to exactly 1.
+        uniform_BU: float64 in [0, 1).
+
+    Returns:
+        int64 (B, U), 0..V-1, never an id of probability 0.
+    """
     cdf = probabilities_BUV.double().cumsum(-1)
     drawn = torch.searchsorted(cdf, (uniform_BU[..., None].to(cdf) * cdf[..., -1:]).contiguous(), right=True)[..., 0]
     last = (probabilities_BUV > 0).long().cumsum(-1).argmax(-1)
@@ -101,7 +117,16 @@ def draw_tokens(probabilities_BUV: Tensor, uniform_BU: Tensor) -> Tensor:
 
 
 def flow_times(num_steps: int, num_positions: int) -> list[float]:
-    """Times from 1 (noise) to 0 (data), shifted by resolution: t' = e^μ / (e^μ + 1/t - 1), μ = 0.5 + 0.65 (L - 256) / 3840.
+    """Times from 1 (noise) to 0 (data), shifted by resolution.
+
+    t' = e^μ / (e^μ + 1/t - 1) with μ = 0.5 + 0.65 (L - 256) / 3840.
+
+    Args:
+        num_steps: Euler steps.
+        num_positions: L.
+
+    Returns:
+        num_steps + 1 times, strictly falling.
 
     Release: 25 steps, μ = 0.5 at 256 positions
     """

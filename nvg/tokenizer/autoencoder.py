@@ -25,6 +25,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_width, h, w) → (B, out_width, h, w)."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
 
@@ -37,6 +38,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) → (B, width, h / 2, w / 2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -48,6 +50,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) → (B, width, 2h, 2w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -80,12 +83,13 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, latent_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, channels, S, S) → latent (B, C, side, side), unbounded."""
         x = _through_levels(self.levels, self.conv_in(images))
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
 
 
 class Decoder(nn.Module):
-    """Latent → image in [-1, 1], the encoder mirrored with one more residual block a level; its levels run coarse to fine."""
+    """Latent → image in [-1, 1]: the encoder mirrored, with one more residual block a level, levels coarse to fine."""
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, image_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Latent (B, C, side, side) → images (B, channels, S, S), clamped to [-1, 1]."""
         x = _through_levels(self.levels, self.middle(self.conv_in(latent)))
         return self.conv_out(F.silu(self.norm_out(x))).clamp(-1.0, 1.0)
 

@@ -1,6 +1,9 @@
-"""From ids and maps back to canvases: the codebook and the per-stage refiners, all that generators need of the tokenizer.
+"""From ids and maps back to canvases: the codebook and the per-stage refiners.
 
-Legend: B images, S = K + 1 stages, L positions, T = 2L - 1 tokens, U tokens of one stage, C latent channels, V codebook size.
+It is all that generators need of the tokenizer.
+
+Legend: B images, S = K + 1 stages, L positions, T = 2L - 1 tokens, U tokens of one stage, C latent channels,
+V codebook size.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class DequantizerConfig:
         StageLayout(self.num_positions)
         if self.codebook_size < 2 or self.latent_channels < 1:
             raise UserError(
-                f"codebook_size is {self.codebook_size} and latent_channels {self.latent_channels}; at least 2 and 1 are needed"
+                f"codebook_size is {self.codebook_size} and latent_channels {self.latent_channels}; "
+                "at least 2 and 1 are needed"
             )
 
 
@@ -42,6 +46,7 @@ class Refiner(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, painted_BLC: Tensor) -> Tensor:
+        """Smooths a painted canvas (B, L, C) on its grid; the shape stays."""
         side = StageLayout(painted_BLC.shape[1]).side
         image = rearrange(painted_BLC, "b (h w) c -> b c h w", h=side)
         return painted_BLC + 0.5 * rearrange(self.conv(image), "b c h w -> b (h w) c")
@@ -62,7 +67,15 @@ class Dequantizer(nn.Module):
         self.refiners = nn.ModuleList(Refiner(config.latent_channels) for _ in range(self.layout.num_stages))
 
     def contribution(self, codes_BUC: Tensor, structure_BL: Tensor, stage: int) -> Tensor:
-        """What one stage adds to the canvas, (B, L, C): φ_i(a(c_i, s_i)).
+        """What one stage adds to the canvas: φ_i(a(c_i, s_i)).
+
+        Args:
+            codes_BUC: codebook entries of the stage's tokens.
+            structure_BL: int64 finest map, its `stage` leading bits are read.
+            stage: 0..K.
+
+        Returns:
+            (B, L, C).
 
         Paper: Alg. 1 line 12, Alg. 2 line 9
         """

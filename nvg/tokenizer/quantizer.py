@@ -46,6 +46,11 @@ def quantize_ids(latent_BLC: Tensor, structure_BL: Tensor, dequantizer: Dequanti
 
     Each stage averages the residual inside its clusters, takes the nearest entries, paints them and subtracts.
 
+    Args:
+        latent_BLC: any float dtype, computed in float32.
+        structure_BL: int64 finest map.
+        dequantizer: codebook and refiners.
+
     Paper: Alg. 1 lines 9-14
     """
     residual_BLC, ids = latent_BLC.detach().float(), []
@@ -70,6 +75,10 @@ def quantize_for_training(
     forward pass while the gradient reaches every entry through softmax(-distance), never the encoder.
 
     Args:
+        latent_BLC: float32, with gradient to the encoder.
+        structure_BL: int64 finest map of the latent.
+        dequantizer: codebook and refiners that are trained.
+        soft_assignment: whether gradients reach every codebook entry.
         commitment_weight: β of the loss β · mse(sg(x_i), Z) + mse(x_i, sg(Z)).
 
     Paper: Eq. (2)-(5), App. A.2 and A.5

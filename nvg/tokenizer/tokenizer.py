@@ -98,7 +98,17 @@ class Tokenizer(nn.Module):
         self.dequantizer = Dequantizer(config.dequantizer)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latent Z, float32 (B, L, C), positions in raster order."""
+        """Latent Z of images.
+
+        Args:
+            images: float32 (B, channels, S, S) in [-1, 1].
+
+        Returns:
+            float32 (B, L, C), positions in raster order.
+
+        Raises:
+            UserError: the images have another size or number of channels.
+        """
         expected = (self.config.image_channels, self.config.image_size, self.config.image_size)
         if tuple(images.shape[1:]) != expected:
             raise UserError(f"images have shape {tuple(images.shape[1:])}; this tokenizer takes {expected}")
@@ -112,6 +122,9 @@ class Tokenizer(nn.Module):
     def tokenize(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Visual granularity sequence of images.
 
+        Args:
+            images: float32 (B, channels, S, S) in [-1, 1].
+
         Returns:
             content_ids int64 (B, 2L - 1), stages in order; structure int64 (B, L), the finest map.
 
@@ -123,5 +136,5 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Decoded final canvas of the images' own sequences, in [-1, 1]."""
+        """Decoded final canvas of the images' own sequences: (B, channels, S, S) in [-1, 1], as the images."""
         return self.decode(self.dequantizer.canvases(*self.tokenize(images))[:, -1])

@@ -35,7 +35,7 @@ class Ema:
         weight = 1.0 - 0.5 ** (num_images / half_life)
         averages = list(self.tensors.values())
         current = [parameter.detach().float() for _, parameter in network.named_parameters()]
-        torch._foreach_lerp_(averages, current, weight)
+        torch._foreach_lerp_(averages, current, weight)  # pyright: ignore[reportPrivateImportUsage]  no public name
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """State dict of the network with its parameters replaced by the averages."""

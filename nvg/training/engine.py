@@ -17,9 +17,13 @@ def parameter_groups(
     """Groups for AdamW: decay on tensors of two and more dimensions, none on biases and gains.
 
     Args:
+        network: whose trainable parameters are grouped.
         weight_decay: of the decayed groups.
         lr_factors: parameter name prefix → multiplier of the learning rate, kept in the group's `lr_factor`; parameters
             that no prefix names have 1. The longest prefix that fits decides.
+
+    Returns:
+        dictionaries with params, weight_decay and lr_factor, as `torch.optim.AdamW` takes them.
 
     Raises:
         UserError: a prefix names no parameter.
@@ -46,8 +50,8 @@ def parameter_groups(
 class PlainEngine:
     """Forward, backward, clipping and step in one process, on whatever device the module is.
 
-    Accumulates `accumulation_steps` micro-batches a step, as DeepSpeed does: every call of `backward` divides the loss, and
-    `step` acts on the last one only.
+    Accumulates `accumulation_steps` micro-batches a step, as DeepSpeed does: every call of `backward` divides the loss,
+    and `step` acts on the last one only.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class PlainEngine:
         self._stepped = False
 
     def __call__(self, *inputs: Any) -> Any:
+        """The module's own forward pass."""
         return self.module(*inputs)
 
     def backward(self, loss: Tensor) -> None:

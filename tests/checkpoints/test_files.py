@@ -24,7 +24,8 @@ def test_networks_come_back_as_they_were(tmp_path):
     ):
         save_weights(tmp_path / kind, network.state_dict(), asdict(network.config), kind, name="own")
         back = loader(tmp_path / kind, "own")
-        assert back.config == network.config and not back.training
+        assert back.config == network.config
+        assert not back.training
         assert all(torch.equal(value, network.state_dict()[key]) for key, value in back.state_dict().items())
     assert not list(tmp_path.rglob("*.part"))
 
@@ -40,14 +41,14 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors is missing.*content"):
         load_weights(tmp_path, "content")
     save_weights(tmp_path, {"a": torch.zeros(300)}, {}, "tokenizer")
-    with pytest.raises(UserError, match="describes a tokenizer.*expected a content"):
+    with pytest.raises(UserError, match=r"describes a tokenizer.*expected a content"):
         load_weights(tmp_path, "content")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="model.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
         load_weights(tmp_path, "tokenizer")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json is damaged"):
+    with pytest.raises(UserError, match=r"config.json is damaged"):
         load_weights(tmp_path, "tokenizer")
 
 
@@ -58,5 +59,5 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         load_content_generator(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "config": {"tall": 1}}))
-    with pytest.raises(UserError, match="unknown settings .'tall'."):
+    with pytest.raises(UserError, match=r"unknown settings .'tall'."):
         load_content_generator(tmp_path)

@@ -77,5 +77,5 @@ def test_pairs_come_in_greedy_order():
 def test_latents_that_cannot_be_compared_are_refused(value):
     latent = torch.randn(2, 16, 3)
     latent[1, 0, 0] = value
-    with pytest.raises(UserError, match="finite|overflow"):
+    with pytest.raises(UserError, match=r"finite|overflow"):
         cluster_latents(latent)

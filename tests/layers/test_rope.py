@@ -17,7 +17,8 @@ def test_ids_of_a_structure_sequence():
     ids = token_ids(structure, torch.tensor([2]), [2, 0])[0]
     assert ids.shape == (33, 7)
     assert ids[0].tolist() == [1] * 7
-    assert ids[1, 0] == 2 and ids[17, 0] == 0
+    assert ids[1, 0] == 2
+    assert ids[17, 0] == 0
     assert torch.equal(ids[1:17, 1:], ids[17:, 1:])
     assert ids[6, -2:].tolist() == [1, 1]
     assert bool((ids[1:, 3:5] == 1).all())

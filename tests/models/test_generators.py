@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from reference_vectors import tiny_generators
@@ -55,7 +57,7 @@ def test_future_splits_are_invisible():
 @torch.no_grad()
 def test_canvas_scales_normalise_input_and_estimate():
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "depth": 1,
         "width": 64,
         "num_classes": 2,

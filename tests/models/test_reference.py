@@ -76,5 +76,5 @@ def test_d16_has_the_release_names_and_shapes():
 
 
 def test_unknown_release_name_is_refused():
-    with pytest.raises(ValueError, match="content_blocks.0.linear9"):
+    with pytest.raises(ValueError, match=r"content_blocks.0.linear9"):
         generator_from_release({"content_blocks.0.linear9.weight": torch.zeros(1)})

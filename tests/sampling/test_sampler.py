@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 import torch
 from reference_vectors import tiny_generators
@@ -5,6 +7,7 @@ from torch import nn
 
 from nvg.errors import UserError
 from nvg.granularity import check_structure, spatial_structure, stage_map, structure_embedding
+from nvg.models import StructureGenerator
 from nvg.sampling import Given, SamplingConfig, integrate_flow, sample
 
 CONFIG = SamplingConfig(num_flow_steps=3)
@@ -87,7 +90,7 @@ def test_an_exact_velocity_lands_on_the_data(stage):
     truth = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(row)) for row in range(2)])
     data = (structure_embedding(truth, 4, 4) - 1).float()
     landed = integrate_flow(
-        ExactVelocity(structure, data),
+        cast(StructureGenerator, ExactVelocity(structure, data)),
         torch.randn(2, 16, 4),
         torch.zeros(2, 16, 4),
         (truth >> (4 - stage)) << (4 - stage),
@@ -111,7 +114,7 @@ def test_networks_of_another_token_space_are_refused():
 
 def test_labels_out_of_range_are_refused():
     content, structure, dequantizer = tiny_generators()
-    with pytest.raises(UserError, match="labels must lie in 0..2"):
+    with pytest.raises(UserError, match=r"labels must lie in 0..2"):
         sample(
             content=content,
             structure=structure,

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ def test_published_schedules():
     config = SamplingConfig()
     assert [config.content_scale(i, 8) for i in (0, 4, 8)] == [1.0, 2.25, 3.5]
     assert config.structure_scale(6, 8) == 2.125
-    assert config.top_p(0, 8) == 1.0 and config.top_p(8, 8) == pytest.approx(0.5)
+    assert config.top_p(0, 8) == 1.0
+    assert config.top_p(8, 8) == pytest.approx(0.5)
     assert config.top_p(4, 8) == pytest.approx(0.5 + 0.5 * (8 - math.sqrt(8)) / 7)
 
 
@@ -23,15 +25,19 @@ def test_constant_guidance_of_the_ablations():
 
 def test_flow_times_fall_from_one_to_zero_and_are_shifted_towards_noise():
     times = flow_times(25, 256)
-    assert times[0] == 1.0 and times[-1] == 0.0 and len(times) == 26
-    assert all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+    assert len(times) == 26
+    assert times[0] == 1.0
+    assert times[-1] == 0.0
+    assert all(a > b for a, b in pairwise(times))
     e = math.exp(0.5)
     assert times[5] == pytest.approx(e / (e + 1 / 0.8 - 1))
 
 
 def test_guidance_extrapolates():
     c, u = torch.tensor([2.0]), torch.tensor([1.0])
-    assert guide(c, u, 1.0).item() == 2.0 and guide(c, u, 3.0).item() == 4.0 and guide(c, u, 0.0).item() == 1.0
+    assert guide(c, u, 1.0).item() == 2.0
+    assert guide(c, u, 3.0).item() == 4.0
+    assert guide(c, u, 0.0).item() == 1.0
 
 
 def test_top_p_keeps_the_token_that_crosses():

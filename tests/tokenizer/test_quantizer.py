@@ -37,22 +37,24 @@ def test_canvas_is_the_sum_of_contributions():
 
 def test_latents_built_from_codes_are_quantised_without_error():
     """With refiners that add nothing, a latent that is one code everywhere is hit by stage 0 and stays hit."""
-    latent, structure, dequantizer = case()
+    _, structure, dequantizer = case()
     with torch.no_grad():
         dequantizer.codebook[0] = 0.0
         for refiner in dequantizer.refiners:
-            refiner.conv.weight.zero_()
-            refiner.conv.bias.zero_()
+            for parameter in refiner.parameters():
+                parameter.zero_()
         constant = dequantizer.codebook[7].expand(3, 16, 4).clone()
     ids = quantize_ids(constant, structure, dequantizer)
-    assert ids[:, 0].tolist() == [7] * 3 and not bool(ids[:, 1:].any())
+    assert ids[:, 0].tolist() == [7] * 3
+    assert not bool(ids[:, 1:].any())
     torch.testing.assert_close(dequantizer.canvases(ids, structure)[:, -1], constant)
 
 
 def test_decoder_gradient_reaches_the_encoder_only():
     latent, structure, dequantizer = case()
     run(latent, structure, dequantizer, False).canvas_BLC.square().sum().backward()
-    assert latent.grad is not None and bool(latent.grad.any())
+    assert latent.grad is not None
+    assert bool(latent.grad.any())
     assert dequantizer.codebook.grad is None
 
 

@@ -23,10 +23,12 @@ def test_any_power_of_two_grid(size, levels, side):
     images = torch.rand(2, 1, size, size) * 2 - 1
     ids, structure = tokenizer.tokenize(images)
     assert config.latent_side == side
-    assert ids.shape == (2, 2 * side * side - 1) and structure.shape == (2, side * side)
+    assert ids.shape == (2, 2 * side * side - 1)
+    assert structure.shape == (2, side * side)
     check_structure(structure)
     decoded = tokenizer.decode(tokenizer.dequantizer.canvases(ids, structure)[:, -1])
-    assert decoded.shape == images.shape and float(decoded.abs().max()) <= 1.0
+    assert decoded.shape == images.shape
+    assert float(decoded.abs().max()) <= 1.0
 
 
 def test_published_tokenizer_has_the_release_shapes():

@@ -88,7 +88,8 @@ def test_accumulation_equals_one_large_batch():
         for chunk in x.chunk(parts):
             engine.backward(engine(chunk))
             engine.step()
-        assert engine.global_steps == 1 and engine.was_step_applied()
+        assert engine.global_steps == 1
+        assert engine.was_step_applied()
         weights.append(module.network.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1])
 
@@ -99,7 +100,8 @@ def test_non_finite_gradient_changes_nothing():
     engine = PlainEngine(module, torch.optim.SGD(module.parameters(), lr=0.1))
     engine.backward(engine(torch.full((1, 3), float("inf"))))
     engine.step()
-    assert not engine.was_step_applied() and torch.equal(module.network.weight, before)
+    assert not engine.was_step_applied()
+    assert torch.equal(module.network.weight, before)
 
 
 def test_decay_acts_on_matrices_only():
@@ -111,6 +113,7 @@ def test_learning_rate_factors_follow_the_longest_prefix():
     network = nn.ModuleDict({"a": nn.Linear(2, 2), "ab": nn.Linear(2, 2, bias=False)})
     groups = parameter_groups(network, 0.0, {"a": 3.0, "ab": 5.0})
     sizes = {(group["lr_factor"], len(group["params"])) for group in groups}
-    assert sizes == {(3.0, 1), (5.0, 1)} and len(groups) == 3
-    with pytest.raises(UserError, match="lr_factors names .'head'.*a, ab"):
+    assert sizes == {(3.0, 1), (5.0, 1)}
+    assert len(groups) == 3
+    with pytest.raises(UserError, match=r"lr_factors names .'head'.*a, ab"):
         parameter_groups(network, 0.0, {"head": 2.0})
