@@ -5,13 +5,10 @@ Shapes: images_BCHW float in [-1, 1], images_BHWC uint8.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Rounding = Literal["release", "round"]
 ROUNDINGS: tuple[str, ...] = ("release", "round")
 
 ImageArray = NDArray[np.uint8]

@@ -20,8 +20,6 @@ from nvg.training import PlainEngine, parameter_groups
 from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig, deepspeed_dict
 from pipelines.training_env import RankEnvironment
 
-STATE_FOLDER = "engine"
-
 
 class TrainingEngine(Protocol):
     """What the loop needs of an engine."""

@@ -24,9 +24,3 @@ if [ -n "$missing" ]; then
     echo "nvg: this machine lacks:$missing. Install with: sudo apt-get install -y$missing" >&2
     exit 1
 fi
-
-# DeepSpeed compiles its shared-memory collectives against Python.h; without it gloo alone is used.
-header=$("$python" -c 'import os, sysconfig; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
-if [ ! -f "$header" ]; then
-    echo "nvg: note: no Python.h (Debian: python$version-dev); DeepSpeed runs without its compiled collectives." >&2
-fi
