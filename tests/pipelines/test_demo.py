@@ -1,0 +1,138 @@
+"""The whole chain, as a user starts it: `nvg demo` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+
+FEW_SAMPLES = ["evaluation.pool.num_samples=200", "evaluation.pool.chunk_size=100", "evaluation.pool.batch_size=100"]
+# About a fifth of the default training: enough to read most digits, and to fail if a step of the chain were wrong.
+SHORT = [
+    "tokenizer.optimizer.total_images=19200",
+    "tokenizer.loss.soft_assignment_images=6400",
+    "generators.content.optimizer.total_images=64000",
+    "generators.content.optimizer.warmup_images=3200",
+    "generators.structure.optimizer.total_images=38400",
+    "generators.structure.optimizer.warmup_images=1920",
+    *FEW_SAMPLES,
+]
+TINY = [
+    "tokenizer.model.base_width=8",
+    "tokenizer.optimizer.total_images=1280",
+    "tokenizer.optimizer.warmup_images=0",
+    "generators.content.optimizer.total_images=640",
+    "generators.content.optimizer.warmup_images=0",
+    "generators.structure.optimizer.total_images=640",
+    "generators.structure.optimizer.warmup_images=0",
+    "evaluation.guidance_one=false",
+    "evaluation.sampling.num_flow_steps=2",
+    *FEW_SAMPLES,
+]
+
+
+def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines.cli", "demo", f"folder={folder}", *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], there: Path) -> None:
+    """Interrupts the demo as soon as a file exists."""
+    deadline = time.monotonic() + 400
+    while not there.exists():
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        assert time.monotonic() < deadline, f"{there} has not appeared"
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+
+
+def test_digits_stopped_half_way_and_started_again(tmp_path):
+    folder = tmp_path / "demo"
+    kill_when(start_demo(folder, *SHORT), folder / "content" / "metrics.jsonl")
+    tokenizer_before = (folder / "tokenizer" / "checkpoints" / "latest").stat().st_mtime_ns
+    records_before = (folder / "records" / "index.json").stat().st_mtime_ns
+    output = finish(start_demo(folder, *SHORT))
+
+    assert (folder / "tokenizer" / "checkpoints" / "latest").stat().st_mtime_ns == tokenizer_before
+    assert (folder / "records" / "index.json").stat().st_mtime_ns == records_before
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    scores = results["scores"]
+    assert scores["generated"]["num_images"] == 200
+    assert scores["held_out"]["class_accuracy"] >= 0.97
+    assert scores["reconstructions"]["class_accuracy"] >= 0.9
+    assert scores["generated"]["class_accuracy"] >= 0.45  # 0.1 by chance; the default training reaches 0.8 and more
+    steps = [json.loads(line)["step"] for line in (folder / "content" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    report = (folder / "report.html").read_text()
+    assert "data:image/png;base64," in report
+    assert "http://" not in report and "https://" not in report  # noqa: PT018
+    assert str(folder / "report.html") in output
+    assert {path.stem for path in (folder / "configs").glob("*.yaml")} >= {"tokenizer", "content", "evaluation"}
+
+
+def write_shapes(folder: Path) -> None:
+    """Three classes of colour pictures of several sizes, and one file that is no image."""
+    generator = np.random.default_rng(0)
+    for name, colour in (("disc", (255, 80, 40)), ("bar", (60, 200, 90)), ("ring", (70, 90, 255))):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            side = int(generator.integers(20, 60))
+            row, column = np.mgrid[0:side, 0:side] / side - 0.5
+            radius = np.hypot(row, column - generator.uniform(-0.1, 0.1))
+            inside = {"disc": radius < 0.3, "bar": abs(column) < 0.12, "ring": abs(radius - 0.3) < 0.08}[name]
+            pixels = np.where(inside[..., None], colour, generator.integers(0, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
+    (folder / "disc" / "broken.png").write_bytes(b"no image at all")
+
+
+def test_ones_own_class_folders(tmp_path):
+    write_shapes(tmp_path / "shapes")
+    folder = tmp_path / "demo"
+    finish(start_demo(folder, "--data", str(tmp_path / "shapes"), *TINY))
+    manifest = json.loads((folder / "records" / "manifest.json").read_text())
+    assert manifest["class_names"] == ["bar", "disc", "ring"]
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    assert results["scores"]["generated"]["num_images"] == 200
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tokenizer.optimizer.lrr=1"], "lrr"),
+        (["tokenizer.optimizer.lr=fast"], "tokenizer.optimizer.lr"),
+        (["evaluation.pool.num_actors=0"], "num_actors"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(tmp_path, arguments, message):
+    process = start_demo(tmp_path / "demo", *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert message in output
+    assert "Traceback" not in output
