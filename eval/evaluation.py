@@ -8,10 +8,9 @@ without guidance (what the generators learned). FID, precision and recall compar
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,16 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from cluster.manifest import write_atomically
 from eval.evaluation_config import Evaluation, EvaluationConfig, EvaluationData, EvaluationMaterial
-from eval.extractors import SMALL_IMAGE, ExtractorSpec, Features, build_extractor, extract, layers_of
+from eval.extractors import SMALL_IMAGE, ExtractorSpec, Features, build_extractor, extract
 from eval.feature_network import FeatureNetworkConfig, save_feature_network, train_feature_network
 from eval.judge import Judge, class_accuracy, train_judge
-from eval.metrics import (
-    NEIGHBOURHOOD,
-    NUM_SPLITS,
-    PERMUTATION_SEED,
-    distance_to_training,
-    peak_signal_to_noise,
-    score_features,
-)
+from eval.metrics import distance_to_training, peak_signal_to_noise, score_features
 from eval.paintings import paint_images, paint_samples
 from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool import PoolResult, run_pool
+from eval.protocol import protocol
 from eval.samplers import GeneratorSpec
 from nvg.checkpoints import load_tokenizer
 
@@ -124,10 +118,11 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
-        "protocol": _protocol(config, data, extractor_spec, pools, judge),
+        "protocol": protocol(config, data, extractor_spec, pools, judge),
         "seconds": seconds,
     }
-    write_results(output / "results.json", results)
+    text = json.dumps(results, indent=2, allow_nan=False)  # a number that is not finite is refused
+    write_atomically(output / "results.json", f"{text}\n".encode())
     material = EvaluationMaterial(
         class_names=data.class_names,
         generated=samples.images_BHWC,
@@ -201,18 +196,6 @@ def reconstruct(config: EvaluationConfig, images_BHWC: ImageArray, *, batch_size
     return np.concatenate(parts)
 
 
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then give it its name in one step.
-
-    Args:
-        path: the file.
-        results: JSON values; numbers that are not finite are refused.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _draw(
     spec: GeneratorSpec,
     config: EvaluationConfig,
@@ -254,40 +237,6 @@ def _scores(
             judge.read(images), labels, num_classes
         )
     return scores
-
-
-def _protocol(
-    config: EvaluationConfig,
-    data: EvaluationData,
-    extractor: ExtractorSpec,
-    pools: dict[str, PoolResult],
-    judge: Judge | None,
-) -> dict[str, Any]:
-    reference = hashlib.sha256(np.ascontiguousarray(data.train_images).tobytes()).hexdigest()
-    feature_layer, logit_layer = layers_of(extractor.kind)
-    return {
-        "extractor": {
-            "kind": extractor.kind,
-            "sha256": extractor.weights_hash(),
-            "feature_layer": feature_layer,
-            "logit_layer": logit_layer,
-        },
-        "reference": {"images": len(data.train_images), "sha256": reference, "split": "train"},
-        "fingerprints": data.fingerprints,
-        "pools": {
-            name: {
-                **pool.identity,
-                "num_samples": len(pool.samples.labels_B),
-                "images_sha256": pool.images_sha256(),
-            }
-            for name, pool in pools.items()
-        },
-        "fid": "torch-fidelity, float64 statistics",
-        "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
-        "precision_recall": {"neighbourhood": NEIGHBOURHOOD},
-        "judge": None if judge is None else {**asdict(config.judge), "kind": "svm-rbf", "images": judge.num_images},
-        "rounding": config.rounding,
-    }
 
 
 @contextlib.contextmanager

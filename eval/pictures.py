@@ -52,17 +52,7 @@ def sample_grid(
     rows = _rows_by_class(images_BHWC, labels_B, len(class_names), per_class)
     names = [class_names[label] for label in rows]
     ground = mosaic(list(rows.values()))
-
-    def draw(theme: Theme) -> Figure:
-        margin = _name_margin(names)
-        width = 7.6 - margin
-        height = width * ground.shape[0] / ground.shape[1]
-        figure = new_figure(7.6, height + 0.1)
-        show(place(figure, margin, 0.05, width, height), ground)
-        _row_names(figure, names, margin, 0.05, height, theme)
-        return figure
-
-    return both_themes(draw)
+    return _named_rows(ground, names, _name_margin(names))
 
 
 def real_beside_generated(
@@ -188,17 +178,7 @@ def reconstruction_sheet(originals_BHWC: ImageArray, reconstructions_BHWC: Image
     shown = (4 * error).clip(0, 255).astype(np.uint8)
     ground = mosaic([list(to_rgb(images)) for images in (before, after, shown)])
     names = ["original", "reconstruction", "error"]
-
-    def draw(theme: Theme) -> Figure:
-        margin = 1.12
-        width = 7.6 - margin
-        height = width * ground.shape[0] / ground.shape[1]
-        figure = new_figure(7.6, height + 0.1)
-        show(place(figure, margin, 0.05, width, height), ground)
-        _row_names(figure, names, margin, 0.05, height, theme)
-        return figure
-
-    return both_themes(draw)
+    return _named_rows(ground, names, 1.12)
 
 
 def nearest_sheet(
@@ -274,6 +254,20 @@ def _name_margin(names: Sequence[str]) -> float:
 
 def _short(name: str) -> str:
     return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _named_rows(ground: ImageArray, names: Sequence[str], margin: float) -> Picture:
+    """A mosaic over the whole width with the name of each of its rows in a margin (inches) at the left."""
+
+    def draw(theme: Theme) -> Figure:
+        width = 7.6 - margin
+        height = width * ground.shape[0] / ground.shape[1]
+        figure = new_figure(7.6, height + 0.1)
+        show(place(figure, margin, 0.05, width, height), ground)
+        _row_names(figure, names, margin, 0.05, height, theme)
+        return figure
+
+    return both_themes(draw)
 
 
 def _row_names(figure: Figure, names: Sequence[str], margin: float, top: float, height: float, theme: Theme) -> None:

@@ -8,7 +8,6 @@ often one died. A finished chunk is one file; a run that was killed goes on with
 
 import hashlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cluster.manifest import write_atomically
 from eval.chunks import Chunk, join_chunks, read_chunk, write_chunk
 from eval.extractors import ExtractorSpec, build_extractor, extract
 from eval.pool_config import PoolConfig
@@ -155,7 +155,7 @@ def run_pool(
     key = hashlib.sha256(text.encode()).hexdigest()
     place = folder / key[:16]
     place.mkdir(parents=True, exist_ok=True)
-    _write_text(place / "pool.json", json.dumps(identity, indent=2, sort_keys=True) + "\n")
+    write_atomically(place / "pool.json", f"{json.dumps(identity, indent=2, sort_keys=True)}\n".encode())
     missing = [number for number in range(config.num_chunks) if read_chunk(place, number, key) is None]
     num_deaths = 0
     if missing:
@@ -289,9 +289,3 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

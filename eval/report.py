@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from cluster.manifest import write_atomically
 from eval import page
 from eval.evaluation_config import EvaluationMaterial
 from eval.pictures import (
@@ -62,9 +62,7 @@ def write_report(path: Path, content: ReportContent) -> Path:
     """
     html = render_report(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, html.encode())
     return path
 
 
