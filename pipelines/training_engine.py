@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from nvg.errors import UserError
 from nvg.training import PlainEngine, parameter_groups
-from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig, deepspeed_dict
+from pipelines.deepspeed_settings import deepspeed_dict
+from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.training_env import RankEnvironment
 
 
