@@ -18,64 +18,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.manifest import sync_path, write_atomically
 from nvg.errors import UserError
 
-SCHEMA_VERSION = 1
 MARKER = "COMPLETE"
-TRAINER_FILE = "trainer.json"
 LATEST = "latest"
 PREFIX = "step-"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerState:
-    """Where a training stands; ``trainer.json``.
-
-    Attributes:
-        step: optimizer steps done.
-        images: images seen (step times global batch); also the position in the data stream.
-        epoch, images_in_epoch: the same position in epochs.
-        ema_images: images in the moving average (fewer than ``images`` when steps were skipped).
-        world_size: ranks that wrote the engine state.
-        engine: "plain" or "deepspeed-zeroN".
-        seeds: named seeds of the run.
-        config: the settings that must be equal for the run to go on, flat.
-        data: fingerprint of the data, flat.
-        schema_version: of this file.
-    """
-
-    step: int
-    images: int
-    epoch: int
-    images_in_epoch: int
-    ema_images: int
-    world_size: int
-    engine: str
-    seeds: dict[str, int] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
-
-    def write(self, folder: Path) -> None:
-        """Write ``trainer.json`` into the folder."""
-        (folder / TRAINER_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> TrainerState:
-        """Read ``trainer.json``.
-
-        Raises:
-            UserError: another schema version wrote it.
-        """
-        found = json.loads((folder / TRAINER_FILE).read_text())
-        version = found.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}")
-        return cls(**found)
 
 
 def checkpoint_name(step: int) -> str:
@@ -89,65 +40,9 @@ def step_of(folder: Path) -> int | None:
     return int(digits) if folder.name.startswith(PREFIX) and digits.isdigit() else None
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionary -> one level with dotted names, so that differences can be named."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def require_same(saved: dict[str, Any], current: dict[str, Any], what: str, folder: Path) -> None:
-    """Refuse to go on with another configuration or other data.
-
-    Args:
-        saved: flat fields in the checkpoint.
-        current: flat fields of this run.
-        what: word for the message ("configuration", "data").
-        folder: the checkpoint.
-
-    Raises:
-        UserError: lists every field that differs with both values.
-    """
-    current = json.loads(json.dumps(current))
-    absent = "(absent)"
-    names = sorted(name for name in {*saved, *current} if saved.get(name, absent) != current.get(name, absent))
-    if names:
-        lines = [
-            f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}" for name in names
-        ]
-        raise UserError(
-            f"cannot resume from {folder}: the {what} has changed\n  "
-            + "\n  ".join(lines)
-            + "\nset these back, or start anew in another run folder"
-        )
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    """Write a small file so that it is on disk, under its name, when this returns."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _fsync(path.parent)
 
 
 def begin(checkpoints: Path, step: int) -> Path:
@@ -185,20 +80,20 @@ def commit(temporary: Path) -> Path:
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(temporary.rglob("*")):
         if path.is_file():
-            _fsync(path)
+            sync_path(path)
             files[path.relative_to(temporary).as_posix()] = {
                 "bytes": path.stat().st_size,
                 "sha256": _sha256(path),
             }
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
-        _fsync(folder)
-    _write_synced(temporary / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True))
+        sync_path(folder)
+    write_atomically(temporary / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True).encode())
     final = temporary.with_suffix("")
     if final.exists():  # a damaged one of the same step: set aside, not mixed
         _set_aside(final)
     os.replace(temporary, final)
-    _fsync(final.parent)
-    _write_synced(final.parent / LATEST, final.name + "\n")
+    sync_path(final.parent)
+    write_atomically(final.parent / LATEST, f"{final.name}\n".encode())
     return final
 
 
@@ -294,6 +189,27 @@ def resolve_checkpoint(path: Path | str) -> Path:
     if folder is None:
         raise UserError(f"{path} holds no checkpoint; expected {path}/checkpoints/{PREFIX}XXXXXXXX")
     return folder
+
+
+def weights_folder(key: str, path: str) -> Path:
+    """The folder of weights meant by a path: a run, a checkpoint, or the weights themselves.
+
+    Args:
+        key: the setting, for messages.
+        path: its value.
+
+    Returns:
+        A folder that holds safetensors files.
+
+    Raises:
+        UserError: nothing usable is there.
+    """
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"{key}: found no folder {folder}, expected a training run, a checkpoint or weights")
+    if any(folder.glob("*.safetensors")) and not (folder / "checkpoints").is_dir():
+        return folder
+    return resolve_checkpoint(folder)
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) -> None:

@@ -15,7 +15,7 @@ from eval.report import ReportContent, write_report
 from eval.score_table import score_rows, time_text
 from nvg.checkpoints import weights_hash
 from nvg.errors import UserError
-from pipelines.checkpointing import resolve_checkpoint
+from pipelines.checkpointing import weights_folder
 from pipelines.sources import SourceConfig, load_images, open_source
 from pipelines.training_metrics import read_metrics
 
@@ -147,27 +147,6 @@ def load_data(source: SourceConfig) -> EvaluationData:
         held_out_labels=loaded["test"].labels,
         fingerprints={name: part.fingerprint for name, part in opened.items()},
     )
-
-
-def weights_folder(key: str, path: str) -> Path:
-    """The folder of weights meant by a path: a run, a checkpoint, or the weights themselves.
-
-    Args:
-        key: the setting, for messages.
-        path: its value.
-
-    Returns:
-        A folder that holds safetensors files.
-
-    Raises:
-        UserError: nothing usable is there.
-    """
-    folder = Path(path).expanduser().absolute()
-    if not folder.is_dir():
-        raise UserError(f"{key}: found no folder {folder}, expected a training run, a checkpoint or weights")
-    if any(folder.glob("*.safetensors")) and not (folder / "checkpoints").is_dir():
-        return folder
-    return resolve_checkpoint(folder)
 
 
 def codebook_usage(config: EvaluateConfig) -> list[float]:

@@ -10,7 +10,7 @@ from eval.paintings import paint_tokenized
 from eval.pictures import painting_rows
 from nvg.checkpoints import load_tokenizer
 from nvg.errors import UserError
-from pipelines.evaluate import weights_folder
+from pipelines.checkpointing import weights_folder
 from pipelines.sources import SourceConfig, open_source
 
 

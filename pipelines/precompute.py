@@ -19,7 +19,7 @@ from nvg.checkpoints import load_tokenizer, weights_hash
 from nvg.errors import UserError
 from nvg.records import MAX_UINT16_VALUES
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpointing import resolve_checkpoint
+from pipelines.checkpointing import weights_folder
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.precompute_merge import is_complete, merge_parts
 from pipelines.precompute_plan import DatasetFolder, Plan, make_plan
@@ -53,7 +53,7 @@ def precompute(
     """
     console = console or Console(stderr=True)
     folder = DatasetFolder(Path(config.output).expanduser().absolute())
-    tokenizer_folder = find_tokenizer(config.tokenizer)
+    tokenizer_folder = weights_folder("tokenizer", config.tokenizer)
     tokenizer = load_tokenizer(tokenizer_folder, name=config.tokenizer_weights)
     _require_fitting_images(config, tokenizer)
     source = open_source(config.source)
@@ -71,19 +71,6 @@ def precompute(
         )  # fmt: skip
         folder.remove_unfinished()
         return merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer)
-
-
-def find_tokenizer(path: str) -> Path:
-    """The folder of tokenizer weights meant by a path: a run, a checkpoint, or the weights themselves.
-
-    Raises:
-        UserError: Nothing usable is there.
-    """
-    folder = Path(path).expanduser().absolute()
-    holds_weights = any(folder.glob("*.safetensors"))
-    if holds_weights and not (folder / "checkpoints").is_dir():
-        return folder
-    return resolve_checkpoint(folder)
 
 
 def _encode_missing(

@@ -21,7 +21,7 @@ from cluster.manifest import (
     SCHEMA_VERSION,
     ManifestError,
     read_manifest,
-    sync_folder,
+    sync_path,
     write_atomically,
     write_manifest,
 )
@@ -199,4 +199,4 @@ def _link(original: Path, target: Path) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)  # rename leaves it where both are links to one file
-    sync_folder(target.parent)
+    sync_path(target.parent)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.manifest import MANIFEST_FILE, ManifestError, require_match, sync_folder, write_atomically
+from cluster.manifest import MANIFEST_FILE, ManifestError, require_match, sync_path, write_atomically
 from nvg.errors import UserError
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.sources import ImageSource
@@ -131,7 +131,7 @@ class DatasetFolder:
                     shutil.rmtree(self.part(unit))
                 else:
                     done[unit] = manifest
-        sync_folder(self.parts)
+        sync_path(self.parts)
         return done
 
     @contextmanager

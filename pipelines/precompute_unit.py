@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from cluster.manifest import sync_folder
+from cluster.manifest import sync_path
 from nvg.records import RecordLayout
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
 from nvg.tokenizer import Tokenizer
@@ -121,12 +121,12 @@ def encode_unit(
             for path in sorted(temporary.iterdir()):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-            sync_folder(temporary)
+            sync_path(temporary)
             committed = read_part(part, plan_fingerprint)
             if committed is not None:  # an attempt thought dead was only slow: its bytes are the same
                 return committed
             os.rename(temporary, part)
-            sync_folder(folder.parts)
+            sync_path(folder.parts)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest

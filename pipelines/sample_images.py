@@ -14,7 +14,7 @@ from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
-from pipelines.evaluate import weights_folder
+from pipelines.checkpointing import weights_folder
 
 GRID_FILE = "grid.png"
 STAGES_FILE = "stages.png"

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cluster.manifest import write_atomically
 from nvg.errors import UserError
 from pipelines.training_config import WandbConfig
 
@@ -43,9 +44,7 @@ def trim_metrics(run_folder: Path, step: int) -> None:
     path = run_folder / METRICS_FILE
     if path.is_file():
         kept = [row for row in read_metrics(run_folder) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(path)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
 class TrainingReport:

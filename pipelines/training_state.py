@@ -17,7 +17,7 @@ from nvg.checkpoints import load_weights, save_weights
 from nvg.errors import UserError
 from nvg.training import Ema
 from pipelines import checkpointing
-from pipelines.checkpointing import TrainerState
+from pipelines.resume_state import TrainerState, require_same
 from pipelines.training_config import LoopConfig
 from pipelines.training_engine import TrainingEngine
 from pipelines.training_env import RankEnvironment, agree, barrier, from_main
@@ -171,8 +171,8 @@ def _choose(checkpoints: Path, expected: TrainerState, place: RankEnvironment) -
         if folder is None:
             return None, None
         found = TrainerState.read(folder)
-        checkpointing.require_same(found.config, expected.config, "configuration", folder)
-        checkpointing.require_same(found.data, expected.data, "data", folder)
+        require_same(found.config, expected.config, "configuration", folder)
+        require_same(found.data, expected.data, "data", folder)
     except UserError as error:
         return None, str(error)
     if (found.engine, found.world_size) != (expected.engine, expected.world_size):

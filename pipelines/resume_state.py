@@ -1,0 +1,97 @@
+"""``trainer.json``: where a training stands, and what must be equal for it to go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvg.errors import UserError
+
+SCHEMA_VERSION = 1
+TRAINER_FILE = "trainer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """Where a training stands; ``trainer.json``.
+
+    Attributes:
+        step: optimizer steps done.
+        images: images seen (step times global batch); also the position in the data stream.
+        epoch, images_in_epoch: the same position in epochs.
+        ema_images: images in the moving average (fewer than ``images`` when steps were skipped).
+        world_size: ranks that wrote the engine state.
+        engine: "plain" or "deepspeed-zeroN".
+        seeds: named seeds of the run.
+        config: the settings that must be equal for the run to go on, flat.
+        data: fingerprint of the data, flat.
+        schema_version: of this file.
+    """
+
+    step: int
+    images: int
+    epoch: int
+    images_in_epoch: int
+    ema_images: int
+    world_size: int
+    engine: str
+    seeds: dict[str, int] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write ``trainer.json`` into the folder."""
+        (folder / TRAINER_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainerState:
+        """Read ``trainer.json``.
+
+        Raises:
+            UserError: another schema version wrote it.
+        """
+        found = json.loads((folder / TRAINER_FILE).read_text())
+        version = found.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}")
+        return cls(**found)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionary -> one level with dotted names, so that differences can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def require_same(saved: dict[str, Any], current: dict[str, Any], what: str, folder: Path) -> None:
+    """Refuse to go on with another configuration or other data.
+
+    Args:
+        saved: flat fields in the checkpoint.
+        current: flat fields of this run.
+        what: word for the message ("configuration", "data").
+        folder: the checkpoint.
+
+    Raises:
+        UserError: lists every field that differs with both values.
+    """
+    current = json.loads(json.dumps(current))
+    absent = "(absent)"
+    names = sorted(name for name in {*saved, *current} if saved.get(name, absent) != current.get(name, absent))
+    if names:
+        lines = [
+            f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}" for name in names
+        ]
+        raise UserError(
+            f"cannot resume from {folder}: the {what} has changed\n  "
+            + "\n  ".join(lines)
+            + "\nset these back, or start anew in another run folder"
+        )
