@@ -107,7 +107,7 @@ def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_r
 
 
 def _train(run: Callable[[T], object], config: T) -> None:
-    from pipelines.training_loop import NonFiniteLossError
+    from pipelines.training_window import NonFiniteLossError
 
     try:
         folders = run(config)

@@ -19,8 +19,8 @@ from nvg.records import RecordDataset
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.training_config import DataConfig, DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import generator_source
-from pipelines.training_loop import TrainingTask
 from pipelines.training_run import command, run_training
+from pipelines.training_task import TrainingTask
 
 FIXED_BY_RECORDS = ("num_classes", "num_positions", "latent_channels", "codebook_size", "canvas_scales")
 

@@ -16,8 +16,8 @@ from nvg.training import TokenizerLossConfig, TokenizerObjective
 from pipelines.sources import SourceConfig, open_source
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import image_source
-from pipelines.training_loop import TrainingTask
 from pipelines.training_run import command, run_training
+from pipelines.training_task import TrainingTask
 
 
 @dataclass(frozen=True, kw_only=True)

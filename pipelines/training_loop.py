@@ -11,98 +11,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nvg.training import Ema, WsdSchedule
-from pipelines.checkpointing import TrainerState, flatten
-from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
-from pipelines.training_data import Batch, BatchSource
+from pipelines.resume_state import TrainerState, flatten
+from pipelines.training_batches import Batch
 from pipelines.training_engine import TrainingEngine, build_engine
 from pipelines.training_env import (
     RankEnvironment,
     ensure_process_group,
-    gather_objects,
     local_device,
     normalise_rank_environment,
 )
 from pipelines.training_metrics import SilentReport, TrainingReport
 from pipelines.training_state import resume_checkpoint, run_lock, save_checkpoint
+from pipelines.training_task import TrainingConfig, TrainingTask
+from pipelines.training_window import LossWindow, NonFiniteLossError
 
 CHECKPOINTS_FOLDER = "checkpoints"
 VALIDATION_STEP = 1 << 30  # noise of held-out batches is never that of a training step
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is not a number any more; names step and sample ids."""
-
-
-class Objective(Protocol):
-    """What the loop asks of an objective (an ``nn.Module``)."""
-
-    @property
-    def network(self) -> Any:
-        """The trained network (``nn.Module``)."""
-        ...
-
-    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random tensors of one step, each with ``global_batch`` leading rows."""
-        ...
-
-    def to(self, device: torch.device) -> Any:
-        """Move parameters and buffers."""
-        ...
-
-    def train(self, mode: bool = True) -> Any:
-        """Training or evaluation mode."""
-        ...
-
-    def __call__(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and named scalar numbers."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """What is trained.
-
-    Attributes:
-        kind: kind of the weights ("tokenizer", "content", "structure").
-        name: shown to the user.
-        objective: module with ``network``, ``draw_noise`` and a forward that gives loss and named metrics.
-        model_config: written beside the weights.
-        batches: training data.
-        loss_config: settings of the objective; compared when a run resumes.
-        validation: held-out data, or None.
-    """
-
-    kind: str
-    name: str
-    objective: Objective
-    model_config: dict[str, Any]
-    batches: BatchSource
-    loss_config: dict[str, Any] = field(default_factory=dict)
-    validation: BatchSource | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The three typed parts the loop needs."""
-
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-
-    @property
-    def engine_name(self) -> str:
-        """Engine as written into trainer.json: its states are not exchangeable."""
-        return "plain" if self.loop.engine == "plain" else f"deepspeed-zero{self.deepspeed.zero_stage}"
 
 
 def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
@@ -168,7 +99,7 @@ class _Session:
         )
         self.step = 0
         self.num_skipped = 0
-        self.pending: list[tuple[int, np.ndarray, Tensor, dict[str, Tensor]]] = []
+        self.window = LossWindow(task.name, place)
 
     def run(self) -> Path:
         """Resume, train, save; returns the newest checkpoint."""
@@ -210,12 +141,12 @@ class _Session:
             for name, value in {**metrics, "loss": loss}.items():
                 parts.setdefault(name, []).append(value.detach())
             if self.device.type == "cpu":  # free here; on a GPU it would wait for the device at every step
-                self._require_finite(loss.detach(), self.step + 1, batch.sample_ids)
+                self.window.require_finite(loss.detach(), self.step + 1, batch.sample_ids)
             self.engine.backward(loss)
             grad_norm = self.engine.step(last=index == self.num_micro - 1, want_grad_norm=want_grad_norm)
         self.step += 1
         means = {name: torch.stack(values).mean() for name, values in parts.items()}
-        self.pending.append((self.step, batch.sample_ids, means.pop("loss"), means))
+        self.window.add(self.step, batch.sample_ids, means.pop("loss"), means)
         self._after_update()
         return grad_norm, lr
 
@@ -232,7 +163,7 @@ class _Session:
             raise NonFiniteLossError(
                 f"{self.task.name}: {self.num_skipped} optimizer steps in a row were skipped because "
                 f"gradients were not finite, up to step {self.step}, sample ids "
-                f"{self.pending[-1][1].tolist()}"
+                f"{self.window.last_sample_ids}"
             )
 
     def _draw_noise(self, *, seed: int, step: int) -> dict[str, Tensor]:
@@ -253,23 +184,12 @@ class _Session:
                 {name: value[rows].to(self.device, non_blocking=True) for name, value in noise.items()},
             )
 
-    def _require_finite(self, loss: Tensor, step: int, sample_ids: np.ndarray) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteLossError(
-                f"{self.task.name}: the loss of step {step} is {float(loss)}; sample ids "
-                f"{sample_ids.tolist()}. The last checkpoint is untouched. Lower "
-                "optimizer.lr, or look at these samples"
-            )
-
     # Numbers
     def _log(self, grad_norm: float | None, lr: float, extra: dict[str, float]) -> None:
         """Average the window's losses over steps and ranks: one transfer per window."""
         if self.device.type != "cpu":
-            for step, sample_ids, loss, _ in self.pending:
-                self._require_finite(loss, step, sample_ids)
-        means = self._window_means()
-        num_steps = len(self.pending)
-        self.pending = []
+            self.window.require_all_finite()
+        means, num_steps = self.window.close()
         now = time.perf_counter()
         seconds, self.window_started = (now - self.window_started) / num_steps, now
         if self.place.is_main:
@@ -286,27 +206,6 @@ class _Session:
                     "time": time.time(),
                 }
             )
-
-    def _window_means(self) -> dict[str, float]:
-        """Mean of every named number over the steps and ranks that had it (a step may lack some stages)."""
-        names: list[str] = []
-        values: list[Tensor] = []
-        for _, _, loss, parts in self.pending:
-            for name, value in {**parts, "loss": loss}.items():
-                names.append(name)
-                values.append(value.float())
-        sums: dict[str, list[float]] = {}
-        for name, value in zip(names, torch.stack(values).tolist(), strict=True):
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += value
-            total[1] += 1.0
-        for others in gather_objects(sums, self.place)[1:]:
-            for name, (value, count) in others.items():
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += value
-                total[1] += count
-        means = {name: total / count for name, (total, count) in sums.items()}
-        return {"loss": means.pop("loss"), **dict(sorted(means.items()))}
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -340,23 +239,10 @@ class _Session:
             num_steps=self.config.optimizer.num_steps,
             first_step=self.step,
             wandb=self.config.loop.wandb,
-            config=self._settings(),
+            config=self.task.settings(self.config),
         )
 
     # Checkpoints
-    def _settings(self) -> dict[str, Any]:
-        """What must be equal for a run to go on: everything that moves a weight."""
-        optimizer = {key: value for key, value in asdict(self.config.optimizer).items() if key != "micro_batch"}
-        return flatten(
-            {
-                "kind": self.task.kind,
-                "model": self.task.model_config,
-                "loss": self.task.loss_config,
-                "optimizer": optimizer,
-                "loop": {"seed": self.config.loop.seed, "precision": self.config.loop.precision},
-            }
-        )
-
     def _trainer_state(self) -> TrainerState:
         images = self.step * self.batch_size
         epoch, images_in_epoch = divmod(images, self.task.batches.num_images)
@@ -369,7 +255,7 @@ class _Session:
             world_size=self.place.world_size,
             engine=self.config.engine_name,
             seeds={"training": self.config.loop.seed},
-            config=self._settings(),
+            config=self.task.settings(self.config),
             data=flatten(self.task.batches.fingerprint),
         )
 

@@ -20,7 +20,7 @@ from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpointing import resolve_checkpoint
 from pipelines.training_config import LaunchConfig, LoopConfig
-from pipelines.training_loop import NonFiniteLossError
+from pipelines.training_window import NonFiniteLossError
 
 if TYPE_CHECKING:
     from pipelines.training_run import Config, TaskBuilder

@@ -15,11 +15,14 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from cluster.manifest import write_atomically
 from nvg.errors import UserError
 from pipelines.configuration import dump_config, load_config
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_env import leave_process_group, normalise_rank_environment
-from pipelines.training_loop import NonFiniteLossError, TrainingConfig, TrainingTask, train
+from pipelines.training_loop import train
+from pipelines.training_task import TrainingConfig, TrainingTask
+from pipelines.training_window import NonFiniteLossError
 
 PACKAGES = ("torch", "numpy", "safetensors", "einops", "deepspeed", "ray", "mosaicml-streaming", "nvg")
 CONFIG_FILE = "config.yaml"
@@ -125,9 +128,7 @@ def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> Non
             "data": data,
         }
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"sessions": sessions}, indent=2))
-    temporary.replace(path)
+    write_atomically(path, json.dumps({"sessions": sessions}, indent=2).encode())
 
 
 def _commit() -> str | None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
+from pipelines.training_batches import ArraySource
 from pipelines.training_config import DeepSpeedConfig
-from pipelines.training_data import ArraySource
 from pipelines.training_env import RankEnvironment
-from pipelines.training_loop import NonFiniteLossError
 from pipelines.training_metrics import read_metrics
 from pipelines.training_run import run_training
+from pipelines.training_window import NonFiniteLossError
 
 
 def losses(folder):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.training_batches import ArraySource
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
-from pipelines.training_data import ArraySource
-from pipelines.training_loop import TrainingTask
 from pipelines.training_run import command, run_training
+from pipelines.training_task import TrainingTask
 
 NUM_IMAGES = 50
 WIDTH = 8

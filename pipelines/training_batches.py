@@ -1,0 +1,124 @@
+"""Batches for the loop: each rank's rows of a global batch, the same for any number of ranks.
+
+Sample n of a training (n counts images from 0) is in epoch n // E at position n % E; the permutation of
+an epoch depends on (seed, epoch) alone. Step s takes samples s·G .. (s+1)·G - 1 and rank r of W the r-th
+of W equal parts, so a batch may span two epochs, no image is dropped and the position in the data is the
+number of images seen.
+
+Shapes: B rows of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from pipelines.training_env import RankEnvironment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's rows of one global batch.
+
+    Attributes:
+        tensors: named tensors with B leading rows, on the CPU.
+        sample_ids: (B,) int64 row numbers in the data set, named when a loss is not finite.
+    """
+
+    tensors: dict[str, Tensor]
+    sample_ids: np.ndarray
+
+
+class BatchSource(Protocol):
+    """Where a task's batches come from."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that fixes content and order of the data; compared when a run resumes."""
+        ...
+
+    @property
+    def num_images(self) -> int:
+        """Images in one epoch."""
+        ...
+
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+        """This rank's batches of steps ``start_step``, ``start_step + 1``, …; never ends."""
+        ...
+
+
+class _EpochRows:
+    """Row numbers of any range of samples, one epoch's order kept at a time.
+
+    Args:
+        seed: data seed.
+        view_rows: for each image its rows (views); with one row per image an epoch is a permutation of rows.
+    """
+
+    def __init__(self, seed: int, view_rows: list[np.ndarray]) -> None:
+        self.seed = seed
+        self.offsets = np.cumsum([0] + [len(rows) for rows in view_rows[:-1]])
+        self.counts = np.array([len(rows) for rows in view_rows])
+        self.rows = np.concatenate(view_rows)
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch != self.epoch:
+            stream = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            order = stream.permutation(len(self.counts))
+            views = (stream.random(len(order)) * self.counts[order]).astype(np.int64)
+            self.epoch, self.order = epoch, self.rows[self.offsets[order] + views]
+        return self.order
+
+    def take(self, first: int, count: int) -> np.ndarray:
+        """Rows of samples ``first`` .. ``first + count - 1``, int64."""
+        parts: list[np.ndarray] = []
+        size = len(self.counts)
+        while count > 0:
+            epoch, position = divmod(first, size)
+            part = self._epoch(epoch)[position : position + count]
+            parts.append(part)
+            first, count = first + len(part), count - len(part)
+        return np.concatenate(parts)
+
+
+class ArraySource:
+    """Batches from arrays held in memory.
+
+    Args:
+        view_rows: rows of each image (one entry per image).
+        fetch: rows (B,) int64 -> named tensors with B rows.
+        fingerprint: content part of the fingerprint.
+    """
+
+    def __init__(
+        self,
+        view_rows: list[np.ndarray],
+        fetch: Callable[[np.ndarray], dict[str, Tensor]],
+        fingerprint: dict[str, Any],
+    ) -> None:
+        self._view_rows, self._fetch, self._fingerprint = view_rows, fetch, fingerprint
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Content and order of the data."""
+        return {**self._fingerprint, "order": "philox permutation of (seed, epoch)"}
+
+    @property
+    def num_images(self) -> int:
+        """Images in one epoch."""
+        return len(self._view_rows)
+
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+        """This rank's batches from ``start_step`` on; never ends."""
+        share = global_batch // place.world_size
+        epoch_rows = _EpochRows(seed, self._view_rows)
+        first = start_step * global_batch + place.rank * share
+        while True:
+            rows = epoch_rows.take(first, share)
+            yield Batch(tensors=self._fetch(rows), sample_ids=rows)
+            first += global_batch

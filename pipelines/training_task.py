@@ -1,0 +1,95 @@
+"""What the loop is given: an objective with its data, and the settings of optimizer, loop and engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipelines.resume_state import flatten
+from pipelines.training_batches import BatchSource
+from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+
+
+class Objective(Protocol):
+    """What the loop asks of an objective (an ``nn.Module``)."""
+
+    @property
+    def network(self) -> Any:
+        """The trained network (``nn.Module``)."""
+        ...
+
+    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
+        """Random tensors of one step, each with ``global_batch`` leading rows."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Move parameters and buffers."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Training or evaluation mode."""
+        ...
+
+    def __call__(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and named scalar numbers."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The three typed parts the loop needs."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+
+    @property
+    def engine_name(self) -> str:
+        """Engine as written into trainer.json: its states are not exchangeable."""
+        return "plain" if self.loop.engine == "plain" else f"deepspeed-zero{self.deepspeed.zero_stage}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What is trained.
+
+    Attributes:
+        kind: kind of the weights ("tokenizer", "content", "structure").
+        name: shown to the user.
+        objective: module with ``network``, ``draw_noise`` and a forward that gives loss and named metrics.
+        model_config: written beside the weights.
+        batches: training data.
+        loss_config: settings of the objective; compared when a run resumes.
+        validation: held-out data, or None.
+    """
+
+    kind: str
+    name: str
+    objective: Objective
+    model_config: dict[str, Any]
+    batches: BatchSource
+    loss_config: dict[str, Any] = field(default_factory=dict)
+    validation: BatchSource | None = None
+
+    def settings(self, config: TrainingConfig) -> dict[str, Any]:
+        """What must be equal for a run to go on: everything that moves a weight.
+
+        Args:
+            config: optimizer, loop and engine of the run.
+
+        Returns:
+            Flat dictionary of JSON values.
+        """
+        optimizer = {key: value for key, value in asdict(config.optimizer).items() if key != "micro_batch"}
+        return flatten(
+            {
+                "kind": self.kind,
+                "model": self.model_config,
+                "loss": self.loss_config,
+                "optimizer": optimizer,
+                "loop": {"seed": config.loop.seed, "precision": config.loop.precision},
+            }
+        )
