@@ -94,7 +94,7 @@ def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[di
 
 
 def weights_hash(folder: str | Path, name: str = "model") -> str:
-    """SHA-256 (hex) of `<name>.safetensors`."""
+    """SHA-256 (64 hex digits) of `<name>.safetensors` in a folder: what records and results name weights by."""
     with open(Path(folder) / f"{name}.safetensors", "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

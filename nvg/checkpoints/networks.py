@@ -17,22 +17,54 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_tokenizer(folder: str | Path, name: str = "ema") -> Tokenizer:
-    """Tokenizer in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    """Tokenizer in evaluation mode, on the CPU.
+
+    Args:
+        folder: with `<name>.safetensors` and its description.
+        name: which weights.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another network.
+    """
     return _load(folder, "tokenizer", name, TokenizerConfig, Tokenizer)
 
 
 def load_dequantizer(folder: str | Path, name: str = "dequantizer") -> Dequantizer:
-    """Codebook and refiners in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    """Codebook and refiners in evaluation mode, on the CPU.
+
+    Args:
+        folder: with `<name>.safetensors` and its description.
+        name: which weights.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another network.
+    """
     return _load(folder, "dequantizer", name, DequantizerConfig, Dequantizer)
 
 
 def load_content_generator(folder: str | Path, name: str = "ema") -> ContentGenerator:
-    """Content generator in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    """Content generator in evaluation mode, on the CPU.
+
+    Args:
+        folder: with `<name>.safetensors` and its description.
+        name: which weights.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another network.
+    """
     return _load(folder, "content", name, ContentGeneratorConfig, ContentGenerator)
 
 
 def load_structure_generator(folder: str | Path, name: str = "ema") -> StructureGenerator:
-    """Structure generator in evaluation mode from `<name>.safetensors`. Raises UserError when it does not fit."""
+    """Structure generator in evaluation mode, on the CPU.
+
+    Args:
+        folder: with `<name>.safetensors` and its description.
+        name: which weights.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another network.
+    """
     return _load(folder, "structure", name, StructureGeneratorConfig, StructureGenerator)
 
 

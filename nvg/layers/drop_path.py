@@ -12,6 +12,11 @@ from torch import Tensor
 def drop_path_rates(num_blocks: int, depth: int, full_rate: float = 0.1) -> Tensor:
     """Rate of each block, rising linearly from 0 to full_rate · depth / 24.
 
+    Args:
+        num_blocks: D.
+        depth: of the model, which sets the largest rate.
+        full_rate: largest rate of a model of depth 24.
+
     Returns:
         float32 (num_blocks,) on the CPU.
 

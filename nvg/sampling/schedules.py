@@ -61,6 +61,13 @@ class SamplingConfig:
     def top_p(self, stage: int, last_stage: int) -> float:
         """Nucleus of a stage: p_i = p_K + (1 - p_K) · (K - K^{i/K}) / (K - 1).
 
+        Args:
+            stage: content stage, 0..K.
+            last_stage: K, at least 2.
+
+        Returns:
+            share of the probability that is kept, (0, 1].
+
         Paper: App. A.6
         """
         falling = (last_stage - last_stage ** (stage / last_stage)) / (last_stage - 1)

@@ -37,7 +37,15 @@ def nearest_codes(features_BUC: Tensor, codebook_VC: Tensor) -> Tensor:
 
 
 def squared_distances(features_BUC: Tensor, codebook_VC: Tensor) -> Tensor:
-    """Squared ℓ2 distances (B, U, V) up to each feature's own norm, which no comparison needs."""
+    """Squared ℓ2 distances up to each feature's own norm, which no comparison needs.
+
+    Args:
+        features_BUC: means of the clusters, float32.
+        codebook_VC: entries, float32.
+
+    Returns:
+        float32 (B, U, V); may be negative.
+    """
     return codebook_VC.square().sum(1) - 2.0 * features_BUC @ codebook_VC.t()
 
 
