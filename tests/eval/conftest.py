@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from tiny_networks import save_generators, save_tokenizer
 
 from eval.evaluation_config import EvaluationData
 from eval.extractors import SMALL_IMAGE, ExtractorSpec
@@ -18,10 +17,7 @@ from eval.feature_network import (
     train_feature_network,
 )
 from eval.samplers import GeneratorSpec
-from nvg.checkpoints import save_weights
-from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.sampling import SamplingConfig
-from nvg.tokenizer import Tokenizer, TokenizerConfig
 from pipelines.sources import SourceConfig, load_images, open_source
 
 
@@ -58,28 +54,8 @@ def extractor_spec(digits: EvaluationData, tmp_path_factory: pytest.TempPathFact
 def generator_spec(tmp_path_factory: pytest.TempPathFactory) -> GeneratorSpec:
     """Tokenizer and generators of a 4x4 grid with random weights, saved as a training would."""
     root = tmp_path_factory.mktemp("networks")
-    tokenizer = TokenizerConfig(
-        image_size=16,
-        image_channels=1,
-        base_width=8,
-        width_multipliers=[1, 1, 1],
-        num_res_blocks=1,
-        norm_groups=4,
-        latent_channels=4,
-        codebook_size=16,
-    )
-    content = ContentGeneratorConfig(
-        depth=2, width=64, codebook_size=16, num_positions=16, latent_channels=4, num_classes=10
-    )
-    structure = StructureGeneratorConfig(depth=2, width=64, num_positions=16, latent_channels=4, num_classes=10)
-    torch.manual_seed(0)
-    networks = {
-        "tokenizer": (Tokenizer(tokenizer), tokenizer),
-        "content": (ContentGenerator(content), content),
-        "structure": (StructureGenerator(structure), structure),
-    }
-    for kind, (network, config) in networks.items():
-        save_weights(root / kind, network.state_dict(), asdict(config), kind, name="ema")
+    save_tokenizer(root / "tokenizer")
+    save_generators(root)
     return GeneratorSpec(
         tokenizer=str(root / "tokenizer"),
         content=str(root / "content"),

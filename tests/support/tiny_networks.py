@@ -1,0 +1,45 @@
+"""Tokenizer and generators of a 4x4 grid with random weights, saved as a training would save them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nvg.checkpoints import save_weights
+from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+
+CODEBOOK_SIZE = 16
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """Grey 16x16 images to 4x4 latents of 4 channels; codes spread as wide as the latents are."""
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        image_size=16,
+        image_channels=1,
+        base_width=8,
+        width_multipliers=[1, 1, 1],
+        num_res_blocks=1,
+        norm_groups=4,
+        latent_channels=4,
+        codebook_size=CODEBOOK_SIZE,
+    )
+    tokenizer = Tokenizer(config)
+    torch.nn.init.normal_(tokenizer.dequantizer.codebook, std=0.3)
+    save_weights(folder, tokenizer.state_dict(), asdict(config), "tokenizer", name="ema")
+    return folder
+
+
+def save_generators(root: Path) -> tuple[Path, Path]:
+    """Content and structure generator of that grid for ten classes."""
+    torch.manual_seed(1)
+    content = ContentGeneratorConfig(
+        depth=2, width=64, codebook_size=CODEBOOK_SIZE, num_positions=16, latent_channels=4, num_classes=10
+    )
+    structure = StructureGeneratorConfig(depth=2, width=64, num_positions=16, latent_channels=4, num_classes=10)
+    for kind, network in (("content", ContentGenerator(content)), ("structure", StructureGenerator(structure))):
+        save_weights(root / kind, network.state_dict(), asdict(network.config), kind, name="ema")
+    return root / "content", root / "structure"
