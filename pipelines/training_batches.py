@@ -27,10 +27,12 @@ class Batch:
     Attributes:
         tensors: named tensors with B leading rows, on the CPU.
         sample_ids: (B,) int64 row numbers in the data set, named when a loss is not finite.
+        global_rows: the B places of these rows in the global batch; their noise has the same places.
     """
 
     tensors: dict[str, Tensor]
     sample_ids: np.ndarray
+    global_rows: slice
 
 
 class BatchSource(Protocol):
@@ -118,7 +120,8 @@ class ArraySource:
         share = global_batch // place.world_size
         epoch_rows = _EpochRows(seed, self._view_rows)
         first = start_step * global_batch + place.rank * share
+        global_rows = slice(place.rank * share, (place.rank + 1) * share)
         while True:
             rows = epoch_rows.take(first, share)
-            yield Batch(tensors=self._fetch(rows), sample_ids=rows)
+            yield Batch(tensors=self._fetch(rows), sample_ids=rows, global_rows=global_rows)
             first += global_batch

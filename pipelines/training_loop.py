@@ -133,7 +133,7 @@ class _Session:
         lr = self.config.optimizer.lr * self.schedule.factor(self.step * self.batch_size)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        noise = self._draw_noise(seed=self.config.loop.seed, step=self.step)
+        noise = self._draw_noise(batch.global_rows, seed=self.config.loop.seed, step=self.step)
         parts: dict[str, list[Tensor]] = {}
         grad_norm = None
         for index, (micro_batch, micro_noise) in enumerate(self._micro_batches(batch.tensors, noise)):
@@ -166,12 +166,10 @@ class _Session:
                 f"{self.window.last_sample_ids}"
             )
 
-    def _draw_noise(self, *, seed: int, step: int) -> dict[str, Tensor]:
-        """This rank's rows of the noise of a global batch."""
+    def _draw_noise(self, global_rows: slice, *, seed: int, step: int) -> dict[str, Tensor]:
+        """These rows of the noise of a global batch."""
         whole = self.task.objective.draw_noise(seed=seed, step=step, global_batch=self.batch_size)
-        share = self.batch_size // self.place.world_size
-        first = self.place.rank * share
-        return {name: value[first : first + share] for name, value in whole.items()}
+        return {name: value[global_rows] for name, value in whole.items()}
 
     def _micro_batches(
         self, batch: dict[str, Tensor], noise: dict[str, Tensor]
@@ -219,8 +217,9 @@ class _Session:
         stream = source.batches(start_step=0, global_batch=self.batch_size, seed=0, place=self.place)
         losses: list[Tensor] = []
         for index in range(max(1, wanted // self.batch_size)):
-            noise = self._draw_noise(seed=0, step=VALIDATION_STEP + index)
-            for micro_batch, micro_noise in self._micro_batches(next(stream).tensors, noise):
+            batch = next(stream)
+            noise = self._draw_noise(batch.global_rows, seed=0, step=VALIDATION_STEP + index)
+            for micro_batch, micro_noise in self._micro_batches(batch.tensors, noise):
                 losses.append(self.engine.forward(micro_batch, micro_noise)[0])
         mean = torch.stack(losses).double().mean()
         if self.place.world_size > 1:

@@ -1,7 +1,8 @@
 """Records through StreamingDataset, for data sets beyond one node's memory.
 
 Its order depends also on canonical nodes, block size, algorithm and batch, so all of them are part of the
-data's fingerprint. A step has the same set of samples for any number of ranks, in another order.
+data's fingerprint. A step has the same samples for any number of ranks, dealt out in turns instead of in
+one piece each, which ``Batch.global_rows`` says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import signal
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ class StreamingSource:
             batch_size=share,
             drop_last=True,
             num_workers=self.config.num_workers,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, global_rows=_global_rows(place)),
             worker_init_fn=_die_with_parent,
         )
         # Before the first iteration, and counted by us: StreamingDataLoader miscounts some collate results.
@@ -107,13 +109,20 @@ def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnviro
     return dataset
 
 
-def _collate(samples: list[dict[str, Any]]) -> Batch:
+def _global_rows(place: RankEnvironment) -> slice:
+    """Places of a rank's rows: StreamingDataset deals samples out to nodes in turns, then to a node's ranks."""
+    num_nodes = place.world_size // place.local_world_size
+    node = place.rank // place.local_world_size
+    return slice(node + num_nodes * place.local_rank, None, place.world_size)
+
+
+def _collate(samples: list[dict[str, Any]], global_rows: slice) -> Batch:
     tensors = {
         name: torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]).astype(np.int64))
         for name in ("label", "content_ids", "structure")
     }
     image = np.array([int(sample["image"]) for sample in samples], dtype=np.int64)
-    return Batch(tensors=tensors, sample_ids=image)
+    return Batch(tensors=tensors, sample_ids=image, global_rows=global_rows)
 
 
 def _die_with_parent(worker: int) -> None:
