@@ -1,7 +1,7 @@
 """The whole chain in one command: images → tokenizer → records → both generators → samples → scores → report.
 
-Every step is one of the project's own commands with its own folder; a step that is finished is passed over, one that was
-stopped goes on where it was.
+Every step is one of the project's own commands with its own folder; a step that is finished is passed over, one that
+was stopped goes on where it was.
 """
 
 import json

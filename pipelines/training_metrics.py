@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from nvg.errors import UserError
 from pipelines.training_config import WandbConfig
 
 METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb-id.txt"
+logger = logging.getLogger(__name__)
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -52,7 +56,7 @@ class TrainingReport:
 
     Args:
         run_folder: where metrics.jsonl lies.
-        name: shown beside the bar and used as the wandb run id.
+        name: shown beside the bar.
         num_steps: steps of the whole training.
         first_step: steps already done.
         wandb: optional log.
@@ -74,7 +78,7 @@ class TrainingReport:
         self.file = open(run_folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115 (closed in __exit__)
         self.console = Console(stderr=True)
         self.progress: Progress | None = None
-        self.wandb = _open_wandb(wandb, run_folder, name, config) if wandb.enabled else None
+        self.wandb = _open_wandb(wandb, run_folder, config) if wandb.enabled else None
         self.started = time.monotonic()
 
     def __enter__(self) -> TrainingReport:
@@ -151,21 +155,34 @@ class SilentReport:
         """Nothing to write."""
 
 
-def _open_wandb(config: WandbConfig, run_folder: Path, name: str, settings: dict[str, Any]) -> Any:
+def _open_wandb(config: WandbConfig, run_folder: Path, settings: dict[str, Any]) -> Any:
+    """The run's page, or None with a warning when the service refuses: metrics.jsonl has the same numbers."""
     try:
         import wandb  # optional dependency
     except ImportError as error:
         raise UserError(
             "loop.wandb.enabled=true but wandb is not installed: pip install wandb, or switch it off"
         ) from error
-    return wandb.init(
-        project=config.project,
-        group=config.group or None,
-        name=name,
-        id=name.replace("/", "-"),
-        job_type="train",
-        resume="allow",
-        mode="online" if config.mode == "online" else "offline",
-        dir=str(run_folder),
-        config=settings,
-    )
+    try:
+        return wandb.init(
+            project=config.project,
+            group=config.group or None,
+            name=run_folder.name,
+            id=_wandb_id(run_folder),
+            job_type="train",
+            resume="allow",
+            mode="online" if config.mode == "online" else "offline",
+            dir=str(run_folder),
+            config=settings,
+        )
+    except wandb.errors.Error as error:
+        logger.warning("wandb could not be started, training without it: %s", error)
+        return None
+
+
+def _wandb_id(run_folder: Path) -> str:
+    """Id of this run on its page, drawn once and kept: run folders of the same name are different runs."""
+    file = run_folder / WANDB_ID_FILE
+    if not file.is_file():
+        write_atomically(file, uuid.uuid4().hex.encode())
+    return file.read_text().strip()

@@ -7,6 +7,7 @@ K structure channels, D blocks, T tokens of all stages.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +161,10 @@ class StructureObjective(nn.Module):
         return error_N.mean(), metrics
 
 
-def frozen(module: nn.Module) -> nn.Module:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def frozen(module: Module) -> Module:
     """Turns the parameters of a module into buffers: it moves with its owner but no optimizer sees it."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
