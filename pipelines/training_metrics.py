@@ -159,6 +159,7 @@ def _open_wandb(config: WandbConfig, run_folder: Path, settings: dict[str, Any])
     """The run's page, or None with a warning when the service refuses: metrics.jsonl has the same numbers."""
     try:
         import wandb  # optional dependency
+        import wandb.errors
     except ImportError as error:
         raise UserError(
             "loop.wandb.enabled=true but wandb is not installed: pip install wandb, or switch it off"
