@@ -26,7 +26,7 @@ def test_any_power_of_two_grid(size, levels, side):
     assert ids.shape == (2, 2 * side * side - 1)
     assert structure.shape == (2, side * side)
     check_structure(structure)
-    decoded = tokenizer.decode(tokenizer.dequantizer.canvases(ids, structure)[:, -1])
+    decoded = tokenizer.decode(tokenizer.dequantizer.canvases(ids, structure)[:, -1]).detach()
     assert decoded.shape == images.shape
     assert float(decoded.abs().max()) <= 1.0
 
