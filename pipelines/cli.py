@@ -101,7 +101,7 @@ def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: Dr
 
     The same seed gives the same images with any number of actors; a stopped run goes on where it was.
 
-    Example: [bold]nvg eval --config demo/evaluate.yaml pool.num_actors=2[/bold]
+    Example: [bold]nvg eval --config runs/demo/configs/evaluation.yaml pool.num_actors=2[/bold]
     """
     from pipelines.evaluate import EvaluateConfig, plan_evaluate, run_evaluate
 
@@ -151,7 +151,7 @@ def submit(
 
     Without --working-dir the job runs in the current folder (same machine or shared file system).
 
-    Example: [bold]nvg submit -- nvg precompute --config demo/precompute.yaml[/bold]
+    Example: [bold]nvg submit -- nvg precompute --config runs/demo/configs/precompute.yaml[/bold]
     """
     from cluster.submit import JobConfig, job_entrypoint
     from cluster.submit import submit as run

@@ -61,7 +61,7 @@ def structure(config: ConfigFile = None, overrides: Overrides = None, dry_run: D
 def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Train both generators at the same time: two driver processes on one Ray cluster.
 
-    Example: [bold]nvg train generators --config demo/generators.yaml[/bold]
+    Example: [bold]nvg train generators --config runs/demo/configs/generators.yaml[/bold]
     """
     from pipelines.training_pair import PairRunConfig, plan_generators, train_generators
 
