@@ -108,7 +108,8 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         scores["reconstructions"] = _scores(*copies, reference, judge, num_classes)
         scores["reconstructions"]["psnr_db"] = peak_signal_to_noise(reconstructions, data.held_out_images)
         samples = pools["generated"].samples
-        near = distance_to_training(samples.images_BHWC, data.train_images, data.held_out_images)
+        seen = data.train_images if data.train_views is None else data.train_views
+        near = distance_to_training(samples.images_BHWC, seen, data.held_out_images)
         scores["generated"]["distance_to_training"] = {
             "share_nearer_than_95_percent_of_held_out": near.share_nearer,
             "threshold_grey_levels": near.threshold,
@@ -130,7 +131,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         held_out=data.held_out_images,
         held_out_labels=data.held_out_labels,
         reconstructions=reconstructions,
-        nearest=data.train_images[near.nearest_N],
+        nearest=seen[near.nearest_N],
         nearest_distance=near.sample_N,
         distance_threshold=near.threshold,
         paintings=paintings,

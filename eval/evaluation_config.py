@@ -70,12 +70,14 @@ class EvaluationData:
 
     Attributes:
         class_names: names in order of the labels.
-        train_images: uint8 (N, H, W, C): the reference of FID, precision, recall and distance.
+        train_images: uint8 (N, H, W, C): the reference of FID, precision and recall.
         train_labels: int64 (N,).
         held_out_images: images neither tokenizer nor generators nor judge were trained on.
         held_out_labels: their classes.
         judge_images: images for the judge alone; None leaves class accuracy out.
         judge_labels: their classes.
+        train_views: every view of the training images that the generators saw, in which copies are looked for;
+            None takes `train_images`.
         fingerprints: name of a split to its source's fingerprint, for the protocol.
     """
 
@@ -86,6 +88,7 @@ class EvaluationData:
     held_out_labels: np.ndarray
     judge_images: ImageArray | None = None
     judge_labels: np.ndarray | None = None
+    train_views: ImageArray | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,8 @@ class EvaluateConfig(EvaluationConfig):
     """What is evaluated, on which images, and what the report shows besides.
 
     Attributes:
-        source: the images; its parts `train`, `judge` and `test` are read, view 0 of each image.
+        source: the images; its parts `train`, `judge` and `test` are read, view 0 of each image, and for the search
+            for copies every view of `train` that its `num_views` names.
         records: record data set the generators were trained on; compared with the tokenizer, and its codebook
             usage is shown. Empty leaves both out.
         curves: name to run folder of the trainings whose loss curves are shown.
@@ -124,7 +125,7 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
 
 
 def load_data(source: SourceConfig) -> EvaluationData:
-    """Read the three parts of a source into memory, view 0 of each image.
+    """Read the three parts of a source into memory: view 0 of each image, and all views of the training images.
 
     Args:
         source: the images; its split is ignored.
@@ -137,6 +138,7 @@ def load_data(source: SourceConfig) -> EvaluationData:
     """
     opened = {name: open_source(replace(source, split=name)) for name in ("train", "judge", "test")}
     loaded = {name: load_images(part) for name, part in opened.items()}
+    views = range(source.num_views)
     return EvaluationData(
         class_names=list(opened["train"].class_names),
         train_images=loaded["train"].images,
@@ -145,6 +147,7 @@ def load_data(source: SourceConfig) -> EvaluationData:
         judge_labels=loaded["judge"].labels,
         held_out_images=loaded["test"].images,
         held_out_labels=loaded["test"].labels,
+        train_views=load_images(opened["train"], views).images if len(views) > 1 else None,
         fingerprints={name: part.fingerprint for name, part in opened.items()},
     )
 
