@@ -24,7 +24,9 @@ SESSION_ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # 3 s by default: a stop would cut the last checkpoint
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # inside a job, the session's variables win over the job's
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_raylet_start_wait_time_s": "120",  # 30 s by default: too short on a busy machine
 }
+GCS_PORT_VARIABLE = "RAY_GCS_SERVER_PORT"
 
 
 class ClusterError(ValueError):
@@ -120,10 +122,17 @@ def session_environment(config: SessionConfig) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-def worker_environment(config: SessionConfig) -> dict[str, str]:
-    """Environment variables of every worker of the session: threads first, then the config's own."""
+def worker_environment(config: SessionConfig, address: str) -> dict[str, str]:
+    """Environment variables of every worker of the session.
+
+    Args:
+        config: Threads, and variables of one's own, which win.
+        address: "host:port" of the head. Without it a worker that asks for the cluster's state would ask the one
+            started last on its machine, and Ray Train would take its own controller for dead.
+    """
     threads = str(config.threads_per_worker)
-    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **config.env_vars}
+    named = {} if address.startswith("ray://") else {"RAY_ADDRESS": address}
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **named, **config.env_vars}
 
 
 @contextmanager
@@ -148,8 +157,9 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         yield _describe(started=False)
         return
     address = _resolve_address(config)
+    head = f"{ray.util.get_node_ip_address()}:{_free_port()}" if address == "local" else address
     arguments: dict = {
-        "runtime_env": {"env_vars": worker_environment(config)},
+        "runtime_env": {"env_vars": worker_environment(config, head)},
         "log_to_driver": config.log_to_driver,
         "logging_level": logging.WARNING,
     }
@@ -164,13 +174,34 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         }
     try:
         _check_reachable(address)
-        ray.init(address, **arguments)
+        with _variable(GCS_PORT_VARIABLE, head.rpartition(":")[2]):
+            ray.init(address, **arguments)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(_failure_message(address, error)) from error
     try:
         yield _describe(started=address == "local")
     finally:
         ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a moment."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _resolve_address(config: SessionConfig) -> str:

@@ -43,8 +43,13 @@ def test_environment_already_set_wins(monkeypatch):
 
 
 def test_worker_threads_come_from_the_config():
-    environment = worker_environment(SessionConfig(threads_per_worker=3, env_vars={"A": "b"}))
-    assert environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3", "A": "b"}
+    environment = worker_environment(SessionConfig(threads_per_worker=3, env_vars={"A": "b"}), "10.0.0.1:6379")
+    assert environment == {
+        "OMP_NUM_THREADS": "3",
+        "MKL_NUM_THREADS": "3",
+        "RAY_ADDRESS": "10.0.0.1:6379",
+        "A": "b",
+    }
 
 
 @pytest.mark.cluster
@@ -61,6 +66,23 @@ def test_started_session_runs_work_with_its_threads(ray_session):
     assert ray_session.num_cpus == 4
     assert ray_session.dashboard_url.startswith("http://127.0.0.1:")
     assert ray.get(threads.remote()) == "1"
+
+
+@pytest.mark.cluster
+def test_workers_ask_their_own_cluster_when_another_was_started_later(ray_session, two_node_environment):
+    """Ray Train's watchdog asks so whether its controller lives, and frees the training's resources if not."""
+    import ray
+
+    @ray.remote
+    class Asker:
+        def own_state(self) -> str | None:
+            from ray.util.state import get_actor
+
+            found = get_actor(ray.get_runtime_context().get_actor_id(), timeout=60)
+            return None if found is None else found.state
+
+    asker = Asker.remote()
+    assert ray.get(asker.own_state.remote()) == "ALIVE"
 
 
 @pytest.mark.cluster
