@@ -191,11 +191,11 @@ def _nearest_section(content: ReportContent) -> str:
         page.figure(
             nearest_sheet(material.generated, material.nearest, material.nearest_distance),
             "Generated images, each above the training image nearest to it",
-            "The first 16 samples above the nearest view of a training image, with their distance in grey levels (root"
-            f" mean square over pixels). {share:.1%} of all samples lie nearer to one than 95% of real held-out images "
-            f"do ({found['threshold_grey_levels']:.1f} levels); a model that draws like nature would have 5%. The "
-            f"median is {found['median_grey_levels']:.1f} for samples and {found['held_out_median_grey_levels']:.1f} for "
-            "held-out images.",
+            "The first 16 samples above the nearest view of a training image, with their distance in grey levels "
+            f"(root mean square over pixels). {share:.1%} of all samples lie nearer to one than 95% of real held-out "
+            f"images do ({found['threshold_grey_levels']:.1f} levels); a model that draws like nature would have 5%. "
+            f"The median is {found['median_grey_levels']:.1f} for samples and "
+            f"{found['held_out_median_grey_levels']:.1f} for held-out images.",
         ),
     )
 
