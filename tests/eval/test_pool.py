@@ -115,13 +115,15 @@ def test_samples_are_balanced_and_not_all_the_same(straight: PoolResult) -> None
 def test_three_actors_of_which_one_is_killed_give_the_same_bytes(
     straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
 ) -> None:
+    import ray
     from ray.util.state import list_actors
 
+    mine = ray.get_runtime_context().gcs_address  # other tests start clusters of their own
     killed: list[int] = []
 
     def kill_one(number: int) -> None:
         if not killed:
-            alive = list_actors(filters=[("class_name", "=", "ChunkWorker"), ("state", "=", "ALIVE")])
+            alive = list_actors(mine, filters=[("class_name", "=", "ChunkWorker"), ("state", "=", "ALIVE")])
             killed.append(getattr(alive[0], "pid"))  # noqa: B009 (the state API is untyped)
             os.kill(killed[0], signal.SIGKILL)
 
