@@ -157,7 +157,7 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         yield _describe(started=False)
         return
     address = _resolve_address(config)
-    head = f"{ray.util.get_node_ip_address()}:{_free_port()}" if address == "local" else address
+    head = f"{ray.util.get_node_ip_address()}:{free_port()}" if address == "local" else address
     arguments: dict = {
         "runtime_env": {"env_vars": worker_environment(config, head)},
         "log_to_driver": config.log_to_driver,
@@ -184,7 +184,8 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         ray.shutdown()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

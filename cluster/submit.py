@@ -20,13 +20,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.session import ClusterError, SessionConfig, cluster_session, session_environment
+from cluster.head import local_head
+from cluster.session import ClusterError, SessionConfig, session_environment
 
 # Never part of an upload: the job server refuses more than 100 MiB, and outputs are not code.
 UPLOAD_EXCLUDES = ["/runs/", "/build/", "/dist/", "/wandb/", "/tests/data/", "*.egg-info/", "*.safetensors"]
 STOP_WAIT_S = 120
 STATUS_POLL_S = 0.5
 STATUS_TIMEOUT_S = 60.0
+AGENT_TIMEOUT_S = 60.0
+NO_AGENT_YET = "No available agent"
 EXIT_STOPPED = 143
 
 
@@ -84,7 +87,7 @@ def submit(
     with ExitStack() as stack:
         address = config.address
         if address is None:
-            address = stack.enter_context(cluster_session(config.session)).dashboard_url
+            address = stack.enter_context(local_head(config.session))
         return _run_job(address, command, config, write or _print)
 
 
@@ -125,7 +128,8 @@ def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Cal
     folder = os.getcwd() if config.working_dir is None else None
     try:
         client = JobSubmissionClient(address)
-        client.submit_job(
+        _send(
+            client,
             entrypoint=job_entrypoint(command, folder=folder),
             submission_id=submission_id,
             runtime_env=runtime_env,
@@ -144,6 +148,19 @@ def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Cal
         client.stop_job(submission_id)
         _exit_code(client, submission_id)
         raise
+
+
+def _send(client, **job) -> None:
+    """Submit the job; a head that has only just started may not have its agent yet and says so."""
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if NO_AGENT_YET not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(STATUS_POLL_S)  # the job server has no call that waits
 
 
 async def _follow(client, submission_id: str, write: Callable[[str], object]) -> None:
