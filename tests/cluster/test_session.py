@@ -78,8 +78,8 @@ def test_workers_ask_their_own_cluster_when_another_was_started_later(ray_sessio
         def own_state(self) -> str | None:
             from ray.util.state import get_actor
 
-            found = get_actor(ray.get_runtime_context().get_actor_id(), timeout=60)
-            return None if found is None else found.state
+            found = get_actor(str(ray.get_runtime_context().get_actor_id()), timeout=60)
+            return getattr(found, "state", None)
 
     asker = Asker.remote()
     assert ray.get(asker.own_state.remote()) == "ALIVE"
