@@ -7,11 +7,10 @@ RAY_ADDRESS, so a cluster of two nodes can live beside the session a test proces
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster.session import MIN_OBJECT_STORE_BYTES, SessionConfig, session_environment
+from cluster.session import MIN_OBJECT_STORE_BYTES, SessionConfig, free_port, session_environment
 
 
 @contextmanager
@@ -31,7 +30,8 @@ def simulated_cluster(*, num_nodes: int = 2, num_cpus_per_node: int = 2) -> Iter
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": num_cpus_per_node, "num_gpus": 0, "object_store_memory": MIN_OBJECT_STORE_BYTES}
-    head = {**node, "include_dashboard": True, "dashboard_port": _free_port()}
+    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
+    head = {**node, **ports, "include_dashboard": True}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(num_nodes - 1):
@@ -39,9 +39,3 @@ def simulated_cluster(*, num_nodes: int = 2, num_cpus_per_node: int = 2) -> Iter
         yield {**os.environ, "RAY_ADDRESS": str(cluster.address)}
     finally:
         cluster.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

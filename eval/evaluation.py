@@ -29,7 +29,8 @@ from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool import PoolResult, run_pool
 from eval.protocol import protocol
 from eval.samplers import GeneratorSpec
-from nvg.checkpoints import load_tokenizer
+from nvg.checkpoints import load_network
+from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
 LARGEST_FEATURE_SIDE = 64
@@ -188,7 +189,7 @@ def reconstruct(config: EvaluationConfig, images_BHWC: ImageArray, *, batch_size
     Raises:
         UserError: the tokenizer is missing or takes images of another size.
     """
-    tokenizer = load_tokenizer(config.tokenizer, name=config.tokenizer_weights)
+    tokenizer = load_network(Tokenizer, config.tokenizer, name=config.tokenizer_weights)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images_BHWC), batch_size):

@@ -137,11 +137,11 @@ class ExtractorSpec:
             raise UserError(
                 f"Inception weights: found no file {self.weights_file}. Expected the file "
                 f"{URL_INCEPTION_V3.rsplit('/', 1)[1]} (about 95 MB) of torch-fidelity's release v0.2.0. "
-                f"Download it from {URL_INCEPTION_V3} and set extractor.path to where you put it."
+                f"Download it from {URL_INCEPTION_V3} and set extractor_path to where you put it."
             )
         raise UserError(
             f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
-            "run; set extractor.path to one, or leave it empty to train the network anew (seconds)."
+            "run; set extractor_path to one, or leave it empty to train the network anew (seconds)."
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec
-from nvg.checkpoints import load_tokenizer
+from nvg.checkpoints import load_network
 from nvg.granularity import StageLayout, stage_map
 from nvg.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ def paint_images(
     Raises:
         UserError: the tokenizer is missing or takes images of another size.
     """
-    tokenizer = load_tokenizer(spec.tokenizer, name=spec.tokenizer_weights)
+    tokenizer = load_network(Tokenizer, spec.tokenizer, name=spec.tokenizer_weights)
     first_rows = np.unique(labels_B, return_index=True)[1]
     rows = np.resize(first_rows[:: max(1, len(first_rows) // count)], min(count, len(images_BHWC)))
     return paint_tokenized(tokenizer, images_BHWC[rows], labels_B[rows], spec.rounding)

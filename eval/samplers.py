@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from eval.pixels import ROUNDINGS, ImageArray, to_uint8
-from nvg.checkpoints import load_content_generator, load_structure_generator, load_tokenizer, weights_hash
+from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
+from nvg.models import ContentGenerator, StructureGenerator
 from nvg.sampling import SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 
@@ -128,9 +129,9 @@ class GeneratorSampler:
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
         self.spec = spec
         self.device = torch.device(device)
-        self.tokenizer: Tokenizer = load_tokenizer(spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
-        self.content = load_content_generator(spec.content, name=spec.weights).to(self.device)
-        self.structure = load_structure_generator(spec.structure, name=spec.weights).to(self.device)
+        self.tokenizer = load_network(Tokenizer, spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
+        self.content = load_network(ContentGenerator, spec.content, name=spec.weights).to(self.device)
+        self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(

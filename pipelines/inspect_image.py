@@ -8,8 +8,9 @@ import numpy as np
 from cluster.manifest import write_atomically
 from eval.paintings import paint_tokenized
 from eval.pictures import painting_rows
-from nvg.checkpoints import load_tokenizer
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
+from nvg.tokenizer import Tokenizer
 from pipelines.checkpointing import weights_folder
 from pipelines.sources import SourceConfig, open_source
 
@@ -67,7 +68,7 @@ def inspect_image(config: InspectConfig) -> Path:
             f"index {config.index} and count {config.count} ask for images up to {config.index + config.count - 1}; "
             f"the {config.source.split} split has {len(source)}: lower index or count"
         )
-    tokenizer = load_tokenizer(weights_folder("tokenizer", config.tokenizer), name=config.tokenizer_weights)
+    tokenizer = load_network(Tokenizer, weights_folder("tokenizer", config.tokenizer), name=config.tokenizer_weights)
     rows = range(config.index, config.index + config.count)
     images = np.stack([source.read(row, 0) for row in rows])
     picture = painting_rows(paint_tokenized(tokenizer, images, source.labels[list(rows)], "round"))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.session import cluster_session
-from nvg.checkpoints import load_tokenizer, weights_hash
+from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.records import MAX_UINT16_VALUES
 from nvg.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def precompute(
     console = console or Console(stderr=True)
     folder = DatasetFolder(Path(config.output).expanduser().absolute())
     tokenizer_folder = weights_folder("tokenizer", config.tokenizer)
-    tokenizer = load_tokenizer(tokenizer_folder, name=config.tokenizer_weights)
+    tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
     _require_fitting_images(config, tokenizer)
     source = open_source(config.source)
     _require_storable(source, tokenizer)

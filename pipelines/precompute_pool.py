@@ -16,8 +16,9 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from nvg.checkpoints import load_tokenizer
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
+from nvg.tokenizer import Tokenizer
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.precompute_plan import DatasetFolder
 from pipelines.precompute_unit import encode_unit
@@ -58,7 +59,7 @@ class EncodingActor:
         plan_fingerprint: str,
     ) -> None:
         torch.set_num_threads(config.threads_per_actor)
-        tokenizer = load_tokenizer(tokenizer_folder, name=config.tokenizer_weights)
+        tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
         self._tokenizer = tokenizer.to(config.device).eval()
         self._source = source
         self._config = config
@@ -217,7 +218,7 @@ def encode_units(
     Args:
         units: Source indices by unit number.
         source: Opened source; sent to the actors once, so that it is indexed once.
-        tokenizer_folder: Folder that `load_tokenizer` reads.
+        tokenizer_folder: Folder of the tokenizer's weights.
         config: The job.
         folder: The data set.
         plan_fingerprint: Of the job.

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nvg.checkpoints import load_dequantizer
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.records import RecordDataset
+from nvg.tokenizer import Dequantizer
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.training_config import DataConfig, DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import generator_source
@@ -100,7 +101,7 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
     records = RecordDataset.open(Path(config.data.path))
-    dequantizer = load_dequantizer(config.data.path)
+    dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
     if config.kind == "content":
         model = fill_from_manifest(config.content, records.manifest)
         objective = ContentObjective(ContentGenerator(model), dequantizer, config.loss)

@@ -37,8 +37,8 @@ def ray_session():
 
 
 @pytest.fixture(scope="module")
-def two_node_environment() -> Iterator[dict[str, str]]:
-    """Two Ray nodes of 2 logical CPUs each on this machine, apart from `ray_session`.
+def two_node_environment(ray_session) -> Iterator[dict[str, str]]:
+    """Two Ray nodes of 2 logical CPUs each on this machine, beside `ray_session`, which starts first.
 
     Yields:
         The environment for `subprocess.run(..., env=...)`; a program started with it joins the two nodes.

@@ -15,60 +15,27 @@ from nvg.tokenizer import Dequantizer, DequantizerConfig, Tokenizer, TokenizerCo
 
 Network = TypeVar("Network", bound=nn.Module)
 
+# What a weight folder calls a network, and what describes its architecture.
+_KINDS: dict[type[nn.Module], tuple[str, Any]] = {
+    Tokenizer: ("tokenizer", TokenizerConfig),
+    Dequantizer: ("dequantizer", DequantizerConfig),
+    ContentGenerator: ("content", ContentGeneratorConfig),
+    StructureGenerator: ("structure", StructureGeneratorConfig),
+}
 
-def load_tokenizer(folder: str | Path, name: str = "ema") -> Tokenizer:
-    """Tokenizer in evaluation mode, on the CPU.
+
+def load_network(network_type: type[Network], folder: str | Path, name: str = "ema") -> Network:
+    """A network in evaluation mode, on the CPU.
 
     Args:
+        network_type: Tokenizer, Dequantizer, ContentGenerator or StructureGenerator.
         folder: with `<name>.safetensors` and its description.
-        name: which weights.
+        name: which weights: "ema", "model", or "dequantizer" in a folder of records.
 
     Raises:
         UserError: a file is missing or damaged, or holds another network.
     """
-    return _load(folder, "tokenizer", name, TokenizerConfig, Tokenizer)
-
-
-def load_dequantizer(folder: str | Path, name: str = "dequantizer") -> Dequantizer:
-    """Codebook and refiners in evaluation mode, on the CPU.
-
-    Args:
-        folder: with `<name>.safetensors` and its description.
-        name: which weights.
-
-    Raises:
-        UserError: a file is missing or damaged, or holds another network.
-    """
-    return _load(folder, "dequantizer", name, DequantizerConfig, Dequantizer)
-
-
-def load_content_generator(folder: str | Path, name: str = "ema") -> ContentGenerator:
-    """Content generator in evaluation mode, on the CPU.
-
-    Args:
-        folder: with `<name>.safetensors` and its description.
-        name: which weights.
-
-    Raises:
-        UserError: a file is missing or damaged, or holds another network.
-    """
-    return _load(folder, "content", name, ContentGeneratorConfig, ContentGenerator)
-
-
-def load_structure_generator(folder: str | Path, name: str = "ema") -> StructureGenerator:
-    """Structure generator in evaluation mode, on the CPU.
-
-    Args:
-        folder: with `<name>.safetensors` and its description.
-        name: which weights.
-
-    Raises:
-        UserError: a file is missing or damaged, or holds another network.
-    """
-    return _load(folder, "structure", name, StructureGeneratorConfig, StructureGenerator)
-
-
-def _load(folder: str | Path, kind: str, name: str, config_type: Any, network_type: type[Network]) -> Network:
+    kind, config_type = _KINDS[network_type]
     tensors, values = load_weights(folder, kind, name)
     known = {field.name for field in fields(config_type)}
     if unknown := set(values) - known:

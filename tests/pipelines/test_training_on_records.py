@@ -15,8 +15,9 @@ import pytest
 from record_training import NUM_STEPS, build_task_killed_once, launch, losses, record_config
 from tiny_networks import CODEBOOK_SIZE, save_tokenizer
 
-from nvg.checkpoints import load_content_generator, load_structure_generator
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
+from nvg.models import ContentGenerator, StructureGenerator
 from pipelines.checkpointing import find_damage
 from pipelines.precompute import precompute
 from pipelines.precompute_config import PrecomputeConfig
@@ -126,12 +127,10 @@ def test_pair_that_does_not_fit_the_records_fails_whole_then_both_train_at_once(
     assert not (tmp_path / "content" / "checkpoints").exists()
 
     checkpoints = train_generators(PairRunConfig(content=content, structure=structure))
-    for kind, checkpoint, load in zip(
-        KINDS, checkpoints, (load_content_generator, load_structure_generator), strict=True
-    ):
+    for kind, checkpoint, network_type in zip(KINDS, checkpoints, (ContentGenerator, StructureGenerator), strict=True):
         assert checkpoint == tmp_path / kind / "checkpoints" / f"step-{NUM_STEPS:08d}"
         assert find_damage(checkpoint) is None
-        assert load(checkpoint).config.num_classes == 10
+        assert load_network(network_type, checkpoint).config.num_classes == 10
         assert losses(tmp_path / kind) == pytest.approx(expected[kind], rel=1e-5)
     assert_nothing_runs(tmp_path)
 

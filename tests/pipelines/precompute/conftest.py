@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nvg.checkpoints import load_tokenizer, save_weights, weights_hash
+from nvg.checkpoints import load_network, save_weights, weights_hash
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.precompute_merge import merge_parts
@@ -58,7 +58,7 @@ class Prepared:
     def __init__(self, config: PrecomputeConfig, source: ImageSource | None = None) -> None:
         self.config = config
         self.source = source or open_source(config.source)
-        self.tokenizer = load_tokenizer(config.tokenizer)
+        self.tokenizer = load_network(Tokenizer, config.tokenizer)
         self.plan: Plan = make_plan(config, self.source, weights_hash(config.tokenizer, "ema"))
         self.folder = DatasetFolder(Path(config.output))
         self.folder.adopt(self.plan)

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from cluster.manifest import read_manifest
-from nvg.checkpoints import load_dequantizer, load_tokenizer
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.records import RecordDataset
+from nvg.tokenizer import Dequantizer, Tokenizer
 from pipelines.precompute import precompute
 from pipelines.precompute_plan import DatasetFolder
 from pipelines.sources import SourceConfig, open_source, to_model_range
@@ -52,7 +53,7 @@ def test_records_are_what_the_tokenizer_says_of_each_image(finished):
         finished.source.read(int(image), int(view)) for image, view in zip(records.image, records.view, strict=True)
     ]
     images = torch.from_numpy(to_model_range(np.stack(pixels)))
-    content_ids, structure = load_tokenizer(finished.config.tokenizer).tokenize(images)  # another batch size
+    content_ids, structure = load_network(Tokenizer, finished.config.tokenizer).tokenize(images)  # another batch size
     same_ids = np.all(records.content_ids == content_ids.numpy(), axis=1)
     same_maps = np.all(records.structure == structure.numpy(), axis=1)
     assert np.mean(same_ids & same_maps) > 0.99
@@ -61,7 +62,7 @@ def test_records_are_what_the_tokenizer_says_of_each_image(finished):
 
 def test_canvas_scales_are_those_of_one_pass_over_everything(finished):
     records = RecordDataset.open(finished.folder.root)
-    dequantizer = load_dequantizer(finished.folder.root)
+    dequantizer = load_network(Dequantizer, finished.folder.root, "dequantizer")
     batch = {name: torch.from_numpy(array) for name, array in records.batch(range(594)).items()}
     with torch.no_grad():
         canvases = dequantizer.canvases(batch["content_ids"], batch["structure"]).double()
