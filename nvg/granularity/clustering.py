@@ -29,7 +29,7 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
     Raises:
         UserError: a latent is not finite, or its distances overflow float32.
 
-    Paper: Alg. 1, §2.1 (k = 2)
+    Paper: Alg. 1 lines 2-4, 6, §2.1 (k = 2); Release: a cluster is the mean of its original latents
     """
     latent_BLC = latent_BLC.detach().float()
     num_images, num_positions, num_channels = latent_BLC.shape
@@ -63,7 +63,7 @@ def greedy_pairs(distance_BNN: Tensor) -> Tensor:
     Returns:
         int64 (B, N / 2, 2), each pair ascending, pairs in greedy's order.
 
-    Paper: Alg. 1 lines 3-8
+    Paper: Alg. 1 line 4, §2.1
     """
     num_points = distance_BNN.shape[-1]
     here_N = torch.arange(num_points, device=distance_BNN.device)

@@ -67,7 +67,7 @@ def stage_map(structure_BL: Tensor, stage: int, last_stage: int) -> Tensor:
         stage: 0..K.
         last_stage: K = log2 L.
 
-    Paper: §2.1 (s_i = s_K >> (K - i))
+    Paper: Alg. 2 line 7, §2.1 (s_i = s_K >> (K - i))
     """
     return structure_BL >> (last_stage - stage)
 
@@ -119,7 +119,7 @@ def balanced_split(structure_BL: Tensor, score_BL: Tensor, stage: int, last_stag
     Returns:
         int64 (B, L), the map with `stage` + 1 known splits, later bits 0.
 
-    Paper: Alg. 2, §2.2.1
+    Paper: Eq. (2), §2.2.1
     """
     parent_BL = stage_map(structure_BL, stage, last_stage)
     by_score_BL = score_BL.sort(dim=1, descending=True, stable=True).indices
@@ -141,7 +141,7 @@ def raster_split(structure_BL: Tensor, last_stage: int) -> Tensor:
     Returns:
         int64 (B, L) finest map.
 
-    Paper: §2.2.1
+    Paper: Alg. 2 line 6, §2.2.1
     """
     position_L = torch.arange(structure_BL.shape[1], device=structure_BL.device)
     return balanced_split(structure_BL, position_L.expand_as(structure_BL), last_stage - 1, last_stage)
@@ -156,7 +156,7 @@ def spatial_structure(num_positions: int) -> Tensor:
     Returns:
         int64 (L,) finest map, the structure of a resolution pyramid.
 
-    Paper: Table 3 (spatial baseline)
+    Paper: §2.1 (resizing in space, as in VAR)
     """
     layout = StageLayout(num_positions)
     position_L = torch.arange(num_positions)

@@ -16,7 +16,10 @@ NORM_EPS = 1e-6
 
 
 class HeadNorm(nn.Module):
-    """RMS norm over the 64 channels of a head in float32, one gain shared by the heads."""
+    """RMS norm over the 64 channels of a head in float32, one gain shared by the heads.
+
+    Release: eps 1e-6
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +31,10 @@ class HeadNorm(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`num_parts` vectors of width D from the conditioning vector: linear(SiLU(vec))."""
+    """`num_parts` vectors of width D from the conditioning vector: linear(SiLU(vec)).
+
+    Paper: App. A.4 (modulation of FLUX)
+    """
 
     def __init__(self, width: int, num_parts: int) -> None:
         super().__init__()
@@ -41,7 +47,10 @@ class Modulation(nn.Module):
 
 
 def modulate(x_NSD: Tensor, shift_N1D: Tensor, scale_N1D: Tensor) -> Tensor:
-    """(1 + scale) · LayerNorm(x) + shift, without affine parameters: float32 (N, S, D), shift and scale (N, 1, D)."""
+    """(1 + scale) · LayerNorm(x) + shift, without affine parameters: float32 (N, S, D), shift and scale (N, 1, D).
+
+    Paper: App. A.4 (modulation of FLUX)
+    """
     normed = F.layer_norm(x_NSD.float(), x_NSD.shape[-1:], eps=NORM_EPS)
     return torch.addcmul(shift_N1D.float(), normed, 1 + scale_N1D.float())
 
@@ -103,7 +112,10 @@ def _joined_linear(linear: nn.Linear, first: Tensor, second: Tensor) -> Tensor:
 
 
 class ModulatedHead(nn.Module):
-    """Last LayerNorm with shift and scale from the conditioning vector, then a linear layer."""
+    """Last LayerNorm with shift and scale from the conditioning vector, then a linear layer.
+
+    Release: head of both generators
+    """
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()

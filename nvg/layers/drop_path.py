@@ -20,7 +20,7 @@ def drop_path_rates(num_blocks: int, depth: int, full_rate: float = 0.1) -> Tens
     Returns:
         float32 (num_blocks,) on the CPU.
 
-    Release: 0.1 at depth 24
+    Paper: Eq. (8), Eq. (10); Release: rises linearly over the blocks
     """
     return torch.linspace(0.0, full_rate * depth / 24, num_blocks)
 
@@ -34,6 +34,8 @@ def branch_scales(uniform_ND: Tensor, rates_D: Tensor) -> Tensor:
 
     Returns:
         float32 (D, N) on the device of the uniforms.
+
+    Release: on the gated branch, one draw a sequence, divided by the keep rate
     """
     rates_D = rates_D.to(uniform_ND.device)
     return ((uniform_ND >= rates_D).float() / (1 - rates_D)).t()

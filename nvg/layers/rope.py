@@ -18,7 +18,7 @@ KIND_WIDTH = 8
 def axis_widths(last_stage: int) -> list[int]:
     """Channels of a head given to each id axis: [8] kind, [2] × K structure, [28 - K] row, [28 - K] column; 64 in all.
 
-    Paper: App. A.3 (8 + 2·8 + 20 + 20 at K = 8)
+    Paper: §2.2.2 (8 + 2·8 + 20 + 20 at K = 8)
     """
     return [KIND_WIDTH, *[2] * last_stage, 28 - last_stage, 28 - last_stage]
 
@@ -34,7 +34,7 @@ def rotary_table(ids_NSA: Tensor) -> Tensor:
     Returns:
         complex64 (N, S, 32).
 
-    Paper: App. A.3
+    Paper: §2.2.2 (structure-aware RoPE); Release: θ = 10⁴, interleaved pairs
     """
     angles = []
     for axis, width in enumerate(axis_widths(ids_NSA.shape[-1] - 3)):
@@ -53,6 +53,8 @@ def rotate(x_NHSD: Tensor, table_NSP: Tensor) -> Tensor:
 
     Returns:
         dtype and shape of `x_NHSD`.
+
+    Paper: §2.2.2 (structure-aware RoPE)
     """
     pairs_NHSP = torch.view_as_complex(x_NHSD.float().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs_NHSP * table_NSP[:, None]).flatten(-2).type_as(x_NHSD)
@@ -72,7 +74,7 @@ def token_ids(structure_NL: Tensor, stage_N: Tensor, kinds: list[int], *, struct
     Returns:
         int64 (N, 1 + L · len(kinds), 3 + K).
 
-    Paper: App. A.3; Release: class row all ones
+    Paper: §2.2.2, App. A.4 (kinds); Release: class row all ones
     """
     num_sequences, num_positions = structure_NL.shape
     layout = StageLayout(num_positions)

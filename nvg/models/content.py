@@ -99,7 +99,9 @@ class ContentGenerator(nn.Module):
         Returns:
             float32 (N, L, C) in raw latent units.
 
-        Paper: Eq. (10)-(11), §2.2.2
+        DEVIATION: stage 0 sees a learned start canvas, as in the release; the paper writes an empty one.
+
+        Paper: §2.2.2 (final canvas), Fig. 2
         """
         scale_N11 = self.canvas_scales[stage_N][:, None, None]
         first_N11 = (stage_N == 0)[:, None, None]
@@ -122,6 +124,6 @@ class ContentGenerator(nn.Module):
         Returns:
             (N, U, V).
 
-        Paper: Eq. (12), App. A.4
+        Paper: §2.2.2 (content prediction)
         """
         return self.token_head(cluster_mean(final_NLC - canvas_NLC, structure_NL, stage))

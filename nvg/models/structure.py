@@ -43,7 +43,7 @@ class StructureGeneratorConfig:
 class TimeEmbedding(nn.Module):
     """Flow time t in [0, 1] → width D: [cos | sin] of 1000 t · 10⁴^(-k/32), then two layers with SiLU.
 
-    Paper: App. A.4
+    Release: 64 channels, time times 1000
     """
 
     def __init__(self, width: int) -> None:
@@ -108,7 +108,7 @@ class StructureGenerator(nn.Module):
         Returns:
             float32 (N, L, K).
 
-        Paper: Eq. (8)-(9), §2.2.1
+        Paper: §2.2.1 (v-prediction)
         """
         class_ND = self.class_embedding(class_N)
         x_NSD = torch.cat([class_ND[:, None], self.canvas_in(canvas_NLC), self.structure_in(noisy_NLK)], dim=1)

@@ -21,7 +21,7 @@ def resolve_width(depth: int, width: int | None, width_per_depth: int) -> int:
     Raises:
         UserError: the width is no positive multiple of 64.
 
-    Paper: App. A.4
+    Paper: Eq. (8), Eq. (10), App. A.4
     """
     resolved = width_per_depth * depth if width is None else width
     if depth < 1 or resolved < HEAD_WIDTH or resolved % HEAD_WIDTH:
@@ -45,7 +45,10 @@ def check_token_space(num_positions: int, num_classes: int, codebook_size: int, 
 
 
 class Trunk(nn.Module):
-    """`depth` single-stream blocks under one conditioning vector and one table of rotations."""
+    """`depth` single-stream blocks under one conditioning vector and one table of rotations.
+
+    Paper: Eq. (9), App. A.4 (15 w² weights a block)
+    """
 
     def __init__(self, depth: int, width: int, mlp_ratio: int, drop_path_rate: float) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ def sample(
     Raises:
         UserError: networks and token space do not fit, or a label is out of range.
 
-    Paper: Alg. 2, §2.2
+    Paper: Alg. 2 lines 1-4, 10, §2.2
     """
     given = given or Given()
     layout = StageLayout(dequantizer.config.num_positions)
@@ -142,7 +142,7 @@ def _next_content(
     config: SamplingConfig,
     noise: SampleNoise,
 ) -> Tensor:
-    """Draws the ids (B, U) of one stage: guidance, top-p, one draw per unique token. Paper: Alg. 2 lines 6-8"""
+    """Draws the ids (B, U) of one stage: guidance, top-p, one draw per unique token. Paper: Alg. 2 line 8"""
     last_stage = model.layout.last_stage
     scale = config.content_scale(stage, last_stage)
 
@@ -166,7 +166,13 @@ def _next_structure(
     config: SamplingConfig,
     noise: SampleNoise,
 ) -> Tensor:
-    """Integrates the flow for the split of one stage and divides every cluster in halves. Paper: Alg. 2 lines 3-5"""
+    """Integrates the flow for the split of one stage and divides every cluster in halves.
+
+    DEVIATION: without Gumbel noise the channel is ranked as it is, ties to the lower position; the release clamps it
+    first and leaves ties to the sort.
+
+    Paper: Eq. (2), Alg. 2 line 5
+    """
     last_stage = model.layout.last_stage
     start_BLK = noise.flow_noise(model.layout.num_positions, last_stage)
     denoised_BLK = integrate_flow(
@@ -214,7 +220,7 @@ def integrate_flow(
     Returns:
         float32 (B, L, K), data range [-1, 1] up to overshoot.
 
-    Paper: Eq. (9), §2.2.1
+    Paper: Eq. (1), §2.2.1; Release: one ε for all stages, times shifted
     """
     embedding_BLK = structure_embedding(structure_BL, stage, model.layout.last_stage)
     known_K = torch.arange(model.layout.last_stage, device=noise_BLK.device) < stage
@@ -243,7 +249,7 @@ def gumbel_scores(channel_BL: Tensor, uniform_BL: Tensor) -> Tensor:
     Returns:
         float64 (B, L); the larger half of a cluster becomes child 2j + 1.
 
-    Paper: Alg. 2, §2.2.1
+    Paper: §2.2.1 (Gumbel-top-k)
     """
     probability = (channel_BL.double().clamp(-1.0, 1.0) + 1.0).clamp_min(LEAST_PROBABILITY)
     gumbel = -torch.log(-torch.log(uniform_BL.clamp_min(2.0**-54)))

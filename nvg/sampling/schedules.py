@@ -16,7 +16,7 @@ from nvg.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How Algorithm 2 draws; the defaults are the paper's.
+    """How Algorithm 2 draws; the defaults are the paper's but for the structure guidance, which is the release's.
 
     Guidance scales rise linearly over stages: g_i = 1 + (last - 1) · i / K. For content i runs to K, so
     `content_guidance` is reached; structure stages end at K - 2, so they reach 1 + (last - 1) · (K - 2) / K.
@@ -28,6 +28,9 @@ class SamplingConfig:
         top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
         num_flow_steps: Euler steps of each structure stage.
         gumbel_split: True draws each split by Gumbel-top-k (paper), False takes the top half (release).
+
+    DEVIATION: by default the structure guidance ends at 2.125, as in the release; the paper says 2.5, and the preset
+    `configs/sampling/paper.yaml` reaches it.
 
     Paper: App. A.6
     """
@@ -116,6 +119,11 @@ def draw_tokens(probabilities_BUV: Tensor, uniform_BU: Tensor) -> Tensor:
 
     Returns:
         int64 (B, U), 0..V-1, never an id of probability 0.
+
+    DEVIATION: a token is the inverse CDF of one uniform of a counter-based stream, not a draw of the device's own
+    generator, so that CPU and GPU, one worker and many draw the same.
+
+    Paper: App. A.6
     """
     cdf = probabilities_BUV.double().cumsum(-1)
     drawn = torch.searchsorted(cdf, (uniform_BU[..., None].to(cdf) * cdf[..., -1:]).contiguous(), right=True)[..., 0]

@@ -77,7 +77,7 @@ class Dequantizer(nn.Module):
         Returns:
             (B, L, C).
 
-        Paper: Alg. 1 line 12, Alg. 2 line 9
+        Paper: Eq. (5), Alg. 2 line 9
         """
         return self.refiners[stage](place(codes_BUC, structure_BL, stage))
 

@@ -59,7 +59,7 @@ def quantize_ids(latent_BLC: Tensor, structure_BL: Tensor, dequantizer: Dequanti
         structure_BL: int64 finest map.
         dequantizer: codebook and refiners.
 
-    Paper: Alg. 1 lines 9-14
+    Paper: Eq. (4)-(5), Alg. 1 lines 5, 7-8
     """
     residual_BLC, ids = latent_BLC.detach().float(), []
     for stage in range(dequantizer.layout.num_stages):
@@ -89,7 +89,7 @@ def quantize_for_training(
         soft_assignment: whether gradients reach every codebook entry.
         commitment_weight: β of the loss β · mse(sg(x_i), Z) + mse(x_i, sg(Z)).
 
-    Paper: Eq. (2)-(5), App. A.2 and A.5
+    Paper: Eq. (4)-(5), App. A.2 and A.5; Release: losses, softmax(-distance) at temperature 1
     """
     target_BLC = latent_BLC.detach()
     canvas_BLC, ids, loss = torch.zeros_like(latent_BLC), [], latent_BLC.new_zeros(())

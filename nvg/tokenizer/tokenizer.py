@@ -128,7 +128,7 @@ class Tokenizer(nn.Module):
         Returns:
             content_ids int64 (B, 2L - 1), stages in order; structure int64 (B, L), the finest map.
 
-        Paper: Alg. 1
+        Paper: Alg. 1 lines 1, 9
         """
         latent_BLC = self.encode(images)
         structure_BL = cluster_latents(latent_BLC)

@@ -12,10 +12,12 @@ class Ema:
     """Float32 averages of a network's parameters; buffers are copied as they are.
 
     The decay of an update that saw n images is 0.5^(n / half_life_images), so the batch size does not change what is
-    averaged. 0.9999 a step at batch 768 is a half-life of 5.3 million images. Early on the half-life is limited to a
-    fraction of the images seen, so that the average forgets the initial weights.
+    averaged. 0.9999 a step at batch 768 is a half-life of 5.3 million images.
 
-    Paper: App. A.5
+    DEVIATION: early on the half-life is limited to a tenth of the images seen, so that the average forgets the initial
+    weights in short trainings too.
+
+    Release: 0.9999 a step
     """
 
     RAMP = 0.1

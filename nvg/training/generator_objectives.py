@@ -44,7 +44,9 @@ class GeneratorLossConfig:
 class ContentObjective(nn.Module):
     """Mean squared error of the final canvas plus cross-entropy of the stage's tokens, stages weighing equally.
 
-    Paper: Eq. (11)-(12), §2.2.2
+    DEVIATION: the alignment of hidden tokens with DINOv2 (REPA, weight 0.5) is not there yet.
+
+    Paper: Eq. (3), §2.2.2
     """
 
     def __init__(self, network: ContentGenerator, dequantizer: Dequantizer, config: GeneratorLossConfig) -> None:
@@ -98,7 +100,7 @@ class ContentObjective(nn.Module):
 class StructureObjective(nn.Module):
     """Rectified-flow regression of the structure embedding, known channels clean with target 0.
 
-    Paper: Eq. (8)-(9), §2.2.1
+    Paper: Eq. (1), §2.2.1
     """
 
     def __init__(self, network: StructureGenerator, dequantizer: Dequantizer, config: GeneratorLossConfig) -> None:
@@ -187,7 +189,11 @@ def _common_noise(
 
 
 def _draw_stages(seed: int, step: int, global_batch: int, num_stages: int, drawn: int) -> Tensor:
-    """Distinct stages of each image, int64 (B, drawn); over the batch every stage comes equally often (± 1)."""
+    """Distinct stages of each image, int64 (B, drawn); over the batch every stage comes equally often (± 1).
+
+    DEVIATION: where `stages_per_image` picks a subset, it is dealt evenly over the batch; each image's stages stay
+    uniform. The release trains all stages of an image in every step.
+    """
     order_B = permutation(seed, 0, Purpose.TRAIN_STAGES, step, global_batch)
     first_B = torch.empty_like(order_B)
     first_B[order_B] = torch.arange(global_batch)

@@ -40,7 +40,9 @@ class TokenizerLossConfig:
 class TokenizerObjective(nn.Module):
     """L1 reconstruction plus the quantiser loss.
 
-    Paper: Eq. (2)-(5), App. A.5
+    DEVIATION: perceptual and adversarial losses are not there yet.
+
+    Paper: Eq. (4)-(5), App. A.5
     """
 
     def __init__(self, network: Tokenizer, config: TokenizerLossConfig) -> None:
