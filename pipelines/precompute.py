@@ -50,6 +50,9 @@ def precompute(
     Raises:
         UserError: Source, tokenizer or output cannot be used, too many inputs are bad, the disk is full, or
             units failed again and again. Finished units stay.
+
+    DEVIATION: views are encoded once, in float32 and a recorded number of crops; the release encodes every image anew
+    in each epoch, in bfloat16 with a fresh crop.
     """
     console = console or Console(stderr=True)
     folder = DatasetFolder(Path(config.output).expanduser().absolute())

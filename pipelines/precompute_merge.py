@@ -162,7 +162,9 @@ def _manifest(
 def _canvas_scales(parts: list[Mapping[str, Any]]) -> list[float]:
     """[1, 1/std(x_0), ..., 1/std(x_K)]: entry i scales the input canvas of stage i, the last one x_K.
 
-    Paper: §2.2.2. Release: scale_factors.
+    DEVIATION: measured over the data set and stored with the weights; the release ships constants for ImageNet.
+
+    Release: scale_factors
     """
     sums = CanvasSums()
     for part in parts:

@@ -36,7 +36,10 @@ class OptimizerConfig:
         global_batch: images per optimizer step over all ranks.
         micro_batch: images per forward pass of one rank; None takes the rank's whole share at once.
 
-    Paper: A.5; Release: betas, clipping and schedule of METHOD §6.
+    DEVIATION: `lr_factors` is ours; the demo multiplies the token head's learning rate (docs/experiments.md), the
+    published presets do not.
+
+    Paper: App. A.5; Release: betas, weight decay, clipping
     """
 
     lr: float = 1e-4

@@ -96,6 +96,9 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
     Raises:
         UserError: one of them failed; the message holds the end of its log. The other is stopped and
             resumes later.
+
+    DEVIATION: the two generators share no weight and train as two jobs, each clipped apart; the release clips their
+    joint norm.
     """
     with ExitStack() as stack:
         environment = dict(os.environ)

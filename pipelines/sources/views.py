@@ -44,7 +44,7 @@ def make_view(
     Raises:
         BadImage: The picture is so elongated that its resized form would not fit in memory.
 
-    Release: shorter side to 288 (Lanczos), random 256 crop, no flip.
+    Release: shorter side to 288 (Lanczos), random 256 crop, no flip
     """
     size = config.image_size
     if not 0 <= view < config.num_views:
