@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     TRAIN_TIME = 19
     TRAIN_NOISE = 20
     DATA_ORDER = 32
+    CANVAS_NOISE = 40
+    TRAIN_CANVAS_NOISE = 41
 
 
 def uniforms(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:

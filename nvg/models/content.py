@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_mean
 from nvg.layers import ModulatedHead, token_ids
+from nvg.models.canvas_input import CANVAS, CONTENT_INPUTS, noise_level, noised_canvas
 from nvg.models.trunk import CONTENT_WIDTH_PER_DEPTH, Trunk, check_token_space, initialize, resolve_width
 
 CONTENT_KIND = 0
+FINAL_CANVAS = "final_canvas"
+NEXT_CONTENT = "next_content"
+PREDICTIONS = (FINAL_CANVAS, NEXT_CONTENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,9 @@ class ContentGeneratorConfig:
 
     `canvas_scales` has K + 3 - 1 = K + 2 entries: entry i makes the input canvas of stage i about unit variance
     (entry 0 is unused), the last one belongs to x_K. Empty means 1 everywhere.
+
+    The last three settings are the ablations' switches: what is seen of the canvas (x, x + tε or (1-t)x + tε), whether
+    the head estimates the final canvas or the features of the next tokens, and whether rotations carry the structure.
 
     Paper: App. A.4
     """
@@ -38,6 +45,9 @@ class ContentGeneratorConfig:
     latent_channels: int = 32
     codebook_size: int = 4096
     canvas_scales: list[float] = field(default_factory=list)
+    content_input: str = CANVAS
+    prediction: str = FINAL_CANVAS
+    structure_rope: bool = True
 
     def __post_init__(self) -> None:
         resolve_width(self.depth, self.width, CONTENT_WIDTH_PER_DEPTH)
@@ -47,6 +57,14 @@ class ContentGeneratorConfig:
             raise UserError(
                 f"canvas_scales has {len(self.canvas_scales)} entries; {self.num_positions} positions need {expected}"
             )
+        for name, choices in (("content_input", CONTENT_INPUTS), ("prediction", PREDICTIONS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the generator takes noise beside the canvas."""
+        return self.content_input != CANVAS
 
 
 class ContentGenerator(nn.Module):
@@ -86,8 +104,9 @@ class ContentGenerator(nn.Module):
         stage_N: Tensor,
         class_N: Tensor,
         drop_path_ND: Tensor | None = None,
+        noise_NLC: Tensor | None = None,
     ) -> Tensor:
-        """Estimates the final canvas x_K.
+        """Estimates the final canvas x_K, or with `prediction` next_content the features of the stage's tokens.
 
         Args:
             canvas_NLC: x_{i-1}, unscaled; ignored at stage 0, which sees the learned start canvas.
@@ -95,25 +114,41 @@ class ContentGenerator(nn.Module):
             stage_N: int64, 0..K.
             class_N: int64, 0..num_classes (the last one is the null class).
             drop_path_ND: uniforms for stochastic depth, None to keep every branch.
+            noise_NLC: standard normals, for a noised `content_input` alone.
 
         Returns:
             float32 (N, L, C) in raw latent units.
+
+        Raises:
+            UserError: noise is missing, or given to a generator that takes none.
 
         DEVIATION: stage 0 sees a learned start canvas, as in the release; the paper writes an empty one.
 
         Paper: §2.2.2 (final canvas), Fig. 2
         """
+        if (noise_NLC is not None) != self.config.needs_noise:
+            found = "none" if noise_NLC is None else "some"
+            raise UserError(
+                f"noise_NLC: found {found} at content_input {self.config.content_input!r}; a noised canvas needs noise, "
+                "the plain canvas takes none"
+            )
         scale_N11 = self.canvas_scales[stage_N][:, None, None]
         first_N11 = (stage_N == 0)[:, None, None]
         input_NLC = torch.where(first_N11, self.start_canvas, canvas_NLC * scale_N11)
+        if noise_NLC is not None:
+            level_N = noise_level(stage_N, self.layout.last_stage)
+            input_NLC = noised_canvas(input_NLC, noise_NLC, level_N, self.config.content_input)
         class_ND = self.class_embedding(class_N)
         x_NSD = torch.cat([class_ND[:, None], self.canvas_in(input_NLC)], dim=1)
         vec_ND = class_ND + self.stage_embedding(stage_N)
-        x_NSD = self.trunk(x_NSD, vec_ND, token_ids(structure_NL, stage_N, [CONTENT_KIND]), drop_path_ND)
+        ids_NSA = token_ids(structure_NL, stage_N, [CONTENT_KIND], structure_aware=self.config.structure_rope)
+        x_NSD = self.trunk(x_NSD, vec_ND, ids_NSA, drop_path_ND)
         return self.head(x_NSD[:, 1:], vec_ND) / self.canvas_scales[-1]
 
     def token_logits(self, final_NLC: Tensor, canvas_NLC: Tensor, structure_NL: Tensor, stage: int) -> Tensor:
         """Logits of the unique tokens of one stage, from what is still missing on the canvas.
+
+        With `prediction` next_content the head's output is pooled as it is: it stands for the missing part itself.
 
         Args:
             final_NLC: estimate of x_K from `forward`.
@@ -126,4 +161,5 @@ class ContentGenerator(nn.Module):
 
         Paper: §2.2.2 (content prediction)
         """
-        return self.token_head(cluster_mean(final_NLC - canvas_NLC, structure_NL, stage))
+        missing_NLC = final_NLC - canvas_NLC if self.config.prediction == FINAL_CANVAS else final_NLC
+        return self.token_head(cluster_mean(missing_NLC, structure_NL, stage))

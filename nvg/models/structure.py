@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.layers import ModulatedHead, token_ids
 from nvg.models.trunk import STRUCTURE_WIDTH_PER_DEPTH, Trunk, check_token_space, initialize, resolve_width
@@ -18,11 +19,17 @@ from nvg.models.trunk import STRUCTURE_WIDTH_PER_DEPTH, Trunk, check_token_space
 CANVAS_KIND = 2
 STRUCTURE_KIND = 0
 TIME_CHANNELS = 64
+PARTIAL = "partial"
+NOISE = "noise"
+STRUCTURE_INPUTS = (PARTIAL, NOISE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructureGeneratorConfig:
     """Size of the generator and of the token space; the defaults are NVG-d16 on ImageNet.
+
+    The last two settings are the ablations' switches: whether known channels are clean in the input ("partial") or
+    noise like the others ("noise"), and whether rotations carry the structure.
 
     Paper: App. A.4
     """
@@ -34,10 +41,24 @@ class StructureGeneratorConfig:
     num_classes: int = 1000
     num_positions: int = 256
     latent_channels: int = 32
+    structure_input: str = PARTIAL
+    structure_rope: bool = True
 
     def __post_init__(self) -> None:
         resolve_width(self.depth, self.width, STRUCTURE_WIDTH_PER_DEPTH)
         check_token_space(self.num_positions, self.num_classes, 1, self.latent_channels)
+        if self.structure_input not in STRUCTURE_INPUTS:
+            raise UserError(f"structure_input is {self.structure_input!r}; choose one of {', '.join(STRUCTURE_INPUTS)}")
+        if self.structure_input == NOISE and not self.structure_rope:
+            raise UserError(
+                "structure_input is 'noise' and structure_rope false: nothing would tell the network which splits are "
+                "known; change one of them"
+            )
+
+    @property
+    def known_clean(self) -> bool:
+        """Whether channels of known splits are clean in the input, with target 0."""
+        return self.structure_input == PARTIAL
 
 
 class TimeEmbedding(nn.Module):
@@ -97,7 +118,7 @@ class StructureGenerator(nn.Module):
         """Predicts the velocity ε - s.
 
         Args:
-            noisy_NLK: structure data in [-1, 1] mixed with noise, known channels clean.
+            noisy_NLK: structure data in [-1, 1] mixed with noise, known channels clean if `known_clean`.
             canvas_NLC: x_i, unscaled.
             structure_NL: int64 finest map, its `stage_N` leading bits are read.
             stage_N: int64, 0..K-2: the stage whose split is predicted.
@@ -113,6 +134,7 @@ class StructureGenerator(nn.Module):
         class_ND = self.class_embedding(class_N)
         x_NSD = torch.cat([class_ND[:, None], self.canvas_in(canvas_NLC), self.structure_in(noisy_NLK)], dim=1)
         vec_ND = class_ND + self.time_embedding(time_N) + self.stage_embedding(stage_N)
-        ids_NSA = token_ids(structure_NL, stage_N, [CANVAS_KIND, STRUCTURE_KIND])
+        kinds = [CANVAS_KIND, STRUCTURE_KIND]
+        ids_NSA = token_ids(structure_NL, stage_N, kinds, structure_aware=self.config.structure_rope)
         x_NSD = self.trunk(x_NSD, vec_ND, ids_NSA, drop_path_ND)
         return self.head(x_NSD[:, 1 + self.layout.num_positions :], vec_ND)

@@ -12,15 +12,22 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, cluster_latents
+from nvg.granularity import StageLayout, cluster_latents, spatial_structure
 from nvg.tokenizer.autoencoder import Decoder, Encoder
 from nvg.tokenizer.dequantizer import Dequantizer, DequantizerConfig
 from nvg.tokenizer.quantizer import quantize_ids
+
+GRANULARITY = "granularity"
+SPATIAL = "spatial"
+STRUCTURES = (GRANULARITY, SPATIAL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Architecture of autoencoder and quantiser; the defaults are the published 256×256 tokenizer.
+
+    `structure` says where the maps come from: "granularity" clusters each latent, "spatial" halves the grid, the same
+    for every image (the comparison with a resolution pyramid).
 
     Paper: App. A.5
     """
@@ -33,6 +40,7 @@ class TokenizerConfig:
     norm_groups: int = 32
     latent_channels: int = 32
     codebook_size: int = 4096
+    structure: str = GRANULARITY
 
     def __post_init__(self) -> None:
         factor = 1 << (len(self.width_multipliers) - 1)
@@ -44,6 +52,8 @@ class TokenizerConfig:
         StageLayout(self.num_positions)
         if self.image_channels not in (1, 3):
             raise UserError(f"image_channels is {self.image_channels}; 1 (grey) or 3 (colour) is possible")
+        if self.structure not in STRUCTURES:
+            raise UserError(f"structure is {self.structure!r}; choose one of {', '.join(STRUCTURES)}")
         odd = [width for width in self.widths if width % self.norm_groups]
         if odd:
             raise UserError(
@@ -118,6 +128,22 @@ class Tokenizer(nn.Module):
         """Image (B, channels, S, S) in [-1, 1] of a canvas; any stage's canvas can be shown."""
         return self.decoder(rearrange(canvas_BLC, "b (h w) c -> b c h w", h=self.config.latent_side))
 
+    def structure_maps(self, latent_BLC: Tensor) -> Tensor:
+        """Finest structure map of each latent: its own clusters, or for `structure` spatial the same for all images.
+
+        Args:
+            latent_BLC: from `encode`.
+
+        Returns:
+            int64 (B, L).
+
+        Paper: Alg. 1 lines 2-4, 6; spatial: §2.1 (resizing in space, as in VAR)
+        """
+        if self.config.structure == SPATIAL:
+            structure_L = spatial_structure(self.config.num_positions).to(latent_BLC.device)
+            return structure_L.repeat(len(latent_BLC), 1)
+        return cluster_latents(latent_BLC)
+
     @torch.no_grad()
     def tokenize(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Visual granularity sequence of images.
@@ -131,7 +157,7 @@ class Tokenizer(nn.Module):
         Paper: Alg. 1 lines 1, 9
         """
         latent_BLC = self.encode(images)
-        structure_BL = cluster_latents(latent_BLC)
+        structure_BL = self.structure_maps(latent_BLC)
         return quantize_ids(latent_BLC, structure_BL, self.dequantizer), structure_BL
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg.errors import UserError
-from nvg.granularity import cluster_latents
 from nvg.tokenizer import Tokenizer, quantize_for_training
 
 
@@ -62,7 +61,7 @@ class TokenizerObjective(nn.Module):
             scalar loss; metrics l1, quantizer and the share of distinct codebook entries in the batch.
         """
         latent_BLC = self.network.encode(batch["image"])
-        structure_BL = cluster_latents(latent_BLC)
+        structure_BL = self.network.structure_maps(latent_BLC)
         quantized = quantize_for_training(
             latent_BLC,
             structure_BL,
