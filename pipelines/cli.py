@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_frame import ConfigFile, DryRun, Overrides, resolve, run_app, show_plan
+from pipelines.cli_frame import ConfigFile, DryRun, Overrides, SamplingPreset, resolve, run_app, show_plan
 from pipelines.cli_train import train_app
 
 app = typer.Typer(
@@ -80,15 +80,20 @@ def precompute(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
 
 
 @app.command()
-def sample(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def sample(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    sampling: SamplingPreset = None,
+    dry_run: DryRun = False,
+) -> None:
     """Draw images of chosen classes and write them as a grid and as files.
 
-    Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8
+    Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8 --sampling release
     sampling.content_guidance=2[/bold]
     """
     from pipelines.sample_images import SampleConfig, plan_sample, sample_images
 
-    resolved = resolve(SampleConfig, config, overrides)
+    resolved = resolve(SampleConfig, config, overrides, sampling=sampling)
     if dry_run:
         show_plan(resolved, plan_sample(resolved))
         return
@@ -96,16 +101,21 @@ def sample(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryR
 
 
 @app.command("eval")
-def evaluate(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def evaluate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    sampling: SamplingPreset = None,
+    dry_run: DryRun = False,
+) -> None:
     """Sample class-balanced images on Ray actors and score them: FID, IS, precision, recall, class accuracy.
 
     The same seed gives the same images with any number of actors; a stopped run goes on where it was.
 
-    Example: [bold]nvg eval --config runs/demo/configs/evaluation.yaml pool.num_actors=2[/bold]
+    Example: [bold]nvg eval --config runs/demo/configs/evaluation.yaml --sampling paper pool.num_actors=2[/bold]
     """
     from pipelines.evaluate import EvaluateConfig, plan_evaluate, run_evaluate
 
-    resolved = resolve(EvaluateConfig, config, overrides)
+    resolved = resolve(EvaluateConfig, config, overrides, sampling=sampling)
     if dry_run:
         show_plan(resolved, plan_evaluate(resolved))
         return

@@ -32,10 +32,25 @@ Overrides = Annotated[
         help="Single values that win over the file: training.seed=1 widths='[32, 64]'.",
     ),
 ]
+SamplingPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--sampling",
+        metavar="NAME",
+        help="Sampling preset: paper, release, or a YAML file. Wins over the file's sampling section.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan; run nothing.")]
 
 
-def resolve(schema: type[T], config: str | None, overrides: Sequence[str] | None, *, default: str | None = None) -> T:
+def resolve(
+    schema: type[T],
+    config: str | None,
+    overrides: Sequence[str] | None,
+    *,
+    default: str | None = None,
+    sampling: str | None = None,
+) -> T:
     """Build a command's configuration.
 
     Args:
@@ -43,6 +58,7 @@ def resolve(schema: type[T], config: str | None, overrides: Sequence[str] | None
         config: Value of `--config`.
         overrides: The trailing `key=value` texts.
         default: Config used where `--config` is not given.
+        sampling: Value of `--sampling`: a name of `configs/sampling/` or a file, for the section `sampling`.
 
     Returns:
         The checked configuration.
@@ -52,7 +68,10 @@ def resolve(schema: type[T], config: str | None, overrides: Sequence[str] | None
     """
     from pipelines.configuration import load_config
 
-    return load_config(schema, config or default, overrides or [])
+    sections = {}
+    if sampling:
+        sections["sampling"] = sampling if sampling.endswith((".yaml", ".yml")) else f"sampling/{sampling}.yaml"
+    return load_config(schema, config or default, overrides or [], sections=sections)
 
 
 def show_plan(config: object, steps: Sequence[str]) -> None:

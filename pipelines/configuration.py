@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,13 +58,20 @@ def find_config(name: str | Path) -> Path:
     )
 
 
-def load_config(schema: type[T], file: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """Build a config from the schema's defaults, a file and overrides, in that order.
+def load_config(
+    schema: type[T],
+    file: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    sections: Mapping[str, str | Path] | None = None,
+) -> T:
+    """Build a config from the schema's defaults, a file, files of single sections and overrides, in that order.
 
     Args:
         schema: Dataclass that describes the config; may nest dataclasses, lists and dicts.
         file: YAML file (also a name below `configs/`), or None for the defaults alone.
         overrides: Texts "key=value" with dotted keys; the value is read as YAML ("[1, 2]", "null", "1e-3").
+        sections: Key of a section to the YAML file that fills it, e.g. {"sampling": "sampling/paper.yaml"}.
 
     Returns:
         An instance of `schema`, its `__post_init__` checks passed.
@@ -72,11 +79,10 @@ def load_config(schema: type[T], file: str | Path | None, overrides: Sequence[st
     Raises:
         ConfigError: On an unknown key, a wrong type, a missing or an impossible value.
     """
-    path = None if file is None else find_config(file)
-    from_file = OmegaConf.create({}) if path is None else _read_yaml(path)
+    from_file, paths = _read_files(file, sections or {})
     from_command_line = _parse_overrides(overrides)
     origin = (
-        " and ".join(filter(None, [str(path) if path else "", "the command line" if overrides else ""]))
+        " and ".join([*map(str, paths), *(["the command line"] if overrides else [])])
         or f"the defaults of {schema.__name__}"
     )
     try:
@@ -104,6 +110,16 @@ def dump_config(config: object) -> str:
         YAML text, keys in the order of the schema.
     """
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read_files(file: str | Path | None, sections: Mapping[str, str | Path]) -> tuple[DictConfig, list[Path]]:
+    """The file with the sections merged into it, and all paths that were read."""
+    paths = [] if file is None else [find_config(file)]
+    content = OmegaConf.create({}) if file is None else _read_yaml(paths[0])
+    for key, name in sections.items():
+        paths.append(find_config(name))
+        content = OmegaConf.merge(content, {key: _read_yaml(paths[-1])})
+    return typing.cast(DictConfig, content), paths
 
 
 def _read_yaml(path: Path) -> DictConfig:
