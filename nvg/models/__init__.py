@@ -1,6 +1,13 @@
-"""Content and structure generators."""
+"""Content and structure generators, REPA head."""
 
-from nvg.models.content import ContentGenerator, ContentGeneratorConfig
+from nvg.models.content import FINAL_CANVAS, ContentGenerator, ContentGeneratorConfig
+from nvg.models.repa import RepaHead, RepaHeadConfig
 from nvg.models.structure import StructureGenerator, StructureGeneratorConfig
 
-__all__ = ["ContentGenerator", "ContentGeneratorConfig", "StructureGenerator", "StructureGeneratorConfig"]
+__all__ = [
+    "FINAL_CANVAS",
+    "ContentGenerator",
+    "ContentGeneratorConfig",
+    "StructureGenerator",
+    "StructureGeneratorConfig",
+]

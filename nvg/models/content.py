@@ -127,10 +127,9 @@ class ContentGenerator(nn.Module):
         Paper: §2.2.2 (final canvas), Fig. 2
         """
         if (noise_NLC is not None) != self.config.needs_noise:
-            found = "none" if noise_NLC is None else "some"
             raise UserError(
-                f"noise_NLC: found {found} at content_input {self.config.content_input!r}; a noised canvas needs noise, "
-                "the plain canvas takes none"
+                f"noise_NLC: found {'none' if noise_NLC is None else 'some'} at content_input "
+                f"{self.config.content_input!r}; a noised canvas needs noise, the plain canvas takes none"
             )
         scale_N11 = self.canvas_scales[stage_N][:, None, None]
         first_N11 = (stage_N == 0)[:, None, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, balanced_split, raster_split, structure_embedding
 from nvg.models import ContentGenerator, StructureGenerator
-from nvg.randomness import Purpose, per_sample_normals, per_sample_uniforms
+from nvg.sampling.noise import SampleNoise
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 from nvg.tokenizer import Dequantizer
 
@@ -113,26 +113,6 @@ def sample(
     return SampledSequence(torch.cat(ids, dim=1), structure_BL, torch.stack(canvases, dim=1))
 
 
-class SampleNoise:
-    """All random numbers of a batch of samples, each from its own counter-based stream."""
-
-    def __init__(self, seed: int, sample_indices_B: Tensor, device: torch.device) -> None:
-        self.seed, self.indices_B, self.device = seed, sample_indices_B, device
-
-    def token_uniforms(self, stage: int) -> Tensor:
-        """Float64 (B, 2^stage) in [0, 1)."""
-        return per_sample_uniforms(self.seed, self.indices_B, Purpose.TOKEN, stage, (1 << stage,)).to(self.device)
-
-    def split_uniforms(self, stage: int, num_positions: int) -> Tensor:
-        """Float64 (B, L) in [0, 1)."""
-        return per_sample_uniforms(self.seed, self.indices_B, Purpose.SPLIT, stage, (num_positions,)).to(self.device)
-
-    def flow_noise(self, num_positions: int, num_channels: int) -> Tensor:
-        """Float32 normals (B, L, K), the same for every stage of a sample. Release: one ε serves all stages"""
-        shape = (num_positions, num_channels)
-        return per_sample_normals(self.seed, self.indices_B, Purpose.FLOW_NOISE, 0, shape).to(self.device)
-
-
 def _next_content(
     model: ContentGenerator,
     canvas_BLC: Tensor,
@@ -145,9 +125,10 @@ def _next_content(
     """Draws the ids (B, U) of one stage: guidance, top-p, one draw per unique token. Paper: Alg. 2 line 8"""
     last_stage = model.layout.last_stage
     scale = config.content_scale(stage, last_stage)
+    noise_BLC = noise.canvas_noise(stage, *canvas_BLC.shape[1:]) if model.config.needs_noise else None
 
     def logits(classes_B: Tensor) -> Tensor:
-        final = model(canvas_BLC, structure_BL, torch.full_like(classes_B, stage), classes_B)
+        final = model(canvas_BLC, structure_BL, torch.full_like(classes_B, stage), classes_B, noise_NLC=noise_BLC)
         return model.token_logits(final, canvas_BLC, structure_BL, stage)
 
     logits_BUV = logits(labels_B)
@@ -184,6 +165,7 @@ def _next_structure(
         stage=stage,
         guidance_scale=config.structure_scale(stage, last_stage),
         num_steps=config.num_flow_steps,
+        known_clean=model.config.known_clean,
     )
     score_BL = denoised_BLK[..., stage]
     if config.gumbel_split:
@@ -202,6 +184,7 @@ def integrate_flow(
     stage: int,
     guidance_scale: float,
     num_steps: int,
+    known_clean: bool = True,
 ) -> Tensor:
     """Euler steps of the rectified flow from noise (t = 1) to structure data (t = 0).
 
@@ -216,6 +199,7 @@ def integrate_flow(
         stage: 0..K-2, whose split is integrated.
         guidance_scale: 1 for no guidance (and half the work).
         num_steps: Euler steps.
+        known_clean: False leaves known channels to the flow, as in the ablation with pure noise.
 
     Returns:
         float32 (B, L, K), data range [-1, 1] up to overshoot.
@@ -223,7 +207,7 @@ def integrate_flow(
     Paper: Eq. (1), §2.2.1; Release: one ε for all stages, times shifted
     """
     embedding_BLK = structure_embedding(structure_BL, stage, model.layout.last_stage)
-    known_K = torch.arange(model.layout.last_stage, device=noise_BLK.device) < stage
+    known_K = torch.arange(model.layout.last_stage, device=noise_BLK.device) < (stage if known_clean else 0)
     clean_BLK = (embedding_BLK - 1).float()
     null_B = torch.full_like(labels_B, model.null_class)
     stage_B = torch.full_like(labels_B, stage)

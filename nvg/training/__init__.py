@@ -2,7 +2,12 @@
 
 from nvg.training.ema import Ema
 from nvg.training.engine import PlainEngine, parameter_groups
-from nvg.training.generator_objectives import ContentObjective, GeneratorLossConfig, StructureObjective
+from nvg.training.generator_objectives import (
+    ContentObjective,
+    GeneratorLossConfig,
+    StructureObjective,
+    noisy_structure,
+)
 from nvg.training.schedule import WsdSchedule
 from nvg.training.tokenizer_objective import TokenizerLossConfig, TokenizerObjective
 
@@ -15,5 +20,6 @@ __all__ = [
     "TokenizerLossConfig",
     "TokenizerObjective",
     "WsdSchedule",
+    "noisy_structure",
     "parameter_groups",
 ]

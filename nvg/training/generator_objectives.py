@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nvg.errors import UserError
 from nvg.granularity import structure_embedding
-from nvg.models import ContentGenerator, StructureGenerator
+from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
 from nvg.randomness import Purpose, normals, permutation, uniforms
 from nvg.tokenizer import Dequantizer
 
@@ -44,6 +44,11 @@ class GeneratorLossConfig:
 class ContentObjective(nn.Module):
     """Mean squared error of the final canvas plus cross-entropy of the stage's tokens, stages weighing equally.
 
+    With `prediction` next_content there is no canvas to compare with: the cross-entropy stands alone.
+
+    DEVIATION: the paper names no loss of the next-content ablation; here it has no squared error at all, since the
+    paper explains its failure by the missing supervision of the final canvas.
+
     DEVIATION: the alignment of hidden tokens with DINOv2 (REPA, weight 0.5) is not there yet.
 
     Paper: Eq. (3), §2.2.2
@@ -57,16 +62,19 @@ class ContentObjective(nn.Module):
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         """Random choices of one step for the whole global batch, each with leading dimension global_batch."""
-        return _common_noise(
-            self.config, seed, step, global_batch, self.network.layout.num_stages, self.network.config.depth
-        )
+        network = self.network
+        noise = _common_noise(self.config, seed, step, global_batch, network.layout.num_stages, network.config.depth)
+        if network.config.needs_noise:
+            shape = (global_batch, network.config.num_positions, network.config.latent_channels)
+            noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape)
+        return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of records.
 
         Args:
             batch: label (B,), content_ids (B, T) and structure (B, L), int64.
-            noise: rows of `draw_noise`.
+            noise: rows of `draw_noise`; without drop_path every branch is kept.
 
         Returns:
             scalar loss; metrics mse, cross_entropy and cross_entropy_0.. per stage.
@@ -80,8 +88,8 @@ class ContentObjective(nn.Module):
         canvas_NLC = before_BSLC[image_N, stage_N]
         structure_NL = structure_BL[image_N]
         class_N = _dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
-        estimate_NLC = self.network(canvas_NLC, structure_NL, stage_N, class_N, noise["drop_path"].flatten(0, 1))
-        error = F.mse_loss(estimate_NLC, final_BLC[image_N])
+        noise_NLC = noise["canvas_noise"][image_N] if self.network.config.needs_noise else None
+        estimate_NLC = self.network(canvas_NLC, structure_NL, stage_N, class_N, _drop_path(noise), noise_NLC)
         entropy_N = estimate_NLC.new_zeros(len(stage_N))
         per_stage: dict[str, Tensor] = {}
         for stage in range(self.network.layout.num_stages):
@@ -94,11 +102,15 @@ class ContentObjective(nn.Module):
             entropy_N = entropy_N.index_put((rows,), entropy_R)
             per_stage[f"cross_entropy_{stage}"] = entropy_R.detach().mean()
         entropy = entropy_N.mean()
-        return error + entropy, {"mse": error.detach(), "cross_entropy": entropy.detach(), **per_stage}
+        metrics = {"cross_entropy": entropy.detach(), **per_stage}
+        if self.network.config.prediction != FINAL_CANVAS:
+            return entropy, metrics
+        error = F.mse_loss(estimate_NLC, final_BLC[image_N])
+        return error + entropy, {"mse": error.detach(), **metrics}
 
 
 class StructureObjective(nn.Module):
-    """Rectified-flow regression of the structure embedding, known channels clean with target 0.
+    """Rectified-flow regression of the structure embedding, the mean over all K channels.
 
     Paper: Eq. (1), §2.2.1
     """
@@ -133,17 +145,34 @@ class StructureObjective(nn.Module):
         Returns:
             scalar loss (mean over all K channels); metrics velocity_0.. per stage.
         """
+        error_NLK, stage_N = self.squared_errors(batch, noise)
+        error_N = error_NLK.mean((1, 2))
+        metrics = {
+            f"velocity_{stage}": error_N.detach()[stage_N == stage].mean()
+            for stage in range(self.network.layout.num_structure_stages)
+            if bool((stage_N == stage).any())
+        }
+        return error_N.mean(), metrics
+
+    def squared_errors(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Squared error of every velocity.
+
+        Args:
+            batch: label (B,), content_ids (B, T) and structure (B, L), int64.
+            noise: rows of `draw_noise`; without drop_path every branch is kept.
+
+        Returns:
+            float32 (N, L, K), and the stage of each sequence, int64 (N,).
+        """
         layout, structure_BL = self.network.layout, batch["structure"]
         with torch.no_grad():
             canvases_BSLC = self.dequantizer.canvases(batch["content_ids"], structure_BL)
         image_N, stage_N = _sequences(noise["stages"])
         time_N = noise["time"].flatten()
         data_NLK = (structure_embedding(structure_BL, layout.last_stage, layout.last_stage) - 1).float()[image_N]
-        noise_NLK = noise["noise"][image_N]
-        known_N1K = torch.arange(layout.last_stage, device=stage_N.device) < stage_N[:, None, None]
-        time_N11 = time_N[:, None, None]
-        noisy_NLK = torch.where(known_N1K, data_NLK, time_N11 * noise_NLK + (1 - time_N11) * data_NLK)
-        target_NLK = torch.where(known_N1K, 0.0, noise_NLK - data_NLK)
+        noisy_NLK, target_NLK = noisy_structure(
+            data_NLK, noise["noise"][image_N], time_N, stage_N, known_clean=self.network.config.known_clean
+        )
         class_N = _dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
         velocity_NLK = self.network(
             noisy_NLK,
@@ -152,15 +181,36 @@ class StructureObjective(nn.Module):
             stage_N,
             time_N,
             class_N,
-            noise["drop_path"].flatten(0, 1),
+            _drop_path(noise),
         )
-        error_N = (velocity_NLK - target_NLK).square().mean((1, 2))
-        metrics = {
-            f"velocity_{stage}": error_N.detach()[stage_N == stage].mean()
-            for stage in range(layout.num_structure_stages)
-            if bool((stage_N == stage).any())
-        }
-        return error_N.mean(), metrics
+        return (velocity_NLK - target_NLK).square(), stage_N
+
+
+def noisy_structure(
+    data_NLK: Tensor, noise_NLK: Tensor, time_N: Tensor, stage_N: Tensor, *, known_clean: bool
+) -> tuple[Tensor, Tensor]:
+    """Input z(t) = t·ε + (1 - t)·s of the structure generator, and the velocity it learns.
+
+    Channels below the stage are known: clean with target 0, or in the ablation with pure noise like all others.
+
+    Args:
+        data_NLK: structure embedding in [-1, 1].
+        noise_NLK: standard normals.
+        time_N: t in [0, 1], 1 is noise.
+        stage_N: int64, 0..K-2.
+        known_clean: False for the ablation.
+
+    Returns:
+        input and target, float32 (N, L, K) each.
+
+    Paper: Eq. (1), §2.2.1; pure noise: §3.2 (b)
+    """
+    time_N11 = time_N[:, None, None]
+    mixed_NLK, velocity_NLK = time_N11 * noise_NLK + (1 - time_N11) * data_NLK, noise_NLK - data_NLK
+    if not known_clean:
+        return mixed_NLK, velocity_NLK
+    known_N1K = torch.arange(data_NLK.shape[-1], device=stage_N.device) < stage_N[:, None, None]
+    return torch.where(known_N1K, data_NLK, mixed_NLK), torch.where(known_N1K, 0.0, velocity_NLK)
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -204,6 +254,11 @@ def _sequences(stage_BM: Tensor) -> tuple[Tensor, Tensor]:
     """Image row and stage of every sequence, int64 (N,) each."""
     image_B = torch.arange(len(stage_BM), device=stage_BM.device)
     return image_B.repeat_interleave(stage_BM.shape[1]), stage_BM.flatten()
+
+
+def _drop_path(noise: dict[str, Tensor]) -> Tensor | None:
+    """Uniforms of every sequence, (N, D)."""
+    return noise["drop_path"].flatten(0, 1) if "drop_path" in noise else None
 
 
 def _dropped_labels(label_B: Tensor, dropped_B: Tensor, null_class: int) -> Tensor:
