@@ -69,6 +69,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         seed=config.pool.seed,
         rounding=config.rounding,
     )
+    spec.check()
     spec.identity()
     with _timed(seconds, "feature network"), _threads(config.pool.threads_per_actor):
         extractor_spec = prepare_extractor(config, data)

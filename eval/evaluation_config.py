@@ -25,7 +25,7 @@ class EvaluationConfig:
     Attributes:
         tokenizer: folder of the tokenizer's weights.
         content: folder of the content generator's weights.
-        structure: folder of the structure generator's weights.
+        structure: folder of the structure generator's weights; empty for a tokenizer of spatial structure.
         weights: which weights of the generators: `ema` or `model`.
         tokenizer_weights: which weights of the tokenizer.
         output: folder for results, chunks and the feature network.

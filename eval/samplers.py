@@ -17,9 +17,11 @@ from torch import Tensor
 from eval.pixels import ROUNDINGS, ImageArray, to_uint8
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
+from nvg.granularity import spatial_structure
 from nvg.models import ContentGenerator, StructureGenerator
-from nvg.sampling import SampledSequence, SamplingConfig, sample
+from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
+from nvg.tokenizer.tokenizer import SPATIAL
 
 
 class Sampler(Protocol):
@@ -62,7 +64,8 @@ class GeneratorSpec:
     Attributes:
         tokenizer: folder of the tokenizer's weights.
         content: folder of the content generator's weights.
-        structure: folder of the structure generator's weights.
+        structure: folder of the structure generator's weights; empty for a tokenizer of spatial structure, whose
+            maps are known.
         weights: which weights of the generators are read: `ema` or `model`.
         tokenizer_weights: which weights of the tokenizer; the ones the training records were made with.
         num_classes: classes the generators know.
@@ -82,7 +85,7 @@ class GeneratorSpec:
     rounding: str = "release"
 
     def __post_init__(self) -> None:
-        for name in ("tokenizer", "content", "structure"):
+        for name in ("tokenizer", "content"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: found nothing, expected the folder of its weights")
         if self.rounding not in ROUNDINGS:
@@ -91,7 +94,7 @@ class GeneratorSpec:
             raise ValueError(f"num_classes: found {self.num_classes}, expected at least 1")
 
     def identity(self) -> dict[str, Any]:
-        """Hashes of the three weight files and every setting of the draw.
+        """Hashes of the weight files and every setting of the draw.
 
         Raises:
             UserError: a weight file is missing.
@@ -99,7 +102,7 @@ class GeneratorSpec:
         return {
             "tokenizer_sha256": _hash("tokenizer", self.tokenizer, self.tokenizer_weights),
             "content_sha256": _hash("content", self.content, self.weights),
-            "structure_sha256": _hash("structure", self.structure, self.weights),
+            "structure_sha256": _hash("structure", self.structure, self.weights) if self.structure else None,
             "weights": self.weights,
             "tokenizer_weights": self.tokenizer_weights,
             "num_classes": self.num_classes,
@@ -108,8 +111,16 @@ class GeneratorSpec:
             "rounding": self.rounding,
         }
 
+    def check(self) -> None:
+        """Make sure that there is a structure generator exactly where the tokenizer needs one.
+
+        Raises:
+            UserError: it is missing or too many, or the tokenizer's weights are missing.
+        """
+        _check_structure(self, load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights))
+
     def build(self, device: str = "cpu") -> GeneratorSampler:
-        """Load the three networks.
+        """Load the networks.
 
         Args:
             device: torch device.
@@ -131,7 +142,10 @@ class GeneratorSampler:
         self.device = torch.device(device)
         self.tokenizer = load_network(Tokenizer, spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
         self.content = load_network(ContentGenerator, spec.content, name=spec.weights).to(self.device)
-        self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
+        _check_structure(spec, self.tokenizer)
+        self.structure = None
+        if spec.structure:
+            self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(
@@ -150,6 +164,11 @@ class GeneratorSampler:
         Returns:
             Ids, maps and the canvas after every stage.
         """
+        given = None
+        if self.structure is None:
+            layout = self.tokenizer.dequantizer.layout
+            maps_BL = spatial_structure(layout.num_positions).repeat(len(labels_B), 1)
+            given = Given(structure_BL=maps_BL, num_splits=layout.last_stage)
         return sample(
             content=self.content,
             structure=self.structure,
@@ -158,6 +177,7 @@ class GeneratorSampler:
             sample_indices_B=sample_indices_B,
             seed=self.spec.seed,
             config=self.spec.sampling,
+            given=given,
         )
 
     @torch.inference_mode()
@@ -165,6 +185,16 @@ class GeneratorSampler:
         """Draw images; see `Sampler.draw`."""
         final_BLC = self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1]
         return to_uint8(self.tokenizer.decode(final_BLC), self.spec.rounding)
+
+
+def _check_structure(spec: GeneratorSpec, tokenizer: Tokenizer) -> None:
+    kind = tokenizer.config.structure
+    if (kind == SPATIAL) == bool(spec.structure):
+        advice = "its maps are known: leave the generator out" if spec.structure else "give its generator's weights"
+        raise UserError(
+            f"structure: found {spec.structure or 'nothing'}, the tokenizer in {spec.tokenizer} has {kind} structure; "
+            f"{advice}"
+        )
 
 
 def _hash(key: str, folder: str, weights: str) -> str:

@@ -47,7 +47,7 @@ class EvaluateConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tokenizer", "content", "structure", "output"):
+        for name in ("tokenizer", "content", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: found nothing, expected a folder")
 
@@ -94,7 +94,7 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
         output=str(output),
         tokenizer=str(weights_folder("tokenizer", config.tokenizer)),
         content=str(weights_folder("content", config.content)),
-        structure=str(weights_folder("structure", config.structure)),
+        structure=config.structure and str(weights_folder("structure", config.structure)),
     )
     usage = codebook_usage(resolved)
     data = load_data(resolved.source)
@@ -205,5 +205,5 @@ def _facts(config: EvaluateConfig, data: EvaluationData) -> dict[str, str]:
         "classes": ", ".join(data.class_names[:20]) + (" …" if len(data.class_names) > 20 else ""),
         "tokenizer": config.tokenizer,
         "content generator": config.content,
-        "structure generator": config.structure,
+        "structure generator": config.structure or "none: spatial structure",
     }

@@ -61,7 +61,8 @@ def precompute(
     _require_fitting_images(config, tokenizer)
     source = open_source(config.source)
     _require_storable(source, tokenizer)
-    plan = make_plan(config, source, weights_hash(tokenizer_folder, config.tokenizer_weights))
+    tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
+    plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure)
     with folder.locked():
         if is_complete(folder, plan):
             console.print(f"{folder.root}: complete, nothing to do")

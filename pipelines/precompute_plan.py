@@ -17,6 +17,7 @@ import numpy as np
 
 from cluster.manifest import MANIFEST_FILE, ManifestError, require_match, sync_path, write_atomically
 from nvg.errors import UserError
+from nvg.tokenizer.tokenizer import GRANULARITY
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.sources import ImageSource
 
@@ -43,7 +44,7 @@ class Plan:
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str) -> Plan:
+def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str, structure: str = GRANULARITY) -> Plan:
     """Divide a source into units.
 
     The number of actors is left out on purpose: it changes nothing.
@@ -52,6 +53,7 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str
         config: The job.
         source: Its opened source.
         tokenizer_hash: sha256 of the tokenizer's weights.
+        structure: Where its maps come from; recorded unless they are the image's own.
 
     Returns:
         The plan; equal arguments give an equal plan.
@@ -75,6 +77,7 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str
         "threads_per_actor": config.threads_per_actor,
         "device": config.device,
         "seed": config.seed,
+        **({} if structure == GRANULARITY else {"structure": structure}),
     }
     generator = np.random.Generator(np.random.Philox(key=config.seed))
     order = generator.permutation(len(source)).astype(np.int64)

@@ -17,6 +17,7 @@ from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.records import RecordDataset
 from nvg.tokenizer import Dequantizer
+from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.training_config import DataConfig, DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import generator_source
@@ -106,6 +107,11 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         model = fill_from_manifest(config.content, records.manifest)
         objective = ContentObjective(ContentGenerator(model), dequantizer, config.loss)
     else:
+        if _structure(records) == SPATIAL:
+            raise UserError(
+                f"data.path {config.data.path} holds records of spatial structure, the same map for every image; there "
+                "is nothing for a structure generator to learn: train the content generator alone"
+            )
         model = fill_from_manifest(config.structure, records.manifest)
         objective = StructureObjective(StructureGenerator(model), dequantizer, config.loss)
     validation = None
@@ -125,13 +131,17 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
 
 def _held_out_records(config: DataConfig, training: RecordDataset) -> RecordDataset:
     records = RecordDataset.open(Path(config.path))
-    found, expected = records.manifest["tokenizer_hash"], training.manifest["tokenizer_hash"]
+    found, expected = ((of.manifest["tokenizer_hash"], _structure(of)) for of in (records, training))
     if found != expected:
         raise UserError(
-            f"validation_path {config.path} was made with tokenizer {found}, the training records with "
-            f"{expected}; precompute both with the same tokenizer"
+            f"validation_path {config.path} was made with tokenizer {found[0]} ({found[1]} structure), the training "
+            f"records with {expected[0]} ({expected[1]}); precompute both with the same tokenizer"
         )
     return records
+
+
+def _structure(records: RecordDataset) -> str:
+    return records.manifest.get("structure", GRANULARITY)
 
 
 def train_generator(config: GeneratorRunConfig) -> Path:
