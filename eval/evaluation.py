@@ -69,8 +69,8 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         seed=config.pool.seed,
         rounding=config.rounding,
     )
-    spec.check()
     spec.identity()
+    spec.check()
     with _timed(seconds, "feature network"), _threads(config.pool.threads_per_actor):
         extractor_spec = prepare_extractor(config, data)
     pools = {"generated": _draw(spec, config, extractor_spec, "Sampling", console, seconds, "sampling")}
