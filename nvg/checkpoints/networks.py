@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 
 from nvg.checkpoints.files import load_weights
 from nvg.errors import UserError
-from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.models import (
+    ContentGenerator,
+    ContentGeneratorConfig,
+    RepaHead,
+    RepaHeadConfig,
+    StructureGenerator,
+    StructureGeneratorConfig,
+)
 from nvg.tokenizer import Dequantizer, DequantizerConfig, Tokenizer, TokenizerConfig
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,6 +29,7 @@ _KINDS: dict[type[nn.Module], tuple[str, Any]] = {
     Dequantizer: ("dequantizer", DequantizerConfig),
     ContentGenerator: ("content", ContentGeneratorConfig),
     StructureGenerator: ("structure", StructureGeneratorConfig),
+    RepaHead: ("repa", RepaHeadConfig),
 }
 
 
@@ -28,9 +37,9 @@ def load_network(network_type: type[Network], folder: str | Path, name: str = "e
     """A network in evaluation mode, on the CPU.
 
     Args:
-        network_type: Tokenizer, Dequantizer, ContentGenerator or StructureGenerator.
+        network_type: Tokenizer, Dequantizer, ContentGenerator, StructureGenerator or RepaHead.
         folder: with `<name>.safetensors` and its description.
-        name: which weights: "ema", "model", or "dequantizer" in a folder of records.
+        name: which weights: "ema", "model", "repa", or "dequantizer" in a folder of records.
 
     Raises:
         UserError: a file is missing or damaged, or holds another network.
@@ -50,11 +59,22 @@ def check_fit(tensors: dict[str, Tensor], network: nn.Module, where: str) -> Non
     """Raises UserError, naming the first differences, unless names and shapes are those of the network."""
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    check_shapes(found, expected, where)
+
+
+def check_shapes(found: Mapping[str, object], expected: Mapping[str, object], where: str) -> None:
+    """Raises UserError, naming the first ten missing, extra and misshapen tensors, if there are any.
+
+    Args:
+        found: name → shape, or whatever else is to be equal.
+        expected: likewise.
+        where: the file, for the message.
+    """
     differences = [
         f"{key}: found {found.get(key, 'nothing')}, expected {expected.get(key, 'nothing')}"
         for key in sorted(found.keys() | expected.keys())
         if found.get(key) != expected.get(key)
     ]
     if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise UserError(f"{where} holds another architecture: " + "; ".join(differences[:5]) + more)
+        more = f" and {len(differences) - 10} more" if len(differences) > 10 else ""
+        raise UserError(f"{where} holds another architecture: " + "; ".join(differences[:10]) + more)

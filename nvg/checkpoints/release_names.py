@@ -1,60 +1,97 @@
 """Names of the released weights ↔ names of this project.
 
 The released autoencoder wraps every convolution and norm once more and counts decoder levels fine to coarse; the
-released generator keeps both networks in one flat module.
+released generator keeps both networks, and the REPA head, in one flat module.
+
+A table holds pairs of templates (released name, own name) and is read in both directions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 from torch import Tensor
 
-_GENERATOR_NAMES = (
-    (r"structure_content_cond_embed\.(.+)", r"structure.canvas_in.\1"),
-    (r"structure_time_embed\.(in|out)_layer\.(.+)", r"structure.time_embedding.linear_\1.\2"),
-    (r"structure_embed\.(.+)", r"structure.structure_in.\1"),
-    (r"structure_head\.adaLN_modulation\.1\.(.+)", r"structure.head.modulation.linear.\1"),
-    (r"structure_head\.linear\.(.+)", r"structure.head.linear.\1"),
-    (r"content_start_embed", r"content.start_canvas"),
-    (r"content_embed\.(.+)", r"content.canvas_in.\1"),
-    (r"x0_head\.adaLN_modulation\.1\.(.+)", r"content.head.modulation.linear.\1"),
-    (r"x0_head\.linear\.(.+)", r"content.head.linear.\1"),
-    (r"cls_head\.linear\.(.+)", r"content.token_head.\1"),
-    (r"scale_factors", r"content.canvas_scales"),
-    (r"(content|structure)_(class|stage)_embed\.weight", r"\1.\2_embedding.weight"),
-    (r"(content|structure)_blocks\.(\d+)\.modulation\.lin\.(.+)", r"\1.trunk.blocks.\2.modulation.linear.\3"),
-    (r"(content|structure)_blocks\.(\d+)\.linear1\.(.+)", r"\1.trunk.blocks.\2.linear_in.\3"),
-    (r"(content|structure)_blocks\.(\d+)\.linear2\.(.+)", r"\1.trunk.blocks.\2.linear_out.\3"),
-    (r"(content|structure)_blocks\.(\d+)\.norm\.(query|key)_norm\.scale", r"\1.trunk.blocks.\2.\3_norm.gain"),
+Table = Sequence[tuple[str, str]]
+
+# What a field of a template may stand for.
+_FIELDS = {
+    "leaf": "weight|bias",
+    "net": "content|structure",
+    "coder": "encoder|decoder",
+    "kind": "class|stage",
+    "role": "query|key",
+    "end": "in|out",
+    "n": r"\d+",
+    "m": r"\d+",
+}
+
+_GENERATORS: Table = (
+    ("structure_content_cond_embed.{leaf}", "structure.canvas_in.{leaf}"),
+    ("structure_time_embed.{end}_layer.{leaf}", "structure.time_embedding.linear_{end}.{leaf}"),
+    ("structure_embed.{leaf}", "structure.structure_in.{leaf}"),
+    ("structure_head.adaLN_modulation.1.{leaf}", "structure.head.modulation.linear.{leaf}"),
+    ("structure_head.linear.{leaf}", "structure.head.linear.{leaf}"),
+    ("content_start_embed", "content.start_canvas"),
+    ("content_embed.{leaf}", "content.canvas_in.{leaf}"),
+    ("x0_head.adaLN_modulation.1.{leaf}", "content.head.modulation.linear.{leaf}"),
+    ("x0_head.linear.{leaf}", "content.head.linear.{leaf}"),
+    ("cls_head.linear.{leaf}", "content.token_head.{leaf}"),
+    ("scale_factors", "content.canvas_scales"),
+    ("{net}_{kind}_embed.weight", "{net}.{kind}_embedding.weight"),
+    ("{net}_blocks.{n}.modulation.lin.{leaf}", "{net}.trunk.blocks.{n}.modulation.linear.{leaf}"),
+    ("{net}_blocks.{n}.linear1.{leaf}", "{net}.trunk.blocks.{n}.linear_in.{leaf}"),
+    ("{net}_blocks.{n}.linear2.{leaf}", "{net}.trunk.blocks.{n}.linear_out.{leaf}"),
+    ("{net}_blocks.{n}.norm.{role}_norm.scale", "{net}.trunk.blocks.{n}.{role}_norm.gain"),
+    ("projector.{n}.{leaf}", "repa.layers.{n}.{leaf}"),
+)
+
+# Inside a residual block.
+_BLOCK: Table = (
+    ("norm1.norm", "norm1"),
+    ("conv1.conv", "conv1"),
+    ("norm2.norm", "norm2"),
+    ("conv2.conv", "conv2"),
+    ("nin_shortcut.conv", "shortcut"),
 )
 
 
-def generator_from_release(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Splits a released generator into {"content": …, "structure": …} state dicts; `rope_ids` is computed here instead.
+def generator_from_release(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Splits a released generator into the state dicts of its networks; `rope_ids` is computed here instead.
 
     Args:
         tensors: released name → tensor, any dtype; they are passed on, not copied.
 
     Returns:
-        for "content" and "structure", the names of this project → tensor.
+        for "content", "structure" and "repa" (the REPA head), the names of this project → tensor.
 
     Raises:
         ValueError: a name the release does not have.
 
     Release: nvgformer.* of d16.ckpt, d20.ckpt, d24.ckpt
     """
-    networks: dict[str, dict[str, Tensor]] = {"content": {}, "structure": {}}
+    networks: dict[str, dict[str, Tensor]] = {"content": {}, "structure": {}, "repa": {}}
     for name, tensor in tensors.items():
         if name == "rope_ids":
             continue
-        network, _, rest = _rename(name, _GENERATOR_NAMES).partition(".")
+        network, _, rest = _translate(name, _GENERATORS).partition(".")
         networks[network][rest] = tensor
     return networks
 
 
-def autoencoder_from_release(tensors: dict[str, Tensor], num_levels: int) -> dict[str, Tensor]:
+def generator_to_release(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Inverse of `generator_from_release`: state dicts by network → one flat dict of released names."""
+    table = _turned(_GENERATORS)
+    return {
+        _translate(f"{network}.{name}", table): tensor
+        for network, tensors in networks.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def autoencoder_from_release(tensors: Mapping[str, Tensor], num_levels: int) -> dict[str, Tensor]:
     """State dict of `Tokenizer` (encoder, decoder and, where present, the dequantizer) from released names.
 
     Args:
@@ -69,40 +106,51 @@ def autoencoder_from_release(tensors: dict[str, Tensor], num_levels: int) -> dic
 
     Release: encoder.*, decoder.*, quantize.* of ae.ckpt
     """
-    rules = (
-        (r"quantize\.embedding\.weight", r"dequantizer.codebook"),
-        (r"quantize\.quant_resi\.(\d+)\.(.+)", r"dequantizer.refiners.\1.conv.\2"),
-        (
-            r"(encoder|decoder)\.mid\.block_(\d)\.(.+)",
-            lambda m: f"{m[1]}.middle.{int(m[2]) - 1}.{_block(m[3])}",
-        ),
-        (
-            r"encoder\.down\.(\d+)\.block\.(\d+)\.(.+)",
-            lambda m: f"encoder.levels.{m[1]}.blocks.{m[2]}.{_block(m[3])}",
-        ),
-        (r"encoder\.down\.(\d+)\.downsample\.conv\.conv\.(.+)", r"encoder.levels.\1.resample.conv.\2"),
-        (
-            r"decoder\.up\.(\d+)\.block\.(\d+)\.(.+)",
-            lambda m: f"decoder.levels.{num_levels - 1 - int(m[1])}.blocks.{m[2]}.{_block(m[3])}",
-        ),
-        (
-            r"decoder\.up\.(\d+)\.upsample\.conv\.conv\.(.+)",
-            lambda m: f"decoder.levels.{num_levels - 1 - int(m[1])}.resample.conv.{m[2]}",
-        ),
-        (r"(encoder|decoder)\.(conv_in|conv_out)\.conv\.(.+)", r"\1.\2.\3"),
-        (r"(encoder|decoder)\.norm_out\.norm\.(.+)", r"\1.norm_out.\2"),
-    )
-    return {_rename(name, rules): tensor for name, tensor in tensors.items()}
+    table = _autoencoder(num_levels)
+    return {_translate(name, table): tensor for name, tensor in tensors.items()}
 
 
-def _block(rest: str) -> str:
-    """Name inside a residual block: drops the wrapper and calls the 1×1 projection `shortcut`."""
-    part, _, leaf = rest.split(".")
-    return f"{'shortcut' if part == 'nin_shortcut' else part}.{leaf}"
+def autoencoder_to_release(tensors: Mapping[str, Tensor], num_levels: int) -> dict[str, Tensor]:
+    """Inverse of `autoencoder_from_release`."""
+    table = _turned(_autoencoder(num_levels))
+    return {_translate(name, table): tensor for name, tensor in tensors.items()}
 
 
-def _rename(name: str, rules: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> str:
-    for pattern, replacement in rules:
-        if match := re.fullmatch(pattern, name):
-            return replacement(match) if callable(replacement) else match.expand(replacement)
-    raise ValueError(f"{name!r} is no name of the released weights; expected e.g. content_blocks.0.linear1.weight")
+@cache
+def _autoencoder(num_levels: int) -> Table:
+    levels = [(f"decoder.up.{num_levels - 1 - level}", f"decoder.levels.{level}") for level in range(num_levels)]
+    blocks = [
+        ("{coder}.mid.block_1", "{coder}.middle.0"),
+        ("{coder}.mid.block_2", "{coder}.middle.1"),
+        ("encoder.down.{n}.block.{m}", "encoder.levels.{n}.blocks.{m}"),
+        *((f"{up}.block.{{m}}", f"{level}.blocks.{{m}}") for up, level in levels),
+    ]
+    layers = [
+        *((f"{block}.{part}", f"{own}.{own_part}") for block, own in blocks for part, own_part in _BLOCK),
+        ("encoder.down.{n}.downsample.conv.conv", "encoder.levels.{n}.resample.conv"),
+        *((f"{up}.upsample.conv.conv", f"{level}.resample.conv") for up, level in levels),
+        ("{coder}.conv_{end}.conv", "{coder}.conv_{end}"),
+        ("{coder}.norm_out.norm", "{coder}.norm_out"),
+        ("quantize.quant_resi.{n}", "dequantizer.refiners.{n}.conv"),
+    ]
+    table = [(f"{layer}.{{leaf}}", f"{own}.{{leaf}}") for layer, own in layers]
+    return [("quantize.embedding.weight", "dequantizer.codebook"), *table]
+
+
+def _turned(table: Table) -> Table:
+    return [(own, released) for released, own in table]
+
+
+def _translate(name: str, table: Table) -> str:
+    for source, target in table:
+        if match := _pattern(source).fullmatch(name):
+            return target.format(**match.groupdict())
+    raise ValueError(f"{name!r} is no name of the released weights; expected e.g. {table[-1][0]}")
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", template)
+    fields = [f"(?P<{field}>{_FIELDS[field]})" for field in parts[1::2]]
+    literals = [re.escape(part) for part in parts[::2]]
+    return re.compile("".join(part for pair in zip(literals, [*fields, ""], strict=True) for part in pair))

@@ -8,6 +8,8 @@ __all__ = [
     "FINAL_CANVAS",
     "ContentGenerator",
     "ContentGeneratorConfig",
+    "RepaHead",
+    "RepaHeadConfig",
     "StructureGenerator",
     "StructureGeneratorConfig",
 ]
