@@ -8,8 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpointing import resolve_checkpoint
-from pipelines.configuration import dump_config
 from pipelines.train_generator import GeneratorRunConfig
 from pipelines.training_config import LaunchConfig
 from pipelines.training_metrics import read_metrics
-from pipelines.training_ray import CODE_ROOT
+from pipelines.training_process import failure_text, process_environment, training_process
 
-LOG_FILE = "driver.log"
-DRIVER_CONFIG_FILE = "driver.yaml"
 POLL_S = 0.5
-STOP_TIMEOUT_S = 30.0
-NUM_LOG_LINES = 20
 LINE_EVERY_POLLS = 40
 
 
@@ -101,12 +95,17 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
     joint norm.
     """
     with ExitStack() as stack:
-        environment = dict(os.environ)
+        address: dict[str, str] = {}
         if any(run.launch.launcher == "ray" for run in config.runs):
             session = stack.enter_context(cluster_session(_sized(config)))
-            environment = {**os.environ, "RAY_ADDRESS": session.address}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]))
-        drivers = {run.kind: stack.enter_context(_driver(run, environment)) for run in config.runs}
+            address = {"RAY_ADDRESS": session.address}
+        environment = process_environment(**address)
+        drivers = {
+            run.kind: stack.enter_context(
+                training_process("pipelines.train_generator", run, run.run_folder, environment)
+            )
+            for run in config.runs
+        }
         _watch(config, drivers)
     content, structure = (resolve_checkpoint(run.run_folder) for run in config.runs)
     return content, structure
@@ -119,28 +118,6 @@ def _sized(config: PairRunConfig) -> SessionConfig:
     launches = [run.launch for run in config.runs if run.launch.launcher == "ray"]
     needed = sum(launch.num_workers * launch.cpus_per_worker for launch in launches)
     return replace(config.cluster, num_cpus=max(math.ceil(needed), os.cpu_count() or 1))
-
-
-@contextmanager
-def _driver(run: GeneratorRunConfig, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """One training in its own process, ended when this process leaves (Ray then frees its workers)."""
-    folder = Path(run.run_folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    config_file = folder / DRIVER_CONFIG_FILE
-    config_file.write_text(dump_config(run))
-    command = [sys.executable, "-m", "pipelines.train_generator", "--config", str(config_file)]
-    with open(folder / LOG_FILE, "ab") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def _watch(config: PairRunConfig, drivers: dict[str, "subprocess.Popen[bytes]"]) -> None:
@@ -159,23 +136,13 @@ def _watch(config: PairRunConfig, drivers: dict[str, "subprocess.Popen[bytes]"])
                     continue
                 del running[kind]
                 if code != 0:
-                    raise UserError(_failure(config, kind, code))
+                    run = config.content if kind == "content" else config.structure
+                    raise UserError(
+                        failure_text(f"the {kind} generator", run.run_folder, code)
+                        + "; the other training was stopped too. Start the same command again to go on from "
+                        "the newest checkpoints"
+                    )
             progress.update()
-
-
-def _failure(config: PairRunConfig, kind: str, code: int) -> str:
-    run = config.content if kind == "content" else config.structure
-    log = Path(run.run_folder).resolve() / LOG_FILE
-    lines = log.read_text(errors="replace").splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    end = lines[starts[-1] :] if starts else lines[-NUM_LOG_LINES:]
-    return (
-        f"training the {kind} generator failed (exit code {code}):\n  "
-        + "\n  ".join(end)
-        + f"\nits whole log is {log}; the other training was stopped too. Start the "
-        "same command again to go on from "
-        "the newest checkpoints"
-    )
 
 
 class _PairProgress:
