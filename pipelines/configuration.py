@@ -1,6 +1,7 @@
 """Typed configuration: defaults of a dataclass, then a YAML file, then `key=value` from the command line.
 
-The merge is strict. Whatever does not fit stops the run with the key, the value found and what is allowed.
+The merge is strict. Whatever does not fit stops the run with the key, the value found and what is allowed. A YAML file
+may begin with `extends: other.yaml` and then says only what it changes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nvg.errors import UserError
 
 T = TypeVar("T")
 
+EXTENDS = "extends"
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"  # beside the packages: clone and wheel alike
 
 
@@ -122,14 +124,22 @@ def _read_files(file: str | Path | None, sections: Mapping[str, str | Path]) -> 
     return typing.cast(DictConfig, content), paths
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """A file's content over that of the file it extends."""
     try:
         content = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path} must hold `key: value` lines at its top level; found a list or a single value.")
-    return content
+    base = content.pop(EXTENDS, None)
+    if base is None:
+        return content
+    if not isinstance(base, str) or find_config(base) in (*above, path):
+        raise ConfigError(f"{path}: {EXTENDS!r} is {base!r}; it must name another file, and no file in a circle.")
+    merged = OmegaConf.merge(_read_yaml(find_config(base), (*above, path)), content)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
