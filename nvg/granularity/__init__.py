@@ -1,6 +1,6 @@
 """Stage arithmetic: structure maps, their embeddings, pooling per cluster and placing."""
 
-from nvg.granularity.clustering import cluster_latents, greedy_pairs
+from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs
 from nvg.granularity.pooling import cluster_mean, place
 from nvg.granularity.stages import (
     StageLayout,
@@ -17,6 +17,7 @@ __all__ = [
     "StageLayout",
     "balanced_split",
     "check_structure",
+    "cluster_halves",
     "cluster_latents",
     "cluster_mean",
     "greedy_pairs",

@@ -32,23 +32,46 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
     Paper: Alg. 1 lines 2-4, 6, §2.1 (k = 2); Release: a cluster is the mean of its original latents
     """
     latent_BLC = latent_BLC.detach().float()
-    num_images, num_positions, num_channels = latent_BLC.shape
-    layout = StageLayout(num_positions)
+    layout = StageLayout(latent_BLC.shape[1])
     if not bool(torch.isfinite(latent_BLC).all()):
         bad = (~torch.isfinite(latent_BLC)).flatten(1).any(1).nonzero().flatten().tolist()
         raise UserError(
             f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder"
         )
-    # Members of each cluster, left child first: at the end this is the order of positions along the leaves.
+    return _merged(latent_BLC, layout.last_stage)[:, 0].argsort(1)
+
+
+def cluster_halves(latent_BNC: Tensor) -> Tensor:
+    """Divides points in two equal halves, as the clustering of a whole image would divide a cluster of just these.
+
+    Args:
+        latent_BNC: finite, any float dtype; N a power of two, at least 2, points in raster order.
+
+    Returns:
+        int64 (B, N): 0 for the half that was merged at the smaller distance (of two points the first), 1 for the other.
+
+    Paper: Alg. 1, §2.1 (k = 2)
+    """
+    latent_BNC = latent_BNC.detach().float()
+    second_BM = _merged(latent_BNC, latent_BNC.shape[1].bit_length() - 2)[:, 1]
+    return torch.zeros(latent_BNC.shape[:2], dtype=torch.int64, device=second_BM.device).scatter(1, second_BM, 1)
+
+
+def _merged(latent_BLC: Tensor, num_levels: int) -> Tensor:
+    """Merges single positions pairwise, level by level.
+
+    Returns int64 (B, N, M): the members of each cluster, left child first, which is the order of positions along leaves.
+    """
+    num_images, num_positions, num_channels = latent_BLC.shape
     members_BNM = torch.arange(num_positions, device=latent_BLC.device).expand(num_images, -1)[:, :, None]
-    for _ in range(layout.last_stage):
+    for _ in range(num_levels):
         flat = members_BNM.reshape(num_images, -1, 1).expand(-1, -1, num_channels)
         means_BNC = latent_BLC.gather(1, flat).unflatten(1, members_BNM.shape[1:]).mean(2)
         pairs_BP2 = greedy_pairs(_distances(means_BNC))
         num_pairs, num_members = pairs_BP2.shape[1], members_BNM.shape[2]
         chosen = pairs_BP2.reshape(num_images, -1, 1).expand(-1, -1, num_members)
         members_BNM = members_BNM.gather(1, chosen).reshape(num_images, num_pairs, 2 * num_members)
-    return members_BNM[:, 0].argsort(1)
+    return members_BNM
 
 
 def greedy_pairs(distance_BNN: Tensor) -> Tensor:

@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from reference_vectors import vectors
 
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, check_structure, cluster_latents, greedy_pairs, stage_map
+from nvg.granularity import (
+    StageLayout,
+    check_structure,
+    cluster_halves,
+    cluster_latents,
+    greedy_pairs,
+    stage_map,
+)
 
 
 def slow_pairs(distance_NN: torch.Tensor) -> list[tuple[int, int]]:
@@ -79,3 +86,14 @@ def test_latents_that_cannot_be_compared_are_refused(value):
     latent[1, 0, 0] = value
     with pytest.raises(UserError, match=r"finite|overflow"):
         cluster_latents(latent)
+
+
+@pytest.mark.parametrize("num_levels_above", [0, 1, 2, 3])
+def test_halves_of_a_cluster_are_its_children_in_the_whole_map(num_levels_above):
+    latent = torch.randn(6, 16, 3, generator=torch.Generator().manual_seed(7))
+    leaf = cluster_latents(latent)
+    for row, image in zip(leaf, latent, strict=True):
+        for parent in range(1 << num_levels_above):
+            members = (row >> (4 - num_levels_above) == parent).nonzero().flatten()
+            children = (row[members] >> (3 - num_levels_above)) & 1
+            assert torch.equal(cluster_halves(image[None, members])[0], children)
