@@ -60,7 +60,7 @@ def cluster_halves(latent_BNC: Tensor) -> Tensor:
 def _merged(latent_BLC: Tensor, num_levels: int) -> Tensor:
     """Merges single positions pairwise, level by level.
 
-    Returns int64 (B, N, M): the members of each cluster, left child first, which is the order of positions along leaves.
+    Returns the members of each cluster, int64 (B, N, M), left child first: the order of positions along the leaves.
     """
     num_images, num_positions, num_channels = latent_BLC.shape
     members_BNM = torch.arange(num_positions, device=latent_BLC.device).expand(num_images, -1)[:, :, None]

@@ -1,17 +1,33 @@
 """Generating visual granularity sequences (Algorithm 2)."""
 
+from nvg.sampling.control import (
+    MaskStructure,
+    check_given_structure,
+    give_contents,
+    give_structure,
+    label_structure,
+    mask_structure,
+    score_structure,
+)
 from nvg.sampling.sampler import Given, SampledSequence, gumbel_scores, integrate_flow, sample
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 
 __all__ = [
     "Given",
+    "MaskStructure",
     "SampledSequence",
     "SamplingConfig",
+    "check_given_structure",
     "draw_tokens",
     "flow_times",
+    "give_contents",
+    "give_structure",
     "guide",
     "gumbel_scores",
     "integrate_flow",
+    "label_structure",
+    "mask_structure",
     "sample",
+    "score_structure",
     "top_p_filter",
 ]
