@@ -1,5 +1,6 @@
-"""Transformer pieces shared by the generators."""
+"""Network pieces: the generators' transformer block, rotations, stochastic depth; synchronised batch norm."""
 
+from nvg.layers.batch_norm import SynchronizedBatchNorm
 from nvg.layers.block import ModulatedHead, Modulation, SingleStreamBlock
 from nvg.layers.drop_path import branch_scales, drop_path_rates
 from nvg.layers.rope import HEAD_WIDTH, rotary_table, rotate, token_ids
@@ -9,6 +10,7 @@ __all__ = [
     "ModulatedHead",
     "Modulation",
     "SingleStreamBlock",
+    "SynchronizedBatchNorm",
     "branch_scales",
     "drop_path_rates",
     "rotary_table",

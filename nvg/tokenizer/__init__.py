@@ -1,12 +1,17 @@
-"""Autoencoder and multi-granularity quantiser."""
+"""Autoencoder, multi-granularity quantiser, and the networks that judge them in training."""
 
 from nvg.tokenizer.dequantizer import Dequantizer, DequantizerConfig
+from nvg.tokenizer.discriminator import DinoFeatures, Discriminator
+from nvg.tokenizer.perceptual import PerceptualDistance
 from nvg.tokenizer.quantizer import Quantized, quantize_for_training, quantize_ids
 from nvg.tokenizer.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [
     "Dequantizer",
     "DequantizerConfig",
+    "DinoFeatures",
+    "Discriminator",
+    "PerceptualDistance",
     "Quantized",
     "Tokenizer",
     "TokenizerConfig",

@@ -1,0 +1,90 @@
+"""Weights of the frozen networks that judge the tokenizer: read from local files, never fetched."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nvg.checkpoints.networks import check_fit
+from nvg.errors import UserError
+from nvg.tokenizer import DinoFeatures, PerceptualDistance
+
+CLASSIFIER_PARTS = ("classifier.", "head.", "fc.", "fc_norm.")
+
+
+def load_dino_features(path: str | Path) -> DinoFeatures:
+    """DINO's ViT-S/16, frozen.
+
+    Args:
+        path: the authors' `dino_deitsmall16_pretrain.pth`, or timm's `vit_small_patch16_224.dino` as safetensors.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds another network.
+    """
+    network = DinoFeatures()
+    where = "dino_deitsmall16_pretrain.pth of DINO's release, or timm's vit_small_patch16_224.dino"
+    tensors = read_tensors(path, "DINO ViT-S/16", where, "loss.dino_weights")
+    check_fit(tensors, network.vit, str(path))
+    network.vit.load_state_dict(tensors)
+    network.zero_key_biases()
+    return network
+
+
+def load_perceptual_distance(path: str | Path, trunk: str = "vgg") -> PerceptualDistance:
+    """LPIPS with its ImageNet trunk, frozen.
+
+    Args:
+        path: torchvision's `vgg16-397923af.pth` (or `alexnet-owt-7be5be79.pth`), the whole classifier or its features.
+        trunk: "vgg" or "alex".
+
+    Raises:
+        UserError: the file is missing or damaged, or holds another network.
+    """
+    network = PerceptualDistance(trunk)
+    where = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}[
+        trunk
+    ] + " of torchvision's ImageNet models"
+    tensors = read_tensors(path, f"LPIPS trunk {trunk}", where, f"loss.{trunk}_weights")
+    # lpips cuts `features` into slices whose layers keep their numbers.
+    slices = {name.split(".")[1]: name.split(".")[0] for name in network.lpips.net.state_dict()}
+    renamed = {}
+    for name, tensor in tensors.items():
+        number, _, leaf = name.removeprefix("features.").partition(".")
+        renamed[f"{slices.get(number, 'features')}.{number}.{leaf}"] = tensor
+    check_fit(renamed, network.lpips.net, str(path))
+    network.lpips.net.load_state_dict(renamed)
+    return network
+
+
+def read_tensors(path: str | Path, what: str, origin: str, key: str) -> dict[str, Tensor]:
+    """Tensors of a local weight file, without those of a classifier on top.
+
+    Args:
+        path: `.safetensors`, or a file of `torch.save` holding a flat dictionary of tensors.
+        what: name of the network, for messages.
+        origin: which file is meant and whose it is, for messages.
+        key: configuration key that names the path, for messages.
+
+    Raises:
+        UserError: the file is missing, damaged, or no dictionary of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{what}: found no file {str(path)!r}; expected {origin}. Download it once, put it anywhere, and set {key} "
+            "to its path; a loss weight of 0 does without it"
+        )
+    try:
+        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{what}: {path} cannot be read ({reason}); expected {origin}: fetch it again") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"{what}: {path} holds no flat dictionary of tensors; expected {origin}")
+    return {name: tensor for name, tensor in loaded.items() if not name.startswith(CLASSIFIER_PARTS)}
