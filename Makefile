@@ -1,17 +1,18 @@
 # Every target sets the machine up first: a virtual environment with the versions of requirements.lock.
 #   make demo    digits in, generated digits and a report out       make test    every test
 #   make quick   tests without slow and cluster ones                make check   format, lint, types, layers, tests
+#   make docs    the equation map of docs/method.md
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quick check format lint types layers setup clean
+.PHONY: help demo test quick check format lint types layers docs setup clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,3s/^#  //p' Makefile
+	@sed -n '2,4s/^#  //p' Makefile
 
 setup: $(INSTALLED)
 
@@ -42,6 +43,9 @@ types: $(INSTALLED)
 
 layers: $(INSTALLED)
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/python tools/equation_map.py
 
 check: lint types layers test
 

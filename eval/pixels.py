@@ -29,7 +29,7 @@ def to_uint8(images_BCHW: torch.Tensor, rounding: str = "release") -> ImageArray
     Raises:
         ValueError: unknown rounding, wrong number of dimensions, or a value that is not finite.
 
-    Paper: §A.6. Release: truncation.
+    Release: truncation of 255 (x + 1) / 2
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding: found {rounding!r}, expected one of {', '.join(ROUNDINGS)}")

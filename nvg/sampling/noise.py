@@ -12,7 +12,10 @@ from nvg.randomness import Purpose, per_sample_normals, per_sample_uniforms
 
 
 class SampleNoise:
-    """All random numbers of a batch of samples, each from its own counter-based stream."""
+    """All random numbers of a batch of samples, each from its own counter-based stream.
+
+    Paper: Alg. 2 line 1
+    """
 
     def __init__(self, seed: int, sample_indices_B: Tensor, device: torch.device) -> None:
         self.seed, self.indices_B, self.device = seed, sample_indices_B, device

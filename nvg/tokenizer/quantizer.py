@@ -45,6 +45,8 @@ def squared_distances(features_BUC: Tensor, codebook_VC: Tensor) -> Tensor:
 
     Returns:
         float32 (B, U, V); may be negative.
+
+    Paper: Eq. (4), App. A.2
     """
     return codebook_VC.square().sum(1) - 2.0 * features_BUC @ codebook_VC.t()
 

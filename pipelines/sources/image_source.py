@@ -87,7 +87,7 @@ def to_model_range(images_NHWC: np.ndarray) -> np.ndarray:
     Returns:
         float32 (N, channels, S, S), contiguous, in [-1, 1] (value / 127.5 - 1).
 
-    Release: data pipeline of the autoencoder.
+    Release: images / 127.5 - 1
     """
     images_NCHW = np.ascontiguousarray(np.moveaxis(images_NHWC, -1, 1), dtype=np.float32)
     return images_NCHW / np.float32(127.5) - np.float32(1.0)
