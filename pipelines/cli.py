@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli_frame import ConfigFile, DryRun, Overrides, SamplingPreset, resolve, run_app, show_plan
+from pipelines.cli_release import export_release, import_release
 from pipelines.cli_train import train_app
 
 app = typer.Typer(
@@ -22,6 +23,8 @@ app = typer.Typer(
     "[bold]nvg doctor[/bold] shows what the machine lacks.",
 )
 app.add_typer(train_app, name="train")
+app.command("import-release")(import_release)
+app.command("export-release")(export_release)
 
 
 @app.command()
@@ -120,6 +123,31 @@ def evaluate(
         show_plan(resolved, plan_evaluate(resolved))
         return
     run_evaluate(resolved)
+
+
+@app.command()
+def ablate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="A study of configs/ablate, where --config is not given.")
+    ] = "digits",
+    dry_run: DryRun = False,
+) -> None:
+    """The paper's ablations with one budget and several seeds: a table, and which of its orderings show.
+
+    Stopped half-way and started again, it goes on where it was.
+
+    Examples: [bold]nvg ablate --preset digits[/bold] · [bold]nvg ablate --dry-run seeds='[0]'[/bold]
+    """
+    from pipelines.ablate import run_ablate
+    from pipelines.ablate_plan import AblateConfig, describe_plan, make_plan
+
+    resolved = resolve(AblateConfig, config, overrides, default=f"ablate/{preset}.yaml")
+    if dry_run:
+        show_plan(resolved, describe_plan(resolved, make_plan(resolved)))
+        return
+    typer.echo(run_ablate(resolved))
 
 
 @app.command("inspect")

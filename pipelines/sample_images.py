@@ -12,12 +12,14 @@ from eval.paintings import paint_samples
 from eval.pictures import painting_rows, sample_grid
 from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec
+from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.checkpointing import weights_folder
 
 GRID_FILE = "grid.png"
 STAGES_FILE = "stages.png"
+STAGES_SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class SampleConfig:
     """What is drawn, and from which networks.
 
     Attributes:
-        run: folder of a demo (or of one's own trainings) with tokenizer, content, structure and records below it.
+        run: folder of a demo (or of one's own trainings) with tokenizer, content, structure and records below it;
+            imported weights have no records, their classes are numbers.
         classes: class ids; empty draws all.
         num_per_class: images of each.
         sampling: guidance, top-p, flow steps.
@@ -72,7 +75,7 @@ def sample_images(config: SampleConfig) -> Path:
         UserError: networks are missing or do not fit, or a class does not exist.
     """
     run = Path(config.run)
-    names = list(read_manifest(run / "records")["class_names"])
+    names = _class_names(run, config.weights)
     classes = config.classes or list(range(len(names)))
     if odd := [label for label in classes if not 0 <= label < len(names)]:
         raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
@@ -100,7 +103,15 @@ def sample_images(config: SampleConfig) -> Path:
     remap = np.cumsum(shown) - 1
     grid = sample_grid(images, remap[labels], [name for name, keep in zip(names, shown, strict=True) if keep])
     write_atomically(output / GRID_FILE, grid.light)
-    pool = PoolConfig(chunk_size=len(names), batch_size=len(names))
-    stages = painting_rows(paint_samples(spec, pool, count=min(4, len(names))))
+    count = min(STAGES_SHOWN, len(names))
+    stages = painting_rows(paint_samples(spec, PoolConfig(chunk_size=count, batch_size=count), count=count))
     write_atomically(output / STAGES_FILE, stages.light)
     return output / GRID_FILE
+
+
+def _class_names(run: Path, weights: str) -> list[str]:
+    """Names in the records; where a run has none (imported weights), the numbers of the classes."""
+    if (run / "records").is_dir():
+        return list(read_manifest(run / "records")["class_names"])
+    content = load_config(weights_folder("run", str(run / "content")), "content", weights)
+    return [str(label) for label in range(content["num_classes"])]

@@ -67,6 +67,16 @@ def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[di
     Raises:
         UserError: a file is missing or damaged, or holds another kind of network.
     """
+    config = load_config(folder, kind, name)
+    weights = Path(folder) / f"{name}.safetensors"
+    try:
+        return load_file(weights), config
+    except SafetensorError as error:
+        raise UserError(f"{weights} is damaged ({error}); restore it or use an earlier checkpoint") from error
+
+
+def load_config(folder: str | Path, kind: str, name: str = "model") -> dict[str, Any]:
+    """The config that `save_weights` wrote beside weights; arguments and errors are those of `load_weights`."""
     folder = Path(folder)
     weights, description = folder / f"{name}.safetensors", _description(folder, name)
     for file in (weights, description):
@@ -87,10 +97,7 @@ def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[di
             f"{description} describes a {found[0]} of schema {found[1]}; expected a {kind} of schema {SCHEMA_VERSION}: "
             "give the folder of the right network"
         )
-    try:
-        return load_file(weights), config
-    except SafetensorError as error:
-        raise UserError(f"{weights} is damaged ({error}); restore it or use an earlier checkpoint") from error
+    return config
 
 
 def weights_hash(folder: str | Path, name: str = "model") -> str:

@@ -44,15 +44,21 @@ def load_network(network_type: type[Network], folder: str | Path, name: str = "e
     Raises:
         UserError: a file is missing or damaged, or holds another network.
     """
+    config, tensors = read_network(network_type, folder, name)
+    network = network_type(config)
+    check_fit(tensors, network, f"{folder}/{name}.safetensors")
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def read_network(network_type: type[nn.Module], folder: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """Config and tensors of a network that is not built; arguments and errors are those of `load_network`."""
     kind, config_type = _KINDS[network_type]
     tensors, values = load_weights(folder, kind, name)
     known = {field.name for field in fields(config_type)}
     if unknown := set(values) - known:
         raise UserError(f"{folder} names unknown settings {sorted(unknown)} of a {kind}; known are {sorted(known)}")
-    network = network_type(config_type(**values))
-    check_fit(tensors, network, f"{folder}/{name}.safetensors")
-    network.load_state_dict(tensors)
-    return network.eval()
+    return config_type(**values), tensors
 
 
 def check_fit(tensors: dict[str, Tensor], network: nn.Module, where: str) -> None:

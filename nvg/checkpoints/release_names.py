@@ -14,6 +14,8 @@ from functools import cache
 
 from torch import Tensor
 
+from nvg.errors import UserError
+
 Table = Sequence[tuple[str, str]]
 
 # What a field of a template may stand for.
@@ -68,7 +70,7 @@ def generator_from_release(tensors: Mapping[str, Tensor]) -> dict[str, dict[str,
         for "content", "structure" and "repa" (the REPA head), the names of this project → tensor.
 
     Raises:
-        ValueError: a name the release does not have.
+        UserError: a name the release does not have.
 
     Release: nvgformer.* of d16.ckpt, d20.ckpt, d24.ckpt
     """
@@ -102,7 +104,7 @@ def autoencoder_from_release(tensors: Mapping[str, Tensor], num_levels: int) -> 
         names of this project → tensor.
 
     Raises:
-        ValueError: a name the release does not have.
+        UserError: a name the release does not have.
 
     Release: encoder.*, decoder.*, quantize.* of ae.ckpt
     """
@@ -145,7 +147,7 @@ def _translate(name: str, table: Table) -> str:
     for source, target in table:
         if match := _pattern(source).fullmatch(name):
             return target.format(**match.groupdict())
-    raise ValueError(f"{name!r} is no name of the released weights; expected e.g. {table[-1][0]}")
+    raise UserError(f"{name!r} is no name of these weights; expected e.g. {table[-1][0]}: give the right file")
 
 
 @cache

@@ -86,7 +86,8 @@ def select(
             f"{', '.join(beginning + '*' for beginning in (*wanted, *ignored))}: give the right file"
         )
     if not chosen:
-        raise UserError(f"{where} has no tensor of {', '.join(beginning + '*' for beginning in wanted)}")
+        names = ", ".join(beginning + "*" for beginning in wanted)
+        raise UserError(f"{where} has no tensor of {names}: give the right file (of a generator: --ema or --no-ema)")
     return chosen, dict(sorted(counts.items()))
 
 

@@ -22,8 +22,11 @@ COMMANDS = [
     ["precompute"],
     ["sample"],
     ["eval"],
+    ["ablate"],
     ["inspect"],
     ["submit"],
+    ["import-release"],
+    ["export-release"],
     ["doctor"],
 ]
 
