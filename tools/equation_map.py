@@ -64,6 +64,7 @@ SECTIONS = {
     "App. A.4": "architecture",
     "App. A.5": "training setup",
     "App. A.6": "sampling method",
+    "App. B.1": "reconstruction compared",
     "Table 1": "generation results",
     "Table 2": "ablations",
     "Table 3": "reconstruction",
@@ -76,8 +77,11 @@ METHOD_FOLDERS = tuple(
     f"nvg/{name}/" for name in ("granularity", "layers", "tokenizer", "models", "sampling", "training")
 )
 PLUMBING = {
+    "Companion": "a network beside its user",
     "PlainEngine": "the engine's interface",
+    "freeze": "no gradient to the weights",
     "frozen": "parameters to buffers",
+    "to_imagenet_range": "units of images",
 }
 
 
@@ -111,11 +115,11 @@ def main(arguments: list[str]) -> int:
     return 1 if problems else 0
 
 
-def read_places(root: Path = ROOT) -> Iterator[Place]:
+def read_places() -> Iterator[Place]:
     """Every module, class and function of the packages that has a docstring, in the order of the files."""
     for package in PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
-            path = file.relative_to(root).as_posix()
+        for file in sorted((ROOT / package).rglob("*.py")):
+            path = file.relative_to(ROOT).as_posix()
             yield from _places_below(ast.parse(file.read_text(encoding="utf-8")), path, "")
 
 
@@ -193,14 +197,14 @@ def by_citation(places: list[Place]) -> dict[str, list[Place]]:
     return homes
 
 
-def deviations(places: list[Place], root: Path = ROOT) -> list[tuple[str, str]]:
+def deviations(places: list[Place]) -> list[tuple[str, str]]:
     """Every `DEVIATION:` text with a link to where it stands, docstrings first, then comments."""
     found = []
     for place in places:
         for text in re.findall(r"DEVIATION: (.*?)(?=\n\s*\n|\Z)", place.docstring, re.DOTALL):
             found.append((_one_line(text), place.link))
     for path in dict.fromkeys(place.path for place in places):
-        found += [(text, f"[`{path}`](../{path})") for text in _tagged_comments((root / path).read_text("utf-8"))]
+        found += [(text, f"[`{path}`](../{path})") for text in _tagged_comments((ROOT / path).read_text("utf-8"))]
     return found
 
 

@@ -68,7 +68,10 @@ class DinoFeatures(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """Spectrally normalised circular convolution along the tokens → batch norm → leaky ReLU 0.2."""
+    """Spectrally normalised circular convolution along the tokens → batch norm → leaky ReLU 0.2.
+
+    Release: block of the heads
+    """
 
     def __init__(self, width: int, kernel_size: int) -> None:
         super().__init__()
@@ -82,7 +85,10 @@ class HeadBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """One logit per token: block of 1 tap, then (block of 9 taps + x) / √2, then a bare 1×1 convolution."""
+    """One logit per token: block of 1 tap, then (block of 9 taps + x) / √2, then a bare 1×1 convolution.
+
+    Release: one head for each depth
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -20,6 +20,8 @@ class PerceptualDistance(nn.Module):
 
     Args:
         trunk: "vgg" (training loss, and reported) or "alex" (reported).
+
+    Paper: App. A.5 (losses of Open-MAGVIT2), Table 3
     """
 
     def __init__(self, trunk: str) -> None:

@@ -17,6 +17,8 @@ class CodebookWatch(nn.Module):
 
     Usage is the share of entries drawn at least once, perplexity the exponential of the entropy of how often each was
     drawn (V when all are drawn alike). A window of few images bounds both: stage 0 draws one entry an image.
+
+    Paper: Table 3, App. B.1 (usage)
     """
 
     counts_SV: Tensor
@@ -58,6 +60,8 @@ def codebook_use(counts_SV: Tensor, name: str) -> dict[str, float]:
 
     Returns:
         `<name>_usage` in (0, 1] and `<name>_perplexity` in [1, V].
+
+    Paper: Table 3 (usage)
     """
     share_SV = counts_SV.double() / counts_SV.sum(1, keepdim=True)
     perplexity_S = torch.special.entr(share_SV).sum(1).exp()
