@@ -16,6 +16,7 @@ from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec
 from nvg.checkpoints import load_network
 from nvg.granularity import StageLayout, stage_map
+from nvg.sampling import SampledSequence
 from nvg.tokenizer import Tokenizer
 
 
@@ -54,16 +55,27 @@ def paint_samples(spec: GeneratorSpec, pool: PoolConfig, *, count: int) -> list[
     indices_B = torch.arange(pool.batch_size)
     labels_B = indices_B % spec.num_classes
     drawn = sampler.draw_sequences(labels_B, indices_B)
-    shown = range(min(count, pool.batch_size))
+    return paint_sequences(sampler.tokenizer, drawn, labels_B, spec.rounding, count=count)
+
+
+def paint_sequences(
+    tokenizer: Tokenizer, drawn: SampledSequence, labels_B: torch.Tensor, rounding: str, *, count: int
+) -> list[Painting]:
+    """Take samples apart that are already drawn.
+
+    Args:
+        tokenizer: in evaluation mode.
+        drawn: the samples.
+        labels_B: their classes.
+        rounding: see `eval.pixels.to_uint8`.
+        count: how many, from the front; there may be fewer.
+
+    Returns:
+        One painting per sample.
+    """
     return [
-        _painting(
-            sampler.tokenizer,
-            drawn.canvases_BSLC[row],
-            drawn.structure_BL[row],
-            int(labels_B[row]),
-            spec.rounding,
-        )
-        for row in shown
+        _painting(tokenizer, drawn.canvases_BSLC[row], drawn.structure_BL[row], int(labels_B[row]), rounding)
+        for row in range(min(count, len(labels_B)))
     ]
 
 

@@ -7,7 +7,7 @@ Shapes: labels_B int64, sample_indices_B int64, images_BHWC uint8, canvases_BSLC
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,21 +154,21 @@ class GeneratorSampler:
             )
 
     @torch.inference_mode()
-    def draw_sequences(self, labels_B: Tensor, sample_indices_B: Tensor) -> SampledSequence:
+    def draw_sequences(self, labels_B: Tensor, sample_indices_B: Tensor, given: Given | None = None) -> SampledSequence:
         """Draw visual granularity sequences.
 
         Args:
             labels_B: int64 classes asked for.
             sample_indices_B: int64 indices in the whole set.
+            given: prefix that is fixed instead of drawn; without a structure generator its structure is the spatial one.
 
         Returns:
             Ids, maps and the canvas after every stage.
         """
-        given = None
         if self.structure is None:
             layout = self.tokenizer.dequantizer.layout
             maps_BL = spatial_structure(layout.num_positions).repeat(len(labels_B), 1)
-            given = Given(structure_BL=maps_BL, num_splits=layout.last_stage)
+            given = replace(given or Given(), structure_BL=maps_BL, num_splits=layout.last_stage)
         return sample(
             content=self.content,
             structure=self.structure,
