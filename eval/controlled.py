@@ -153,10 +153,11 @@ def compare(
         images_BHWC: the images the structures were taken from, for what is within reach; None where there are none.
 
     Returns:
-        The samples, free samples, and the comparison; None where no split was given, so that nothing can be followed.
+        The samples, free samples, and the comparison; None where nothing can be followed: no split was given, or all
+        images have the same spatial maps.
     """
     structure_BL = given.structure_BL
-    if structure_BL is None or given.num_splits == 0:
+    if structure_BL is None or given.num_splits == 0 or sampler.structure is None:
         return draw_samples(sampler, labels_B, indices_B, given), draw_samples(sampler, labels_B, indices_B), None
     num_splits = given.num_splits
 

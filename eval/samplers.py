@@ -160,7 +160,7 @@ class GeneratorSampler:
         Args:
             labels_B: int64 classes asked for.
             sample_indices_B: int64 indices in the whole set.
-            given: prefix that is fixed instead of drawn; without a structure generator its structure is the spatial one.
+            given: prefix that is fixed instead of drawn; without a structure generator its maps are the spatial ones.
 
         Returns:
             Ids, maps and the canvas after every stage.
