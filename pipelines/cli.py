@@ -8,6 +8,14 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli_control import (
+    FixContentFrom,
+    MaskForeground,
+    Stages,
+    StructureFrom,
+    StructureMask,
+    control_overrides,
+)
 from pipelines.cli_frame import ConfigFile, DryRun, Overrides, SamplingPreset, resolve, run_app, show_plan
 from pipelines.cli_release import export_release, import_release
 from pipelines.cli_train import train_app
@@ -87,16 +95,25 @@ def sample(
     config: ConfigFile = None,
     overrides: Overrides = None,
     sampling: SamplingPreset = None,
+    structure_from: StructureFrom = None,
+    structure_mask: StructureMask = None,
+    fix_content_from: FixContentFrom = None,
+    stages: Stages = None,
+    mask_foreground: MaskForeground = None,
     dry_run: DryRun = False,
 ) -> None:
     """Draw images of chosen classes and write them as a grid and as files.
 
+    They follow an image's structure, a drawn mask or an image's first contents where one is given; how well they do
+    is measured, printed and written beside the pictures.
+
     Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8 --sampling release
-    sampling.content_guidance=2[/bold]
+    sampling.content_guidance=2[/bold] · [bold]nvg sample run=runs/demo classes='[8]' --structure-mask circle.png[/bold]
     """
     from pipelines.sample_images import SampleConfig, plan_sample, sample_images
 
-    resolved = resolve(SampleConfig, config, overrides, sampling=sampling)
+    given = control_overrides(structure_from, structure_mask, fix_content_from, stages, mask_foreground)
+    resolved = resolve(SampleConfig, config, [*given, *(overrides or [])], sampling=sampling)
     if dry_run:
         show_plan(resolved, plan_sample(resolved))
         return

@@ -16,9 +16,10 @@ from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.checkpointing import weights_folder
+from pipelines.control import ControlConfig, plan_control
+from pipelines.sample_control import ADHERENCE_FILE, CONTROL_FILE, STAGES_FILE, sample_controlled
 
 GRID_FILE = "grid.png"
-STAGES_FILE = "stages.png"
 STAGES_SHOWN = 4
 
 
@@ -32,6 +33,7 @@ class SampleConfig:
         classes: class ids; empty draws all.
         num_per_class: images of each.
         sampling: guidance, top-p, flow steps.
+        control: what the samples shall follow: maps of an image, a drawn mask, first contents of an image.
         seed: of all samples; the image of a class and number depends on it alone.
         weights: "ema" or "model".
         rounding: "round" or "release" (cut off), from network output to bytes.
@@ -42,6 +44,7 @@ class SampleConfig:
     classes: list[int] = field(default_factory=list)
     num_per_class: int = 8
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
     seed: int = 0
     weights: str = "ema"
     rounding: str = "round"
@@ -55,10 +58,14 @@ class SampleConfig:
 def plan_sample(config: SampleConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
     classes = ", ".join(map(str, config.classes)) or "all classes"
+    controlled = config.control.active
+    files = [GRID_FILE, STAGES_FILE, *([CONTROL_FILE, ADHERENCE_FILE] if controlled else [])]
     return [
         f"load tokenizer, content and structure generator below {config.run} ({config.weights} weights)",
+        *([plan_control(config.control)] if controlled else []),
         f"draw {config.num_per_class} image(s) of {classes}, seed {config.seed}",
-        f"write images, {GRID_FILE} and {STAGES_FILE} in {config.output}",
+        *(["draw as many free ones and measure how well both follow what was given"] if controlled else []),
+        f"write images, {', '.join(files)} in {config.output}",
     ]
 
 
@@ -72,7 +79,7 @@ def sample_images(config: SampleConfig) -> Path:
         The grid.
 
     Raises:
-        UserError: networks are missing or do not fit, or a class does not exist.
+        UserError: networks are missing or do not fit, a class does not exist, or what is given cannot be used.
     """
     run = Path(config.run)
     names = _class_names(run, config.weights)
@@ -93,9 +100,16 @@ def sample_images(config: SampleConfig) -> Path:
     numbers = np.tile(np.arange(config.num_per_class), len(classes))
     # The k-th image of class c is sample c + k · classes of the evaluation pool, whichever classes are asked for.
     indices = labels + numbers * len(names)
-    images = spec.build("cpu").draw(torch.from_numpy(labels), torch.from_numpy(indices))
     output = Path(config.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
+    sampler = spec.build("cpu")
+    if config.control.active:
+        images = sample_controlled(sampler, config.control, labels, indices, output)
+    else:
+        images = sampler.draw(torch.from_numpy(labels), torch.from_numpy(indices))
+        count = min(STAGES_SHOWN, len(names))
+        stages = painting_rows(paint_samples(spec, PoolConfig(chunk_size=count, batch_size=count), count=count))
+        write_atomically(output / STAGES_FILE, stages.light)
     for image, label, number in zip(images, labels, numbers, strict=True):
         pixels = image[..., 0] if image.shape[-1] == 1 else image
         Image.fromarray(pixels).save(output / f"{names[label]}-{number:03d}.png")
@@ -103,9 +117,6 @@ def sample_images(config: SampleConfig) -> Path:
     remap = np.cumsum(shown) - 1
     grid = sample_grid(images, remap[labels], [name for name, keep in zip(names, shown, strict=True) if keep])
     write_atomically(output / GRID_FILE, grid.light)
-    count = min(STAGES_SHOWN, len(names))
-    stages = painting_rows(paint_samples(spec, PoolConfig(chunk_size=count, batch_size=count), count=count))
-    write_atomically(output / STAGES_FILE, stages.light)
     return output / GRID_FILE
 
 
