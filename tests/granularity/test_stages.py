@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nvg.errors import UserError
 from nvg.granularity import (
@@ -26,10 +28,20 @@ def test_embedding_of_figure_3():
     assert structure_embedding(structure, 4, 4)[0, 9].tolist() == [2, 0, 0, 2]
 
 
-@pytest.mark.parametrize("stage", range(7))
-def test_equation_7_inverts_equation_6(stage):
-    unknown = 6 - stage
-    assert torch.equal(structure_from_embedding(structure_embedding(LEAF, stage, 6)), (LEAF >> unknown) << unknown)
+@settings(max_examples=40, deadline=None)
+@given(last_stage=st.sampled_from([4, 6, 8, 10]), seed=st.integers(0, 10_000))
+def test_equation_7_inverts_equation_6(last_stage, seed):
+    """Both equations as the paper writes them, at every stage and for every label of it."""
+    leaf = torch.randperm(1 << last_stage, generator=torch.Generator().manual_seed(seed))[None]
+    for stage in range(last_stage + 1):
+        label, embedding = stage_map(leaf, stage, last_stage), structure_embedding(leaf, stage, last_stage)
+        assert sorted(set(label[0].tolist())) == list(range(1 << stage))
+        for j in range(last_stage):
+            written = 2 * ((label // 2 ** (stage - 1 - j)) % 2) if j < stage else torch.ones_like(label)
+            assert torch.equal(embedding[..., j], written)
+        weights = torch.tensor([2.0 ** (stage - j - 2) for j in range(stage)])
+        assert torch.equal((embedding[..., :stage] * weights).sum(-1), label.float())
+        assert torch.equal(structure_from_embedding(embedding), label << (last_stage - stage))
 
 
 def test_stage_can_differ_by_row():
