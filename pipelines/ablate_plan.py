@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.session import SessionConfig
+from eval.feature_network import FeatureTrainingConfig
 from eval.pool_config import PoolConfig
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
@@ -33,6 +34,7 @@ class AblateConfig:
         content, structure: the budget of every training of that kind; folder, records, seed and switches are filled in.
         sampling: of all variants; by default that of Table 2.
         pool: samples of every variant and seed; its seed is the variant's.
+        feature_training: of the network whose features FID compares; one for all variants.
         session: the Ray cluster of precompute and sampling.
 
     Paper: Table 2, §3.2
@@ -54,6 +56,7 @@ class AblateConfig:
         )
     )
     pool: PoolConfig = field(default_factory=PoolConfig)
+    feature_training: FeatureTrainingConfig = field(default_factory=FeatureTrainingConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:

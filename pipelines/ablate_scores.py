@@ -128,7 +128,8 @@ class SampleScores:
     def __init__(self, config: AblateConfig, plan: AblationPlan, data: EvaluationData, console: Console) -> None:
         self.config, self.plan, self.data, self.console = config, plan, data, console
         self.output = Path(config.folder).absolute() / "samples"
-        self.extractor_spec = prepare_extractor(EvaluationConfig(output=str(self.output)), data)
+        features = EvaluationConfig(output=str(self.output), feature_training=config.feature_training)
+        self.extractor_spec = prepare_extractor(features, data)
         self.extractor = build_extractor(self.extractor_spec)
         self.reference_NF = extract(self.extractor, data.train_images).features_NF
         assert data.judge_images is not None

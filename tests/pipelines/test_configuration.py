@@ -117,6 +117,21 @@ def test_message_names_the_file_of_the_mistake(tmp_path):
         load_config(Outer, path)
 
 
+def test_a_file_extends_another_and_changes_what_it_says(tmp_path):
+    (tmp_path / "base.yaml").write_text("name: base\ninner: {depth: 3, note: b}\n")
+    path = write(tmp_path, f"extends: {tmp_path / 'base.yaml'}\ninner: {{depth: 5}}\n")
+    config = load_config(Outer, path, ["name=mine"])
+    assert (config.name, config.inner.depth, config.inner.note) == ("mine", 5, "b")
+
+
+@pytest.mark.parametrize("base", ["{own}", "[1]", "no-such-file.yaml"])
+def test_what_a_file_cannot_extend_is_named(tmp_path, base):
+    path = write(tmp_path, "name: x\n")
+    path.write_text(f"name: x\nextends: {base.format(own=path)}\n")
+    with pytest.raises(ConfigError, match=r"must name another file|no-such-file\.yaml"):
+        load_config(Outer, path)
+
+
 def test_config_is_found_by_path_then_in_the_project(tmp_path, monkeypatch):
     (tmp_path / "configs" / "demo").mkdir(parents=True)
     shipped = tmp_path / "configs" / "demo" / "digits.yaml"
