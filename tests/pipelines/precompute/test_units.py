@@ -17,9 +17,9 @@ from PIL import Image
 from cluster.manifest import read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
-from nvg.granularity import StageLayout
+from nvg.granularity import StageLayout, cluster_latents
 from nvg.records import RecordDataset
-from nvg.tokenizer import Dequantizer, Tokenizer
+from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
 from pipelines.precompute import precompute
 from pipelines.precompute_plan import DatasetFolder
 from pipelines.sources import SourceConfig, open_source, to_model_range
@@ -58,6 +58,27 @@ def test_records_are_what_the_tokenizer_says_of_each_image(finished):
     same_maps = np.all(records.structure == structure.numpy(), axis=1)
     assert np.mean(same_ids & same_maps) > 0.99
     assert np.array_equal(np.sort(records.structure, axis=1), np.tile(np.arange(16), (594, 1)))
+
+
+def test_records_decode_to_the_canvas_that_was_quantised(finished):
+    """A batch as the actor had it: ids exactly, canvases by the same function, from the dequantizer beside them."""
+    records, size = RecordDataset.open(finished.folder.root), finished.config.batch_size
+    first = slice(0, size)
+    pixels = [
+        finished.source.read(*map(int, pair)) for pair in zip(records.image[first], records.view[first], strict=True)
+    ]
+    tokenizer = load_network(Tokenizer, finished.config.tokenizer).requires_grad_(False)
+    latent = tokenizer.encode(torch.from_numpy(to_model_range(np.stack(pixels))))
+    batch = {name: torch.from_numpy(array) for name, array in records.batch(range(size)).items()}
+    quantized = quantize_for_training(
+        latent, batch["structure"], tokenizer.dequantizer, commitment_weight=0.25, soft_assignment=False
+    )
+    assert torch.equal(cluster_latents(latent), batch["structure"])
+    assert torch.equal(quantized.content_ids_BT, batch["content_ids"])
+    stored = load_network(Dequantizer, finished.folder.root, "dequantizer").requires_grad_(False)
+    decoded = stored.canvases(batch["content_ids"], batch["structure"])
+    assert torch.equal(decoded, tokenizer.dequantizer.canvases(batch["content_ids"], batch["structure"]))
+    torch.testing.assert_close(decoded[:, -1], quantized.canvas_BLC, rtol=0, atol=1e-5)
 
 
 def test_canvas_scales_are_those_of_one_pass_over_everything(finished):
