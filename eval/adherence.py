@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.pixels import ImageArray, to_model_range
-from nvg.granularity import StageLayout, cluster_halves, cluster_latents, stage_map
+from nvg.granularity import StageLayout, cluster_halves, cluster_latents, cluster_mean, stage_map
 from nvg.tokenizer import Tokenizer
 
 
@@ -24,11 +24,13 @@ class Adherence:
     Attributes:
         splits: of each given split, its parents as given; see `split_agreement`.
         maps: of each given stage's whole map; see `map_agreement`.
+        explained: by each given stage's map; see `explained_share`.
         mean: over `splits`.
     """
 
     splits: list[float]
     maps: list[float]
+    explained: list[float]
     mean: float
 
 
@@ -66,8 +68,13 @@ def measure(latent_BLC: Tensor, structure_BL: Tensor, num_splits: int) -> Adhere
     Paper: §3.2
     """
     splits_BG = split_agreement(latent_BLC, structure_BL, num_splits)
-    maps_BG = map_agreement(cluster_latents(latent_BLC), structure_BL, splits_BG.shape[1])
-    return Adherence(splits=splits_BG.mean(0).tolist(), maps=maps_BG.mean(0).tolist(), mean=float(splits_BG.mean()))
+    found_BL, num_compared = cluster_latents(latent_BLC), splits_BG.shape[1]
+    return Adherence(
+        splits=splits_BG.mean(0).tolist(),
+        maps=map_agreement(found_BL, structure_BL, num_compared).mean(0).tolist(),
+        explained=explained_share(latent_BLC, found_BL, structure_BL, num_compared).mean(0).tolist(),
+        mean=float(splits_BG.mean()),
+    )
 
 
 def split_agreement(latent_BLC: Tensor, structure_BL: Tensor, num_splits: int) -> Tensor:
@@ -128,4 +135,35 @@ def map_agreement(found_BL: Tensor, structure_BL: Tensor, num_splits: int) -> Te
             crossed = shared[:, :, 0, :, 1] + shared[:, :, 1, :, 0]
             shared = torch.maximum(straight, crossed)
         columns.append(shared[:, 0, 0] / structure_BL.shape[1])
+    return torch.stack(columns, dim=1)
+
+
+def explained_share(latent_BLC: Tensor, found_BL: Tensor, structure_BL: Tensor, num_splits: int) -> Tensor:
+    """How much of an image the given map explains: variance between its clusters over that of the image's own map.
+
+    Agreement of labels is brittle where clusters are nearly alike, since the smallest change then gives another map.
+    This is not: a map that divides the image nearly as well as its own one counts nearly as much.
+
+    Args:
+        latent_BLC: float32, of the images.
+        found_BL: int64 finest maps of the images.
+        structure_BL: int64 finest maps given.
+        num_splits: G, 1..K.
+
+    Returns:
+        float64 (B, G), one column for the map of each stage 1..G: 1 for the image's own map (and for an image without
+        variance); a little above 1 where greedy clustering is not the best one.
+
+    Paper: Eq. (4), §3.2
+    """
+    latent_BLC = latent_BLC.double()
+
+    def between(map_BL: Tensor, stage: int) -> Tensor:
+        means_BUC = cluster_mean(latent_BLC, map_BL, stage)
+        return (means_BUC - latent_BLC.mean(1, keepdim=True)).square().mean((1, 2))
+
+    columns = []
+    for stage in range(1, num_splits + 1):
+        own_B, given_B = between(found_BL, stage), between(structure_BL, stage)
+        columns.append(torch.where(own_B > 0, given_B / own_B, 1.0))
     return torch.stack(columns, dim=1)

@@ -21,7 +21,8 @@ BATCH_SIZE = 250
 CANDIDATE_STRIDE = 1 << 32  # candidate n of sample k is drawn with the noise of sample k + n · stride
 MEASURE = (
     "share of positions on the given side of each split, better label order per parent, parents as given, "
-    "after encoding and clustering the image again; mean over splits"
+    "after encoding and clustering the image again; mean over splits. maps: whole maps, children swapped wherever "
+    "that helps. explained: latent variance between the given clusters over that between the image's own"
 )
 
 

@@ -135,7 +135,9 @@ def _print_figures(console: Console, control: Control, comparison: Comparison | 
     table.add_column("agreement with what was given")
     for name in ["mean", *(f"split {number}" for number in range(1, len(comparison.samples.splits) + 1))]:
         table.add_column(name, justify="right")
+    table.add_column("variance explained", justify="right")
     for name, adherence in rows.items():
         if adherence is not None:
-            table.add_row(name, f"{adherence.mean:.3f}", *(f"{share:.3f}" for share in adherence.splits))
+            cells = [adherence.mean, *adherence.splits, sum(adherence.explained) / len(adherence.explained)]
+            table.add_row(name, *(f"{cell:.3f}" for cell in cells))
     console.print(table)

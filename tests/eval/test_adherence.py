@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_networks import save_tokenizer
 
-from eval.adherence import encode_images, map_agreement, measure, split_agreement
+from eval.adherence import encode_images, explained_share, map_agreement, measure, split_agreement
 from eval.pixels import to_model_range
 from nvg.checkpoints import load_network
 from nvg.granularity import cluster_latents, spatial_structure
@@ -28,6 +28,7 @@ def test_an_image_follows_its_own_map():
     adherence = measure(latent, cluster_latents(latent), 6)
     assert adherence.splits == [1.0] * 5
     assert adherence.maps == [1.0] * 5
+    assert adherence.explained == [1.0] * 5
     assert adherence.mean == 1.0
 
 
@@ -40,6 +41,7 @@ def test_swapping_the_children_of_any_parent_changes_nothing(stage, parent):
     assert torch.equal(split_agreement(latent, given, 3), split_agreement(latent, other, 3))
     assert torch.equal(map_agreement(found, given, 4), map_agreement(found, other, 4))
     assert torch.equal(map_agreement(found, given, 4), map_agreement(swapped(found, stage, parent), given, 4))
+    torch.testing.assert_close(explained_share(latent, found, given, 4), explained_share(latent, found, other, 4))
 
 
 def test_both_measures_are_equal_at_the_first_split():
@@ -72,6 +74,18 @@ def test_an_error_above_does_not_count_again_below():
     agreement = split_agreement(latent, given, 2)[0].tolist()
     assert agreement == [0.5, 1.0]
     assert map_agreement(cluster_latents(latent), given, 2)[0].tolist() == [0.5, 0.5]
+
+
+def test_two_maps_that_divide_an_image_alike_explain_it_alike():
+    # Two flat sides with noise: which position joins which pair is chance below the first split.
+    flat = torch.arange(16)[:, None] % 2 * 10.0
+    one, other = (flat + 1e-3 * latents(1, seed=seed) for seed in (1, 2))
+    found, given = cluster_latents(one), cluster_latents(other)
+    assert map_agreement(found, given, 3)[0, 2] < 1
+    torch.testing.assert_close(explained_share(one, found, given, 3), torch.ones(1, 3).double(), rtol=1e-5, atol=1e-5)
+    unfit = explained_share(one, found, spatial_structure(16)[None], 1)
+    assert float(unfit) < 1e-3
+    assert explained_share(torch.zeros(1, 16, 2), found, given, 2).tolist() == [[1.0, 1.0]]
 
 
 def test_images_are_encoded_as_the_tokenizer_clusters_them(tmp_path, noise_images):
