@@ -192,13 +192,13 @@ def _map_tensor(described: _Described, content: mmap.mmap, records: dict[str, zi
         or record.compress_type != zipfile.ZIP_STORED
     ):
         raise UserError(f"{where}: its bytes are missing or of another length; fetch the file again")
-    if num_elements:
-        flat = torch.frombuffer(content, dtype=dtype, count=num_elements, offset=_data_offset(content, record))
-    else:
-        flat = torch.empty(0, dtype=dtype)
     try:
+        if num_elements:
+            flat = torch.frombuffer(content, dtype=dtype, count=num_elements, offset=_data_offset(content, record))
+        else:
+            flat = torch.empty(0, dtype=dtype)
         return flat.as_strided(described.shape, described.stride, described.offset)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OverflowError, struct.error) as error:
         raise UserError(f"{where}: shape {described.shape} does not fit its bytes; fetch the file again") from error
 
 

@@ -40,6 +40,11 @@ BARE_GENERATOR = "nvgformer."
 EMA_GENERATOR = "ema_model.nvgformer."
 GENERATOR_IGNORED = ("first_stage_model.", "repa_encoder.")
 
+_TYPES: dict[str, type[nn.Module]] = {"content": ContentGenerator, "structure": StructureGenerator, "repa": RepaHead}
+
+# Settings that the tensors themselves fix, and one that only a training needs.
+_NOT_COMPARED = ("width", "canvas_scales", "drop_path_rate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedNetwork:
@@ -122,15 +127,8 @@ def generators_of_release(tensors: Mapping[str, Tensor], where: str) -> list[Rel
 
     Release: nvgformer.* of d16.ckpt, d20.ckpt, d24.ckpt
     """
-    shapes = _shapes(tensors)
-    configs = {
-        "content": sizes_from(content_config, shapes, where),
-        "structure": sizes_from(structure_config, shapes, where),
-    }
-    types: dict[str, type[nn.Module]] = {"content": ContentGenerator, "structure": StructureGenerator}
-    if any(name.startswith("projector.") for name in tensors):
-        configs["repa"], types["repa"] = sizes_from(repa_config, shapes, where), RepaHead
-    expected = generator_to_release({kind: _meta_state(types[kind], config) for kind, config in configs.items()})
+    configs = _generator_configs(tensors, where)
+    expected = generator_to_release({kind: _meta_state(_TYPES[kind], config) for kind, config in configs.items()})
     rope_ids = _rope_ids(configs["content"].num_positions)
     _check(tensors, expected | {"rope_ids": rope_ids}, where)
     if not torch.equal(tensors["rope_ids"].double(), rope_ids.double()):
@@ -147,7 +145,9 @@ def tokenizer_to_release(tokenizer: ReleasedNetwork) -> dict[str, Tensor]:
         UserError: the tokenizer has a setting that the released layout cannot hold.
     """
     released = autoencoder_to_release(tokenizer.tensors, len(tokenizer.config.width_multipliers))
-    _check_same_settings([tokenizer], [tokenizer_of_release(released, "the exported tokenizer")])
+    where = "the exported tokenizer"
+    _check_same_settings([tokenizer], {"tokenizer": sizes_from(tokenizer_config, _shapes(released), where)})
+    tokenizer_of_release(released, where)
     return released
 
 
@@ -163,7 +163,9 @@ def generators_to_release(networks: list[ReleasedNetwork], rope_ids_dtype: torch
     """
     released = generator_to_release({network.kind: network.tensors for network in networks})
     released["rope_ids"] = _rope_ids(networks[0].config.num_positions).to(rope_ids_dtype)
-    _check_same_settings(networks, generators_of_release(released, "the exported generator"))
+    where = "the exported generator"
+    _check_same_settings(networks, _generator_configs(released, where))
+    generators_of_release(released, where)
     return released
 
 
@@ -179,6 +181,17 @@ def check_same_space(tokenizer: ReleasedNetwork, content: ReleasedNetwork) -> No
         raise UserError(
             f"autoencoder and generator do not fit each other: {', '.join(different)}; give two files of one release"
         )
+
+
+def _generator_configs(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    shapes = _shapes(tensors)
+    configs: dict[str, Any] = {
+        "content": sizes_from(content_config, shapes, where),
+        "structure": sizes_from(structure_config, shapes, where),
+    }
+    if any(name.startswith("projector.") for name in tensors):
+        configs["repa"] = sizes_from(repa_config, shapes, where)
+    return configs
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -206,14 +219,14 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: s
     check_shapes(described, _shapes(expected), where)
 
 
-def _check_same_settings(own: list[ReleasedNetwork], back: list[ReleasedNetwork]) -> None:
-    """What an import of the exported tensors would build is what was exported; drop path belongs to training."""
-    for network, again in zip(own, back, strict=True):
+def _check_same_settings(networks: list[ReleasedNetwork], back: Mapping[str, Any]) -> None:
+    """What an import of the exported tensors would build is what is exported."""
+    for network in networks:
+        again = back[network.kind]
         lost = [
-            f"{field.name} {getattr(network.config, field.name)!r}"
+            f"{field.name} {getattr(network.config, field.name)!r} (it would be {getattr(again, field.name)!r})"
             for field in fields(network.config)
-            if field.name != "drop_path_rate"
-            and getattr(network.config, field.name) != getattr(again.config, field.name)
+            if field.name not in _NOT_COMPARED and getattr(network.config, field.name) != getattr(again, field.name)
         ]
         if lost:
             raise UserError(f"the released layout cannot hold these settings of the {network.kind}: {', '.join(lost)}")
