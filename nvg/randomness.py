@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     DATA_ORDER = 32
     CANVAS_NOISE = 40
     TRAIN_CANVAS_NOISE = 41
+    TRAIN_AUGMENT = 42
+    TRAIN_CROP = 43
 
 
 def uniforms(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:

@@ -10,14 +10,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
-from nvg.tokenizer import Tokenizer, TokenizerConfig
-from nvg.training import TokenizerLossConfig, TokenizerObjective
+from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
+from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
 from pipelines.sources import SourceConfig, open_source
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import image_source
 from pipelines.training_run import command, run_training
-from pipelines.training_task import TrainingTask
+from pipelines.training_task import Adversary, TrainingTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgesConfig:
+    """Networks that judge reconstructions in training; read only where their loss weight is above 0.
+
+    Attributes:
+        vgg_weights: file of torchvision's VGG-16, the trunk of LPIPS.
+        dino_weights: file of DINO's ViT-S/16, the trunk of the discriminator.
+        lr: learning rate of the discriminator's heads at factor 1; their schedule is the tokenizer's.
+        weight_decay: of the heads.
+        gradient_clipping: largest 2-norm of the heads' gradient, apart from the tokenizer's.
+        loss: loss of the heads.
+
+    Paper: App. A.5
+    """
+
+    vgg_weights: str = ""
+    dino_weights: str = ""
+    lr: float = 1e-4
+    weight_decay: float = 5e-4
+    gradient_clipping: float = 1.0
+    loss: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +55,7 @@ class TokenizerRunConfig:
         validation_split: split of the same source for the validation loss (centred view), or null.
         model: architecture.
         loss: loss weights.
+        judges: the networks of the perceptual and the adversarial loss.
         optimizer, loop, deepspeed, launch: see their classes.
     """
 
@@ -40,6 +65,7 @@ class TokenizerRunConfig:
     validation_split: str | None = None
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
+    judges: JudgesConfig = field(default_factory=JudgesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
@@ -73,14 +99,38 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     if config.validation_split is not None and config.loop.validate_every_steps is not None:
         held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
         validation = image_source(open_source(held_out), "all")
+    perceptual = load_perceptual_distance(config.judges.vgg_weights) if config.loss.perceptual_weight > 0 else None
+    discriminator = None
+    if config.loss.adversarial_weight > 0:
+        discriminator = Discriminator(load_dino_features(config.judges.dino_weights))
+    objective = TokenizerObjective(Tokenizer(model), config.loss, perceptual=perceptual, discriminator=discriminator)
     return TrainingTask(
         kind="tokenizer",
         name="tokenizer",
-        objective=TokenizerObjective(Tokenizer(model), config.loss),
+        objective=objective,
+        adversary=None if discriminator is None else _adversary(discriminator, objective, config),
+        window_numbers=objective.watch.close,
         model_config=dataclasses.asdict(model),
-        loss_config=dataclasses.asdict(config.loss),
+        loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
         batches=image_source(open_source(source), config.views_per_epoch),
         validation=validation,
+    )
+
+
+def _adversary(discriminator: Discriminator, objective: TokenizerObjective, config: TokenizerRunConfig) -> Adversary:
+    """The discriminator's turn: the tokenizer's batch, length and schedule, its own rate, decay and clipping."""
+    judges = config.judges
+    optimizer = dataclasses.replace(
+        config.optimizer,
+        lr=judges.lr,
+        lr_factors={},
+        weight_decay=judges.weight_decay,
+        gradient_clipping=judges.gradient_clipping,
+    )
+    return Adversary(
+        objective=DiscriminatorObjective(discriminator, judges.loss),
+        optimizer=optimizer,
+        seen=lambda: {"reconstruction": objective.take_reconstruction()},
     )
 
 

@@ -84,9 +84,9 @@ class _Plain:
     folder_name = "plain"
 
     def __init__(self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device) -> None:
-        self.network = objective.network
+        self.objective = objective
         self.device = device
-        self.optimizer = build_optimizer(self.network, optimizer, device)
+        self.optimizer = build_optimizer(objective.network, optimizer, device)
         self.engine = PlainEngine(
             objective,
             self.optimizer,
@@ -115,7 +115,7 @@ class _Plain:
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         state = {
-            "network": self.network.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "global_steps": self.engine.global_steps,
             "client_state": client_state,
@@ -124,7 +124,7 @@ class _Plain:
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
-        self.network.load_state_dict(state["network"])
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.engine.global_steps = state["global_steps"]
 

@@ -17,10 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nvg.training import Ema, WsdSchedule
+from nvg.training import Ema
 from pipelines.resume_state import TrainerState, flatten
 from pipelines.training_batches import Batch
-from pipelines.training_engine import TrainingEngine, build_engine
 from pipelines.training_env import (
     RankEnvironment,
     ensure_process_group,
@@ -28,6 +27,7 @@ from pipelines.training_env import (
     normalise_rank_environment,
 )
 from pipelines.training_metrics import SilentReport, TrainingReport
+from pipelines.training_player import Players
 from pipelines.training_state import resume_checkpoint, run_lock, save_checkpoint
 from pipelines.training_task import TrainingConfig, TrainingTask
 from pipelines.training_window import LossWindow, NonFiniteLossError
@@ -76,29 +76,11 @@ class _Session:
         self.run_folder = run_folder
         self.batch_size = config.optimizer.global_batch
         self.num_micro = config.optimizer.accumulation_steps(place.world_size)
-        self.objective = task.objective
-        self.objective.to(device)
+        task.objective.to(device)
         # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
         self.ema = Ema(task.objective.network, half_life_images=config.optimizer.ema_half_life_images)
-        optimizer = config.optimizer
-        self.schedule = WsdSchedule(
-            total_images=optimizer.total_images,
-            warmup_images=optimizer.warmup_images,
-            decay_start=optimizer.decay_start,
-            final_factor=optimizer.final_factor,
-            warmup_factor=optimizer.warmup_factor,
-            shape=optimizer.decay_shape,
-        )
-        self.engine: TrainingEngine = build_engine(
-            self.objective,
-            optimizer=optimizer,
-            loop=config.loop,
-            deepspeed=config.deepspeed,
-            place=place,
-            device=device,
-        )
+        self.players = Players(task, config, place, device)
         self.step = 0
-        self.num_skipped = 0
         self.window = LossWindow(task.name, place)
 
     def run(self) -> Path:
@@ -108,7 +90,7 @@ class _Session:
         last_step = min(num_steps, loop.stop_after_steps or num_steps)
         if newest is not None and self.step >= last_step:
             return newest
-        self.objective.train()
+        self.players.set_training(True)
         with self._open_report() as self.report:
             stream = self.task.batches.batches(
                 start_step=self.step, global_batch=self.batch_size, seed=loop.seed, place=self.place
@@ -130,20 +112,25 @@ class _Session:
         return newest
 
     def _train_step(self, batch: Batch, *, want_grad_norm: bool) -> tuple[float | None, float]:
-        lr = self.config.optimizer.lr * self.schedule.factor(self.step * self.batch_size)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr * group["lr_factor"]
+        lr = self.players.set_learning_rate(self.step * self.batch_size)
         noise = self._draw_noise(batch.global_rows, seed=self.config.loop.seed, step=self.step)
         parts: dict[str, list[Tensor]] = {}
         grad_norm = None
-        for index, (micro_batch, micro_noise) in enumerate(self._micro_batches(batch.tensors, noise)):
-            loss, metrics = self.engine.forward(micro_batch, micro_noise)
-            for name, value in {**metrics, "loss": loss}.items():
-                parts.setdefault(name, []).append(value.detach())
+
+        def check(loss: Tensor) -> None:
             if self.device.type == "cpu":  # free here; on a GPU it would wait for the device at every step
-                self.window.require_finite(loss.detach(), self.step + 1, batch.sample_ids)
-            self.engine.backward(loss)
-            grad_norm = self.engine.step(last=index == self.num_micro - 1, want_grad_norm=want_grad_norm)
+                self.window.require_finite(loss, self.step + 1, batch.sample_ids)
+
+        for index, (micro_batch, micro_noise) in enumerate(self._micro_batches(batch.tensors, noise)):
+            loss, metrics, grad_norm = self.players.turn(
+                micro_batch,
+                micro_noise,
+                last=index == self.num_micro - 1,
+                want_grad_norm=want_grad_norm,
+                check=check,
+            )
+            for name, value in {**metrics, "loss": loss}.items():
+                parts.setdefault(name, []).append(value)
         self.step += 1
         means = {name: torch.stack(values).mean() for name, values in parts.items()}
         self.window.add(self.step, batch.sample_ids, means.pop("loss"), means)
@@ -151,17 +138,15 @@ class _Session:
         return grad_norm, lr
 
     def _after_update(self) -> None:
-        if self.engine.was_step_applied():
-            self.num_skipped = 0
+        if self.players.main.num_skipped == 0:
             # Under ZeRO-3 gathering is a collective: every rank takes part, the main rank alone averages.
-            with self.engine.whole_parameters():
+            with self.players.main.engine.whole_parameters():
                 if self.place.is_main:
                     self.ema.update(self.task.objective.network, num_images=self.batch_size)
-            return
-        self.num_skipped += 1
-        if self.num_skipped > self.config.loop.max_skipped_steps:
+        num_skipped = self.players.num_skipped
+        if num_skipped > self.config.loop.max_skipped_steps:
             raise NonFiniteLossError(
-                f"{self.task.name}: {self.num_skipped} optimizer steps in a row were skipped because "
+                f"{self.task.name}: {num_skipped} optimizer steps in a row were skipped because "
                 f"gradients were not finite, up to step {self.step}, sample ids "
                 f"{self.window.last_sample_ids}"
             )
@@ -188,6 +173,8 @@ class _Session:
         if self.device.type != "cpu":
             self.window.require_all_finite()
         means, num_steps = self.window.close()
+        if self.task.window_numbers is not None:
+            extra = {**self.task.window_numbers(), **extra}
         now = time.perf_counter()
         seconds, self.window_started = (now - self.window_started) / num_steps, now
         if self.place.is_main:
@@ -212,7 +199,7 @@ class _Session:
         if source is None:
             return {}
         started = time.perf_counter()
-        self.objective.train(False)
+        self.players.set_training(False)
         wanted = min(self.config.loop.max_validation_images, source.num_images)
         stream = source.batches(start_step=0, global_batch=self.batch_size, seed=0, place=self.place)
         losses: list[Tensor] = []
@@ -220,12 +207,12 @@ class _Session:
             batch = next(stream)
             noise = self._draw_noise(batch.global_rows, seed=0, step=VALIDATION_STEP + index)
             for micro_batch, micro_noise in self._micro_batches(batch.tensors, noise):
-                losses.append(self.engine.forward(micro_batch, micro_noise)[0])
+                losses.append(self.players.main.engine.forward(micro_batch, micro_noise)[0])
         mean = torch.stack(losses).double().mean()
         if self.place.world_size > 1:
             dist.all_reduce(mean)
             mean /= self.place.world_size
-        self.objective.train()
+        self.players.set_training(True)
         self.window_started += time.perf_counter() - started
         return {"validation_loss": float(mean)}
 
@@ -267,7 +254,7 @@ class _Session:
             model_config=self.task.model_config,
             network=self.task.objective.network,
             ema=self.ema,
-            engine=self.engine,
+            engines=self.players.engines,
             place=self.place,
             loop=self.config.loop,
         )
@@ -280,7 +267,7 @@ class _Session:
             expected=self._trainer_state(),
             kind=self.task.kind,
             ema=self.ema,
-            engine=self.engine,
+            engines=self.players.engines,
             place=self.place,
             device=self.device,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def save_checkpoint(
     model_config: dict[str, Any],
     network: nn.Module,
     ema: Ema,
-    engine: TrainingEngine,
+    engines: Mapping[str, TrainingEngine],
     place: RankEnvironment,
     loop: LoopConfig,
 ) -> Path:
@@ -65,8 +65,8 @@ def save_checkpoint(
         checkpoints: the run's checkpoints folder.
         state: position of the training.
         kind, model_config: written beside the weights.
-        network, ema: weights.
-        engine: writes what resuming needs.
+        network, ema: weights of the first engine's network.
+        engines: write what resuming needs, each into the folder it is named by.
         place: this rank.
         loop: which old checkpoints stay.
 
@@ -82,8 +82,9 @@ def save_checkpoint(
         if place.is_main:
             checkpointing.begin(checkpoints, state.step)
         barrier(place)
-        engine.save(temporary / engine.folder_name, {"step": state.step, "universal_checkpoint_info": {}})
-        with engine.whole_parameters():
+        for name, engine in engines.items():
+            engine.save(temporary / name, {"step": state.step, "universal_checkpoint_info": {}})
+        with next(iter(engines.values())).whole_parameters():
             if place.is_main:
                 _write_weights(temporary, state, kind, model_config, network, ema)
         barrier(place)
@@ -121,7 +122,7 @@ def resume_checkpoint(
     expected: TrainerState,
     kind: str,
     ema: Ema,
-    engine: TrainingEngine,
+    engines: Mapping[str, TrainingEngine],
     place: RankEnvironment,
     device: torch.device,
 ) -> tuple[Path, TrainerState] | None:
@@ -131,7 +132,7 @@ def resume_checkpoint(
         checkpoints: the run's checkpoints folder.
         expected: configuration, data, engine and ranks of this run.
         kind: kind of the weights.
-        ema, engine: filled.
+        ema, engines: filled.
         place, device: this rank.
 
     Returns:
@@ -149,7 +150,8 @@ def resume_checkpoint(
     folder = Path(choice)
     failure: Exception | None = None
     try:
-        engine.load(folder / engine.folder_name)
+        for name, engine in engines.items():
+            engine.load(folder / name)
         state = TrainerState.read(folder)
         if place.is_main:
             weights, _ = load_weights(folder, kind, name="ema")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -53,6 +54,21 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """A second network that learns against the first, after it in every step.
+
+    Attributes:
+        objective: module with ``network`` and a forward like the first one's.
+        optimizer: its own learning rate, decay and clipping; batch and length are those of the run.
+        seen: what the first network has just made, added to the batch.
+    """
+
+    objective: Any
+    optimizer: OptimizerConfig
+    seen: Callable[[], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingTask:
     """What is trained.
 
@@ -64,6 +80,8 @@ class TrainingTask:
         batches: training data.
         loss_config: settings of the objective; compared when a run resumes.
         validation: held-out data, or None.
+        adversary: the discriminator's side, or None.
+        window_numbers: further numbers of the steps since the last row of metrics (every rank calls it), or None.
     """
 
     kind: str
@@ -73,6 +91,8 @@ class TrainingTask:
     batches: BatchSource
     loss_config: dict[str, Any] = field(default_factory=dict)
     validation: BatchSource | None = None
+    adversary: Adversary | None = None
+    window_numbers: Callable[[], dict[str, float]] | None = None
 
     def settings(self, config: TrainingConfig) -> dict[str, Any]:
         """What must be equal for a run to go on: everything that moves a weight.
@@ -83,13 +103,18 @@ class TrainingTask:
         Returns:
             Flat dictionary of JSON values.
         """
-        optimizer = {key: value for key, value in asdict(config.optimizer).items() if key != "micro_batch"}
+        adversary = {} if self.adversary is None else {"adversary": _settings(self.adversary.optimizer)}
         return flatten(
             {
                 "kind": self.kind,
                 "model": self.model_config,
                 "loss": self.loss_config,
-                "optimizer": optimizer,
+                "optimizer": _settings(config.optimizer),
+                **adversary,
                 "loop": {"seed": config.loop.seed, "precision": config.loop.precision},
             }
         )
+
+
+def _settings(optimizer: OptimizerConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(optimizer).items() if key != "micro_batch"}

@@ -29,7 +29,7 @@ def load_dino_features(path: str | Path) -> DinoFeatures:
     """
     network = DinoFeatures()
     where = "dino_deitsmall16_pretrain.pth of DINO's release, or timm's vit_small_patch16_224.dino"
-    tensors = read_tensors(path, "DINO ViT-S/16", where, "loss.dino_weights")
+    tensors = read_tensors(path, "DINO ViT-S/16", where, "judges.dino_weights")
     check_fit(tensors, network.vit, str(path))
     network.vit.load_state_dict(tensors)
     network.zero_key_biases()
@@ -50,7 +50,7 @@ def load_perceptual_distance(path: str | Path, trunk: str = "vgg") -> Perceptual
     where = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}[
         trunk
     ] + " of torchvision's ImageNet models"
-    tensors = read_tensors(path, f"LPIPS trunk {trunk}", where, f"loss.{trunk}_weights")
+    tensors = read_tensors(path, f"LPIPS trunk {trunk}", where, f"judges.{trunk}_weights")
     # lpips cuts `features` into slices whose layers keep their numbers.
     slices = {name.split(".")[1]: name.split(".")[0] for name in network.lpips.net.state_dict()}
     renamed = {}
@@ -74,10 +74,10 @@ def read_tensors(path: str | Path, what: str, origin: str, key: str) -> dict[str
     Raises:
         UserError: the file is missing, damaged, or no dictionary of tensors.
     """
-    path = Path(path)
+    found, path = str(path), Path(path)
     if not path.is_file():
         raise UserError(
-            f"{what}: found no file {str(path)!r}; expected {origin}. Download it once, put it anywhere, and set {key} "
+            f"{what}: found no file {found!r}; expected {origin}. Download it once, put it anywhere, and set {key} "
             "to its path; a loss weight of 0 does without it"
         )
     try:

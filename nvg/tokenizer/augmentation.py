@@ -25,9 +25,9 @@ def augment(images_BCSS: Tensor, uniform_B7: Tensor) -> Tensor:
 
     Paper: App. A.5 (DiffAug)
     """
-    columns = uniform_B7.float().unbind(1)
+    columns = uniform_B7.unbind(1)
     images_BCSS = shift(images_BCSS, columns[0], columns[1])
-    brightness, saturation, contrast = (column[:, None, None, None] for column in columns[2:5])
+    brightness, saturation, contrast = (column.float()[:, None, None, None] for column in columns[2:5])
     images_BCSS = images_BCSS + (brightness - 0.5)
     grey_B1SS = images_BCSS.mean(1, keepdim=True)
     images_BCSS = grey_B1SS + (images_BCSS - grey_B1SS) * (2.0 * saturation)

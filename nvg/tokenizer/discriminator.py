@@ -21,7 +21,7 @@ INPUT_SIDE = 224
 BACKBONE = "vit_small_patch16_224"
 BLOCKS_READ = (2, 5, 8, 11)  # and the tokens before block 0
 KERNEL_SIZE = 9
-NUM_UNIFORMS = 3  # per call: crop or resize, row, column
+NUM_CALL_UNIFORMS = 3  # per call: crop or resize, row, column
 
 
 class DinoFeatures(nn.Module):

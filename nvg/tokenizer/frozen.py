@@ -22,6 +22,8 @@ class Companion(nn.Module):
     training mode through it.
     """
 
+    network: nn.Module
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "network", network)  # past the registration as a submodule

@@ -1,5 +1,6 @@
 """Objectives and the few parts a training step is made of."""
 
+from nvg.training.adversarial import DiscriminatorLossConfig, DiscriminatorObjective
 from nvg.training.ema import Ema
 from nvg.training.engine import PlainEngine, parameter_groups
 from nvg.training.generator_objectives import (
@@ -13,6 +14,8 @@ from nvg.training.tokenizer_objective import TokenizerLossConfig, TokenizerObjec
 
 __all__ = [
     "ContentObjective",
+    "DiscriminatorLossConfig",
+    "DiscriminatorObjective",
     "Ema",
     "GeneratorLossConfig",
     "PlainEngine",

@@ -1,28 +1,38 @@
 """Training loss of the tokenizer.
 
-Legend: B images, L positions, C latent channels.
+Legend: B images, L positions, C latent channels, S side of an image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg.errors import UserError
-from nvg.tokenizer import Tokenizer, quantize_for_training
+from nvg.randomness import Purpose, uniforms
+from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
+from nvg.tokenizer.augmentation import NUM_UNIFORMS, augment
+from nvg.tokenizer.discriminator import NUM_CALL_UNIFORMS
+from nvg.tokenizer.frozen import Companion
+from nvg.training.adversarial import generator_loss
+from nvg.training.codebook_watch import CodebookWatch
+
+VIEWS = ("generator", "real", "fake")  # what the discriminator looks at in a step, each augmented on its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLossConfig:
-    """Weights of the losses.
+    """Weights of the losses; a weight of 0 switches a loss off and needs no weight file.
 
     Attributes:
         commitment_weight: β of the quantiser loss.
         codebook_weight: weight of the quantiser loss beside the reconstruction.
         soft_assignment_images: for how many images from the start every codebook entry receives gradient.
+        perceptual_weight: weight of LPIPS; 1 in the paper.
+        adversarial_weight: weight of the generator's loss, from the first step; 0.1 in the paper.
 
     Paper: App. A.5 (β = 0.25, one epoch of warm-up)
     """
@@ -30,37 +40,70 @@ class TokenizerLossConfig:
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
     soft_assignment_images: int = 1_281_167
+    perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.commitment_weight, self.codebook_weight, self.soft_assignment_images) < 0:
-            raise UserError("commitment_weight, codebook_weight and soft_assignment_images must not be negative")
+        for name, value in asdict(self).items():
+            if value < 0:
+                raise UserError(f"{name} is {value}; it must be 0 or more")
 
 
 class TokenizerObjective(nn.Module):
-    """L1 reconstruction plus the quantiser loss.
+    """L1 and perceptual reconstruction, the generator's adversarial loss, the quantiser loss.
 
-    DEVIATION: perceptual and adversarial losses are not there yet.
+    The discriminator is fixed here; its own turn is `DiscriminatorObjective`.
 
     Paper: Eq. (4)-(5), App. A.5
     """
 
-    def __init__(self, network: Tokenizer, config: TokenizerLossConfig) -> None:
+    def __init__(
+        self,
+        network: Tokenizer,
+        config: TokenizerLossConfig,
+        *,
+        perceptual: PerceptualDistance | None = None,
+        discriminator: Discriminator | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.config = config
+        self.perceptual = _needed(perceptual, config.perceptual_weight, "perceptual")
+        self.discriminator = _needed(discriminator, config.adversarial_weight, "adversarial")
+        self.watch = CodebookWatch(network.dequantizer.layout, network.config.codebook_size)
+        self._reconstruction: Tensor | None = None
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Nothing is random here; tells whether the warm-up of the codebook is still on, (global_batch,) bool."""
-        warm = step * global_batch < self.config.soft_assignment_images
-        return {"soft_assignment": torch.full((global_batch,), warm)}
-
-    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of `batch["image"]`, float32 (B, channels, S, S) in [-1, 1].
+        """Random choices of one step for the whole global batch, each with leading dimension global_batch.
 
         Returns:
-            scalar loss; metrics l1, quantizer and the share of distinct codebook entries in the batch.
+            soft_assignment: whether the warm-up of the codebook is still on; with an adversarial loss, for each of
+            VIEWS, augment_<view> (global_batch, 7) and crop_<view> (global_batch, 3), whose rows are all alike.
         """
-        latent_BLC = self.network.encode(batch["image"])
+        warm = step * global_batch < self.config.soft_assignment_images
+        noise = {"soft_assignment": torch.full((global_batch,), warm)}
+        if self.discriminator is None:
+            return noise
+        for index, view in enumerate(VIEWS):
+            shape = (global_batch, NUM_UNIFORMS)
+            noise[f"augment_{view}"] = uniforms(seed, index, Purpose.TRAIN_AUGMENT, step, shape)
+            crop_3 = uniforms(seed, index, Purpose.TRAIN_CROP, step, (NUM_CALL_UNIFORMS,))
+            noise[f"crop_{view}"] = crop_3.expand(global_batch, -1)
+        return noise
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch.
+
+        Args:
+            batch: image, float32 (B, channels, S, S) in [-1, 1].
+            noise: rows of `draw_noise`.
+
+        Returns:
+            scalar loss; metrics l1, quantizer, the share of distinct codebook entries in the batch, and perceptual and
+            adversarial where they are on.
+        """
+        images_BCSS = batch["image"]
+        latent_BLC = self.network.encode(images_BCSS)
         structure_BL = self.network.structure_maps(latent_BLC)
         quantized = quantize_for_training(
             latent_BLC,
@@ -69,8 +112,44 @@ class TokenizerObjective(nn.Module):
             commitment_weight=self.config.commitment_weight,
             soft_assignment=bool(noise["soft_assignment"].any()),
         )
-        l1 = F.l1_loss(self.network.decode(quantized.canvas_BLC), batch["image"])
+        reconstruction_BCSS = self.network.decode(quantized.canvas_BLC)
+        self._reconstruction = reconstruction_BCSS.detach()
+        if self.training:
+            self.watch.add(quantized.content_ids_BT)
+        parts = {"l1": F.l1_loss(reconstruction_BCSS, images_BCSS), "quantizer": quantized.loss}
+        loss = parts["l1"] + self.config.codebook_weight * parts["quantizer"]
+        if self.perceptual is not None:
+            parts["perceptual"] = self.perceptual(reconstruction_BCSS, images_BCSS).mean()
+            loss = loss + self.config.perceptual_weight * parts["perceptual"]
+        if self.discriminator is not None:
+            parts["adversarial"] = self._adversarial_loss(reconstruction_BCSS, noise)
+            loss = loss + self.config.adversarial_weight * parts["adversarial"]
         used = torch.bincount(quantized.content_ids_BT.flatten(), minlength=self.network.config.codebook_size) > 0
-        loss = l1 + self.config.codebook_weight * quantized.loss
-        metrics = {"l1": l1, "quantizer": quantized.loss, "codebook_used": used.float().mean()}
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        parts["codebook_used"] = used.float().mean()
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    def take_reconstruction(self) -> Tensor:
+        """Images (B, channels, S, S) of the last forward pass, detached; once, so that none is kept alive."""
+        assert self._reconstruction is not None
+        reconstruction_BCSS, self._reconstruction = self._reconstruction, None
+        return reconstruction_BCSS
+
+    def _adversarial_loss(self, images_BCSS: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        """The generator's loss; the discriminator's weights receive no gradient. Release: heads do not move here"""
+        assert self.discriminator is not None
+        heads = self.discriminator.network
+        heads.train(self.training)
+        heads.requires_grad_(False)
+        try:
+            seen_BCSS = augment(images_BCSS, noise["augment_generator"])
+            return generator_loss(self.discriminator(seen_BCSS, noise["crop_generator"][0]))
+        finally:
+            heads.requires_grad_(True)
+
+
+def _needed(network: nn.Module | None, weight: float, loss: str) -> Companion | None:
+    """The network of a loss that is on; None for one that is off."""
+    if (network is not None) != (weight > 0):
+        found = "none" if network is None else "one"
+        raise UserError(f"{loss}_weight is {weight} and there is {found} of its networks; give both or neither")
+    return None if network is None else Companion(network)

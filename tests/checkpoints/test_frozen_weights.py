@@ -50,7 +50,7 @@ def test_dino_is_read_from_both_formats_and_its_key_biases_are_zero(tmp_path):
 
 
 def test_missing_damaged_and_foreign_files_are_named(tmp_path, vgg_file):
-    with pytest.raises(UserError, match=r"found no file.*dino_deitsmall16_pretrain.pth.*loss.dino_weights"):
+    with pytest.raises(UserError, match=r"found no file.*dino_deitsmall16_pretrain.pth.*judges.dino_weights"):
         load_dino_features(tmp_path / "absent.pth")
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(vgg_file.read_bytes()[:5000])

@@ -144,7 +144,7 @@ def test_tokenizer_loss_falls_and_leaves_warm_up():
     [
         (lambda: GeneratorLossConfig(class_dropout_prob=1.0), "class_dropout_prob is 1.0"),
         (lambda: GeneratorLossConfig(stages_per_image=0), "stages_per_image is 0"),
-        (lambda: TokenizerLossConfig(commitment_weight=-1.0), "must not be negative"),
+        (lambda: TokenizerLossConfig(commitment_weight=-1.0), "commitment_weight is -1.0"),
     ],
 )
 def test_impossible_configs_are_refused_by_name(build, message):

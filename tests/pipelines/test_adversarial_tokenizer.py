@@ -1,0 +1,100 @@
+"""The tokenizer's training with all its losses: real VGG-16 and ViT-S/16 graphs, random weights, a few steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import vgg16
+
+from nvg.checkpoints import load_network
+from nvg.errors import UserError
+from nvg.tokenizer import DinoFeatures, Tokenizer, TokenizerConfig
+from nvg.training import TokenizerLossConfig
+from pipelines.sources import SourceConfig
+from pipelines.train_tokenizer import JudgesConfig, TokenizerRunConfig, train_tokenizer
+from pipelines.training_config import LoopConfig, OptimizerConfig
+from pipelines.training_metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+STEPS = 4
+BATCH = 2
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory) -> JudgesConfig:
+    folder = tmp_path_factory.mktemp("judges")
+    torch.manual_seed(0)
+    torch.save({f"features.{name}": value for name, value in vgg16().features.state_dict().items()}, folder / "vgg.pth")
+    torch.save(DinoFeatures().vit.state_dict(), folder / "dino.pth")
+    return JudgesConfig(vgg_weights=str(folder / "vgg.pth"), dino_weights=str(folder / "dino.pth"), lr=1e-3)
+
+
+def run_config(folder: Path, judges: JudgesConfig, **loop: object) -> TokenizerRunConfig:
+    model = {"image_size": 16, "image_channels": 1, "base_width": 8, "width_multipliers": [1, 1, 2]}
+    return TokenizerRunConfig(
+        run_folder=str(folder),
+        source=SourceConfig(kind="digits", image_size=16, image_channels=1, split="train"),
+        model=TokenizerConfig(**model, num_res_blocks=1, norm_groups=4, latent_channels=4, codebook_size=16),  # type: ignore[arg-type]
+        loss=TokenizerLossConfig(perceptual_weight=1.0, adversarial_weight=0.1, soft_assignment_images=4),
+        judges=judges,
+        optimizer=OptimizerConfig(
+            lr=1e-3, total_images=STEPS * BATCH, global_batch=BATCH, ema_half_life_images=8, weight_decay=0.0
+        ),
+        loop=LoopConfig(**{"engine": "plain", "log_every_steps": 1, "checkpoint_every_steps": 2, **loop}),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, judges) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    train_tokenizer(run_config(folder, judges))
+    return folder
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    timing = {"images_per_s", "step_s", "time"}
+    return [{name: value for name, value in row.items() if name not in timing} for row in read_metrics(folder)]
+
+
+def test_every_loss_and_the_codebook_are_in_the_log(straight):
+    rows = numbers(straight)
+    expected = {"l1", "quantizer", "perceptual", "adversarial", "discriminator", "lecam", "real_logit", "fake_logit"}
+    assert expected <= set(rows[0])
+    assert {"codebook_usage", "codebook_perplexity", "codebook_0_usage", "codebook_4_perplexity"} <= set(rows[0])
+    assert rows[0]["loss"] == pytest.approx(
+        rows[0]["l1"] + rows[0]["quantizer"] + rows[0]["perceptual"] + 0.1 * rows[0]["adversarial"], rel=1e-5
+    )
+
+
+def test_resumed_run_equals_the_straight_one_bitwise(straight, judges, tmp_path):
+    config = run_config(tmp_path, judges)
+    train_tokenizer(replace(config, loop=replace(config.loop, stop_after_steps=2)))
+    checkpoint = train_tokenizer(config)
+    assert numbers(tmp_path) == numbers(straight)
+    name = checkpoint.relative_to(tmp_path)
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert (checkpoint / file).read_bytes() == (straight / name / file).read_bytes()
+    ours, theirs = (
+        torch.load(folder / name / "plain-adversary" / "plain.pt", weights_only=True)["objective"]
+        for folder in (tmp_path, straight)
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert "lecam.real_mean" in ours
+
+
+def test_deepspeed_with_two_engines_gives_the_same_losses(straight, judges, tmp_path):
+    checkpoint = train_tokenizer(run_config(tmp_path, judges, engine="deepspeed"))
+    for found, expected in zip(numbers(tmp_path), numbers(straight), strict=True):
+        for name in ("loss", "discriminator", "adversary_loss"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4)
+    assert (checkpoint / "deepspeed-adversary").is_dir()
+    assert isinstance(load_network(Tokenizer, checkpoint), Tokenizer)
+
+
+def test_weights_that_are_needed_and_missing_are_named(judges, tmp_path):
+    with pytest.raises(UserError, match=r"DINO ViT-S/16: found no file ''.*judges.dino_weights"):
+        train_tokenizer(run_config(tmp_path, replace(judges, dino_weights="")))
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,36 @@
+"""Usage and perplexity of the codebook, per stage and overall."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nvg.granularity import StageLayout
+from nvg.training.codebook_watch import CodebookWatch, codebook_use
+
+
+def test_usage_and_perplexity_are_their_definitions():
+    counts = torch.tensor([[4, 0, 0, 0], [2, 2, 0, 0], [1, 1, 1, 1]])
+    numbers = codebook_use(counts, "stage_{stage}")
+    assert [numbers[f"stage_{stage}_usage"] for stage in range(3)] == [0.25, 0.5, 1.0]
+    assert [numbers[f"stage_{stage}_perplexity"] for stage in range(3)] == pytest.approx([1.0, 2.0, 4.0])
+
+
+def test_a_window_counts_every_batch_once_and_then_starts_anew():
+    layout = StageLayout(4)
+    watch = CodebookWatch(layout, codebook_size=8)
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randint(0, 8, (5, layout.num_tokens), generator=generator) for _ in range(3)]
+    for batch in batches:
+        watch.add(batch)
+    found = watch.close()
+    everything = torch.cat(batches)
+    assert found["codebook_usage"] == len(everything.unique()) / 8
+    for stage in range(layout.num_stages):
+        drawn = everything[:, layout.tokens(stage)]
+        assert found[f"codebook_{stage}_usage"] == len(drawn.unique()) / 8
+    assert watch.close() == {}
+
+
+def test_counts_are_no_part_of_a_checkpoint():
+    assert CodebookWatch(StageLayout(4), codebook_size=8).state_dict() == {}
