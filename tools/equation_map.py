@@ -58,7 +58,8 @@ SECTIONS = {
     "§2.2": "generation pipeline",
     "§2.2.1": "structure generator",
     "§2.2.2": "content generator",
-    "§3.2": "control by given structure",
+    "§3.1": "generation results",
+    "§3.2": "ablations, control by given structure",
     "App. A.2": "content construction",
     "App. A.3": "structure embedding",
     "App. A.4": "architecture",
@@ -70,6 +71,9 @@ SECTIONS = {
     "Table 3": "reconstruction",
     "Fig. 2": "canvas, content, structure",
     "Fig. 3": "structure embedding",
+    "Fig. 4": "generation pipeline",
+    "Fig. 6": "structure-guided generation",
+    "Fig. 7": "stage-wise control",
 }
 # The public functions and classes of these packages say where they come from. Dataclasses (containers) and functions
 # named check_… hold no equation; of the rest, these do not either.
