@@ -29,10 +29,12 @@ def save_lightning(path: Path, tensors: Mapping[str, Tensor], **rest: Any) -> Pa
 
 
 def projector(width: int) -> dict[str, Tensor]:
-    """Random REPA head of the published size."""
+    """REPA head of the published size with random weights, the same in every call."""
+    generator = torch.Generator().manual_seed(2)
     sizes = {0: (2048, width), 2: (2048, 2048), 4: (768, 2048)}
-    weights = {f"projector.{number}.weight": torch.randn(shape) for number, shape in sizes.items()}
-    return weights | {f"projector.{number}.bias": torch.randn(shape[0]) for number, shape in sizes.items()}
+    shapes = {f"projector.{number}.weight": shape for number, shape in sizes.items()}
+    shapes |= {f"projector.{number}.bias": shape[:1] for number, shape in sizes.items()}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def reference_generator() -> dict[str, Tensor]:
