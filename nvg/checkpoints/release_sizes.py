@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from nvg.errors import UserError
 from nvg.models import ContentGeneratorConfig, RepaHeadConfig, StructureGeneratorConfig
@@ -80,7 +80,7 @@ def repa_config(shapes: Shapes) -> RepaHeadConfig:
     )
 
 
-def _trunk_sizes(shapes: Shapes, network: str, width_per_depth: int) -> dict[str, int]:
+def _trunk_sizes(shapes: Shapes, network: str, width_per_depth: int) -> dict[str, Any]:
     """Depth follows from width, as in every released network, so that a whole block cannot be missing unseen."""
     default = width_per_depth * _count(shapes, rf"{network}_blocks\.(\d+)\..+")
     width = _size(shapes, default, (rf"{network}_(blocks\.\d+\.linear2|embed)\.bias", 0))
@@ -88,7 +88,7 @@ def _trunk_sizes(shapes: Shapes, network: str, width_per_depth: int) -> dict[str
     return {"depth": max(1, width // width_per_depth), "mlp_ratio": max(1, inner // max(1, width) - 3)}
 
 
-def _token_space(shapes: Shapes) -> dict[str, int]:
+def _token_space(shapes: Shapes) -> dict[str, Any]:
     """What both generators share."""
     last_stage = _size(shapes, 8, (r"structure_head\.linear\.(weight|bias)", 0), (r"structure_embed\.weight", 1))
     latent = ((r"(content_embed|structure_content_cond_embed)\.weight", 1), (r"x0_head\.linear\.(weight|bias)", 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def own_tokenizer(**settings) -> ReleasedNetwork:
 
 def own_generators(**settings) -> list[ReleasedNetwork]:
     """A 4x4 grid; settings are of the content generator."""
-    space = {"depth": 2, "num_classes": 3, "num_positions": 16, "latent_channels": 4}
+    space: dict[str, Any] = {"depth": 2, "num_classes": 3, "num_positions": 16, "latent_channels": 4}
     scales = torch.linspace(1, 2, 6).tolist()
     content = ContentGeneratorConfig(**{**space, "codebook_size": 11, "canvas_scales": scales, **settings})
     return [

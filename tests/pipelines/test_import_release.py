@@ -115,7 +115,7 @@ def test_the_generators_compute_the_vectors(run):
 def test_repa_head_and_card_lie_beside_the_weights(run, files):
     head = load_network(RepaHead, run / "content", "repa")
     released = reference_generator()
-    assert torch.equal(head.layers[4].weight, released["ema_model.nvgformer.projector.4.weight"])
+    assert torch.equal(head.state_dict()["layers.4.weight"], released["ema_model.nvgformer.projector.4.weight"])
     assert head(torch.zeros(2, 5, 128)).shape == (2, 5, 768)
     card = json.loads((run / "content" / "release.json").read_text())
     assert card["licence"] == LICENCE_NOTICE
