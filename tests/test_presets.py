@@ -151,7 +151,10 @@ def test_tokenizer_has_the_release_tensors():
     optimizer = config.optimizer
     assert (optimizer.global_batch, optimizer.total_images, optimizer.lr) == (256, 100 * IMAGENET, 1e-4)
     assert (optimizer.decay_shape, optimizer.decay_start, optimizer.final_factor) == ("cosine", 0.0, 0.0)
-    assert config.loss.soft_assignment_images == IMAGENET
+    loss, judges = config.loss, config.judges
+    assert (loss.perceptual_weight, loss.adversarial_weight, loss.codebook_weight) == (1.0, 0.1, 1.0)
+    assert loss.soft_assignment_images == IMAGENET
+    assert (judges.lr, judges.weight_decay, judges.gradient_clipping) == (1e-4, 5e-4, 1.0)
 
 
 def test_records_are_what_the_presets_say():
