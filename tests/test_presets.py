@@ -68,6 +68,14 @@ def num_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def check_stated_work(name: str, work: float, *, flops_per_s: float) -> None:
+    """FLOP and hours of the header, the hours at 40 % of what the GPU can do."""
+    text = header(name)["GPU-hours"]
+    assert float(re.findall(r"([\d.]+e\d+) FLOP", text)[0]) == pytest.approx(work, rel=0.02)
+    hours = float(re.findall(r"about ([\d,]+) hours", text)[0].replace(",", ""))
+    assert hours == pytest.approx(work / (0.4 * flops_per_s) / 3600, rel=0.03, abs=0.5)
+
+
 def test_published_presets_are_there():
     expected = {f"{kind}/d{depth}.yaml" for kind in ("content", "structure") for depth in (12, 16, 20, 24)}
     assert {*expected, "tokenizer/f16.yaml", "sampling/paper.yaml", "sampling/release.yaml"} <= set(FILES)
@@ -130,10 +138,7 @@ def test_stated_work_is_counted(kind, name, depth):
             noisy, time = torch.empty(7, 256, 8), torch.empty(7)
             StructureGenerator(config.structure)(noisy, canvas[:7], maps[:7], stages[:7], time, classes[:7])
     work = 3 * counter.get_total_flops() * config.optimizer.total_images
-    stated = float(re.findall(r"([\d.]+e\d+) FLOP", header(name)["GPU-hours"])[0])
-    assert stated == pytest.approx(work, rel=0.02)
-    hours = float(re.findall(r"about ([\d,]+) hours", header(name)["GPU-hours"])[0].replace(",", ""))
-    assert hours == pytest.approx(work / (0.4 * 989e12) / 3600, rel=0.03)
+    check_stated_work(name, work, flops_per_s=989e12)
 
 
 def test_steps_are_those_of_table_1():
@@ -155,6 +160,18 @@ def test_tokenizer_has_the_release_tensors():
     assert (loss.perceptual_weight, loss.adversarial_weight, loss.codebook_weight) == (1.0, 0.1, 1.0)
     assert loss.soft_assignment_images == IMAGENET
     assert (judges.lr, judges.weight_decay, judges.gradient_clipping) == (1e-4, 5e-4, 1.0)
+
+
+def test_stated_work_of_tokenizer_and_records_is_counted():
+    with torch.device("meta"):
+        tokenizer = Tokenizer(load_config(TokenizerRunConfig, "tokenizer/f16.yaml").model)
+        with FlopCounterMode(display=False) as encoder:
+            latent = tokenizer.encode(torch.empty(1, 3, 256, 256))
+        with FlopCounterMode(display=False) as decoder:
+            tokenizer.decode(latent)
+    encoding, decoding = encoder.get_total_flops(), decoder.get_total_flops()
+    check_stated_work("precompute/imagenet.yaml", encoding * 16 * IMAGENET, flops_per_s=495e12)
+    check_stated_work("tokenizer/f16.yaml", 3 * (encoding + decoding) * 100 * IMAGENET, flops_per_s=495e12)
 
 
 def test_records_are_what_the_presets_say():
