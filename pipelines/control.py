@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eval.pixels import ImageArray, to_model_range
@@ -160,7 +161,7 @@ def _tokenized(key: str, path: str, tokenizer: Tokenizer) -> tuple[ImageArray, T
     return image, *tokenizer.tokenize(to_model_range(image[None]))
 
 
-def _open_image(key: str, path: str, channels: int):
+def _open_image(key: str, path: str, channels: int) -> Image.Image:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{key}: found no file {file}, expected an image; change {key}")
