@@ -33,6 +33,7 @@ from pipelines.sources import load_images, open_source
 
 MASK_SIDE = 128
 SAMPLES_PER_CLASS = 20
+NOISE_LEVELS = (0.02, 0.05, 0.1)  # of the latents' standard deviation: how brittle maps are in themselves
 
 
 def main() -> None:
@@ -93,10 +94,16 @@ class Bench:
             unquantised = tokenizer.encode(tokenizer.decode(latent_BLC))
             reconstructed = tokenizer.encode(tokenizer.decode(canvas_BLC))
         kept_B = (split_agreement(reconstructed, maps_BL, splits) == 1).all(1)
+        generator = torch.Generator().manual_seed(0)
+        noise_BLC = latent_BLC.std() * torch.randn(latent_BLC.shape, generator=generator)
         others = torch.tensor([self._other_of_class(row) for row in range(len(maps_BL))])
         return {
             "digits that keep their whole map when reconstructed": kept_B.double().mean().item(),
             "digit": measure(latent_BLC, maps_BL, splits).__dict__,
+            **{
+                f"digit, latent noise of {level:.0%}": measure(latent_BLC + level * noise_BLC, maps_BL, splits).__dict__
+                for level in NOISE_LEVELS
+            },
             "decoded and encoded without quantising": measure(unquantised, maps_BL, splits).__dict__,
             "quantised latent": measure(canvas_BLC, maps_BL, splits).__dict__,
             "reconstruction": measure(reconstructed, maps_BL, splits).__dict__,

@@ -75,6 +75,8 @@ def control_sheet(
             _write(figure, x + tile / 2, HEAD / 2, above, theme.ink, centred=True)
             show(place(figure, x, HEAD, tile, tile), mosaic([[enlarge(picture, least=LEAST_TILE_PIXELS)]]))
             _write(figure, x + tile / 2, HEAD + tile + LINE / 2, below, theme.faint, centred=True)
+        if agreements:
+            _write(figure, 0.0, HEAD + tile + LINE / 2, "agreement", theme.faint)
         for number, (name, images_BHWC) in enumerate(rows):
             y = HEAD + tile + LINE + GAP + number * (tile + GAP)
             _write(figure, 0.0, y + tile / 2, name, theme.ink)

@@ -22,7 +22,7 @@ CANDIDATE_STRIDE = 1 << 32  # candidate n of sample k is drawn with the noise of
 MEASURE = (
     "share of positions on the given side of each split, better label order per parent, parents as given, "
     "after encoding and clustering the image again; mean over splits. maps: whole maps, children swapped wherever "
-    "that helps. explained: latent variance between the given clusters over that between the image's own"
+    "that helps. explained: share of the latent's variance between the given clusters; own_explained: between its own"
 )
 
 

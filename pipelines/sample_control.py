@@ -135,9 +135,9 @@ def _print_figures(console: Console, control: Control, comparison: Comparison | 
     table.add_column("agreement with what was given")
     for name in ["mean", *(f"split {number}" for number in range(1, len(comparison.samples.splits) + 1))]:
         table.add_column(name, justify="right")
-    table.add_column("variance explained", justify="right")
+    table.add_column("explained / own", justify="right")
     for name, adherence in rows.items():
         if adherence is not None:
-            cells = [adherence.mean, *adherence.splits, sum(adherence.explained) / len(adherence.explained)]
+            cells = [adherence.mean, *adherence.splits, sum(adherence.explained) / sum(adherence.own_explained)]
             table.add_row(name, *(f"{cell:.3f}" for cell in cells))
     console.print(table)
