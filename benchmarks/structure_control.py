@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from eval.adherence import encode_images, measure, split_agreement
 from eval.controlled import ControlledSamples, compare, draw_best, draw_samples
@@ -98,6 +99,7 @@ class Bench:
         noise_BLC = latent_BLC.std() * torch.randn(latent_BLC.shape, generator=generator)
         others = torch.tensor([self._other_of_class(row) for row in range(len(maps_BL))])
         return {
+            "digits whose child 1 of the first split has more ink": self._share_with_ink_in_child_1(),
             "digits that keep their whole map when reconstructed": kept_B.double().mean().item(),
             "digit": measure(latent_BLC, maps_BL, splits).__dict__,
             **{
@@ -179,6 +181,11 @@ class Bench:
 
     def _accuracy(self, samples: ControlledSamples, labels_B: torch.Tensor) -> float:
         return class_accuracy(self.judge.read(samples.images_BHWC), labels_B.numpy(), 10)[0]
+
+    def _share_with_ink_in_child_1(self) -> float:
+        ink_BL = F.adaptive_avg_pool2d(to_model_range(self.images_BHWC), self.layout.side).flatten(1)
+        side_BL = 2 * (self.structure_BL >> (self.layout.last_stage - 1)) - 1
+        return ((ink_BL * side_BL).sum(1) > 0).double().mean().item()
 
     def _other_of_class(self, row: int) -> int:
         """The next digit of the same class, cyclically."""

@@ -129,10 +129,10 @@ def _print_figures(console: Console, control: Control, comparison: Comparison | 
         "samples": comparison.samples,
         "free samples": comparison.free,
         "best free draws": comparison.free_best,
-        "the image's reconstruction": comparison.reconstruction,
+        "reconstruction": comparison.reconstruction,
     }
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("agreement with what was given")
+    table.add_column("agreement")
     for name in ["mean", *(f"split {number}" for number in range(1, len(comparison.samples.splits) + 1))]:
         table.add_column(name, justify="right")
     table.add_column("explained / own", justify="right")
