@@ -155,7 +155,7 @@ def explained_share(latent_BLC: Tensor, structure_BL: Tensor, num_splits: int) -
     Returns:
         float64 (B, G), one column for the map of each stage 1..G, 0 to 1 (1 for an image without variance).
 
-    Paper: Eq. (4), §3.2
+    Paper: §3.2
     """
     centred_BLC = latent_BLC.double() - latent_BLC.double().mean(1, keepdim=True)
     whole_B = centred_BLC.square().mean((1, 2))
