@@ -133,9 +133,10 @@ def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if any(ordering.metric not in scores for pair in pairs for scores in pair):
             continue
         differences = [worse[ordering.metric] - better[ordering.metric] for worse, better in pairs]
-        as_said = sum(difference > 0 for difference in differences)
-        verdict = {0: "the other way round", len(seeds): "as in the paper"}.get(as_said, "undecided")
-        found.append({**asdict(ordering), "differences": differences, "seeds_as_in_paper": as_said, "verdict": verdict})
+        verdict = "undecided"
+        if min(differences) > 0 or max(differences) < 0:
+            verdict = "as in the paper" if differences[0] > 0 else "the other way round"
+        found.append({**asdict(ordering), "differences": differences, "verdict": verdict})
     return found
 
 

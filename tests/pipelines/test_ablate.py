@@ -233,6 +233,7 @@ def tiny_study(folder: Path) -> AblateConfig:
     config = digits(
         f"folder={folder}",
         "seeds=[0]",
+        "tokenizer.source={num_views: 1, view_policy: center}",
         "tokenizer.model.base_width=8",
         "tokenizer.optimizer={total_images: 320, warmup_images: 0}",
         "content.content={depth: 1, width: 64}",
