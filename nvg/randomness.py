@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     TRAIN_CANVAS_NOISE = 41
     TRAIN_AUGMENT = 42
     TRAIN_CROP = 43
+    TRAIN_REVIVAL = 44
+    DATA_CROP = 45
 
 
 def uniforms(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:

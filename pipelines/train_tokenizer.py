@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from nvg.checkpoints import load_dino_features, load_perceptual_distance
@@ -17,6 +18,7 @@ from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, Tokeni
 from pipelines.sources import SourceConfig, open_source
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import image_source
+from pipelines.training_engine import TrainingEngine
 from pipelines.training_run import command, run_training
 from pipelines.training_task import Adversary, TrainingTask
 
@@ -109,12 +111,24 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
         name="tokenizer",
         objective=objective,
         adversary=None if discriminator is None else _adversary(discriminator, objective, config),
+        after_update=None if objective.revival is None else partial(_revive, objective, config),
         window_numbers=objective.watch.close,
         model_config=dataclasses.asdict(model),
         loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
         batches=image_source(open_source(source), config.views_per_epoch),
         validation=validation,
     )
+
+
+def _revive(objective: TokenizerObjective, config: TokenizerRunConfig, engine: TrainingEngine, step: int) -> None:
+    """Put entries of the codebook that have been idle beside used ones."""
+    assert objective.revival is not None
+    codebook = objective.network.dequantizer.codebook
+    revived = objective.revival.revive(
+        codebook.detach(), seed=config.loop.seed, step=step, num_images=config.optimizer.global_batch
+    )
+    if revived is not None:
+        engine.set_parameter(codebook, revived)
 
 
 def _adversary(discriminator: Discriminator, objective: TokenizerObjective, config: TokenizerRunConfig) -> Adversary:

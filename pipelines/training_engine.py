@@ -48,6 +48,10 @@ class TrainingEngine(Protocol):
         """Context in which the network's parameters are complete on every rank."""
         ...
 
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give a parameter another value, the same on all ranks (all ranks call); ZeRO 0 to 2."""
+        ...
+
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's state for resuming (all ranks call)."""
         ...
@@ -111,6 +115,10 @@ class _Plain:
 
     def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,6 +202,14 @@ class _DeepSpeed:
         if self.stage < 3:
             return contextlib.nullcontext()
         return self._gathered()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter.copy_(value)  # what the next forward pass reads
+        if self.stage > 0:
+            safe_set_full_fp32_param(parameter, value)  # what the next update starts from
 
     @contextlib.contextmanager
     def _gathered(self) -> Iterator[None]:

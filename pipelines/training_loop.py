@@ -138,6 +138,8 @@ class _Session:
         return grad_norm, lr
 
     def _after_update(self) -> None:
+        if self.task.after_update is not None:
+            self.task.after_update(self.players.main.engine, self.step - 1)
         if self.players.main.num_skipped == 0:
             # Under ZeRO-3 gathering is a collective: every rank takes part, the main rank alone averages.
             with self.players.main.engine.whole_parameters():

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.resume_state import flatten
 from pipelines.training_batches import BatchSource
 from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.training_engine import TrainingEngine
 
 
 class Objective(Protocol):
@@ -81,6 +82,8 @@ class TrainingTask:
         loss_config: settings of the objective; compared when a run resumes.
         validation: held-out data, or None.
         adversary: the discriminator's side, or None.
+        after_update: called after every update of the main network with its engine and the step's number (from 0), or
+            None (every rank calls it).
         window_numbers: further numbers of the steps since the last row of metrics (every rank calls it), or None.
     """
 
@@ -92,6 +95,7 @@ class TrainingTask:
     loss_config: dict[str, Any] = field(default_factory=dict)
     validation: BatchSource | None = None
     adversary: Adversary | None = None
+    after_update: Callable[[TrainingEngine, int], None] | None = None
     window_numbers: Callable[[], dict[str, float]] | None = None
 
     def settings(self, config: TrainingConfig) -> dict[str, Any]:

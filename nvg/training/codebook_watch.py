@@ -5,11 +5,15 @@ Legend: B images, T tokens of all stages, S stages, V codebook size.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from nvg.granularity import StageLayout
+
+logger = logging.getLogger(__name__)
 
 
 class CodebookWatch(nn.Module):
@@ -18,14 +22,19 @@ class CodebookWatch(nn.Module):
     Usage is the share of entries drawn at least once, perplexity the exponential of the entropy of how often each was
     drawn (V when all are drawn alike). A window of few images bounds both: stage 0 draws one entry an image.
 
+    Args:
+        layout, codebook_size: of the token space.
+        warn_below: share of what even draws would use below which a stage is warned of; 0 never warns.
+
     Paper: Table 3, App. B.1 (usage)
     """
 
     counts_SV: Tensor
 
-    def __init__(self, layout: StageLayout, codebook_size: int) -> None:
+    def __init__(self, layout: StageLayout, codebook_size: int, *, warn_below: float = 0.0) -> None:
         super().__init__()
         self.layout = layout
+        self.warn_below = warn_below
         counts_SV = torch.zeros(layout.num_stages, codebook_size, dtype=torch.int64)
         self.register_buffer("counts_SV", counts_SV, persistent=False)
 
@@ -47,8 +56,31 @@ class CodebookWatch(nn.Module):
             dist.all_reduce(counts_SV)
         if not counts_SV.any():
             return {}
+        if warning := collapse_warning(counts_SV, self.warn_below):
+            logger.warning(warning)
         overall = codebook_use(counts_SV.sum(0, keepdim=True), "codebook")
         return overall | codebook_use(counts_SV, "codebook_{stage}")
+
+
+def collapse_warning(counts_SV: Tensor, warn_below: float) -> str | None:
+    """What to say of stages that use few entries for as many draws, or None.
+
+    Args:
+        counts_SV: how often each entry was drawn.
+        warn_below: share of the entries that as many even draws would have met.
+    """
+    num_entries = counts_SV.shape[1]
+    draws_S = counts_SV.sum(1).double()
+    even_S = num_entries * (1.0 - (1.0 - 1.0 / num_entries) ** draws_S)
+    used_S = (counts_SV > 0).sum(1)
+    low = [stage for stage in range(len(used_S)) if used_S[stage] < warn_below * even_S[stage]]
+    if not low:
+        return None
+    found = ", ".join(f"stage {stage}: {int(used_S[stage])} of {num_entries}" for stage in low)
+    return (
+        f"the codebook may collapse: entries drawn since the last row of metrics are {found}, below {warn_below:g} of "
+        "what even draws would use. Train longer with soft_assignment_images, set loss.revive_after_images, or lower lr"
+    )
 
 
 def codebook_use(counts_SV: Tensor, name: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from nvg.tokenizer.augmentation import NUM_UNIFORMS, augment
 from nvg.tokenizer.discriminator import NUM_CALL_UNIFORMS
 from nvg.tokenizer.frozen import Companion
 from nvg.training.adversarial import generator_loss
+from nvg.training.codebook_revival import CodebookRevival
 from nvg.training.codebook_watch import CodebookWatch
 
 VIEWS = ("generator", "real", "fake")  # what the discriminator looks at in a step, each augmented on its own
@@ -33,6 +34,8 @@ class TokenizerLossConfig:
         soft_assignment_images: for how many images from the start every codebook entry receives gradient.
         perceptual_weight: weight of LPIPS; 1 in the paper.
         adversarial_weight: weight of the generator's loss, from the first step; 0.1 in the paper.
+        warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
+        revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
 
     Paper: App. A.5 (β = 0.25, one epoch of warm-up)
     """
@@ -42,10 +45,12 @@ class TokenizerLossConfig:
     soft_assignment_images: int = 1_281_167
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
+    warn_usage_below: float = 0.1
+    revive_after_images: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 0:
+            if value is not None and value < 0:
                 raise UserError(f"{name} is {value}; it must be 0 or more")
 
 
@@ -70,7 +75,12 @@ class TokenizerObjective(nn.Module):
         self.config = config
         self.perceptual = _needed(perceptual, config.perceptual_weight, "perceptual")
         self.discriminator = _needed(discriminator, config.adversarial_weight, "adversarial")
-        self.watch = CodebookWatch(network.dequantizer.layout, network.config.codebook_size)
+        self.watch = CodebookWatch(
+            network.dequantizer.layout, network.config.codebook_size, warn_below=config.warn_usage_below
+        )
+        self.revival = None
+        if config.revive_after_images is not None:
+            self.revival = CodebookRevival(network.config.codebook_size, config.revive_after_images)
         self._reconstruction: Tensor | None = None
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
@@ -116,6 +126,8 @@ class TokenizerObjective(nn.Module):
         self._reconstruction = reconstruction_BCSS.detach()
         if self.training:
             self.watch.add(quantized.content_ids_BT)
+            if self.revival is not None:
+                self.revival.note(quantized.content_ids_BT)
         parts = {"l1": F.l1_loss(reconstruction_BCSS, images_BCSS), "quantizer": quantized.loss}
         loss = parts["l1"] + self.config.codebook_weight * parts["quantizer"]
         if self.perceptual is not None:

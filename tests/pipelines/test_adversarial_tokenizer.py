@@ -98,3 +98,21 @@ def test_weights_that_are_needed_and_missing_are_named(judges, tmp_path):
     with pytest.raises(UserError, match=r"DINO ViT-S/16: found no file ''.*judges.dino_weights"):
         train_tokenizer(run_config(tmp_path, replace(judges, dino_weights="")))
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("engine", ["plain", "deepspeed"])
+def test_idle_entries_come_back_under_either_engine_and_after_a_resume(engine, judges, tmp_path):
+    base = run_config(tmp_path / "straight", judges, engine=engine)
+    loss = TokenizerLossConfig(soft_assignment_images=0, revive_after_images=3)
+    optimizer = replace(base.optimizer, total_images=6 * BATCH)
+    base = replace(base, loss=loss, optimizer=optimizer)
+    straight = train_tokenizer(base)
+    stopped = replace(base, run_folder=str(tmp_path / "stopped"))
+    train_tokenizer(replace(stopped, loop=replace(base.loop, stop_after_steps=4)))
+    resumed = train_tokenizer(stopped)
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "straight")
+    codebooks = [load_network(Tokenizer, folder, "model").dequantizer.codebook for folder in (straight, resumed)]
+    assert torch.equal(*codebooks)
+    without = replace(base, run_folder=str(tmp_path / "without"), loss=replace(loss, revive_after_images=None))
+    untouched = load_network(Tokenizer, train_tokenizer(without), "model").dequantizer.codebook
+    assert not torch.equal(codebooks[0], untouched)

@@ -34,3 +34,24 @@ def test_a_window_counts_every_batch_once_and_then_starts_anew():
 
 def test_counts_are_no_part_of_a_checkpoint():
     assert CodebookWatch(StageLayout(4), codebook_size=8).state_dict() == {}
+
+
+def test_a_stage_that_uses_far_fewer_entries_than_even_draws_is_named(caplog):
+    layout = StageLayout(4)
+    watch = CodebookWatch(layout, codebook_size=64, warn_below=0.5)
+    ids = torch.randint(0, 64, (100, layout.num_tokens), generator=torch.Generator().manual_seed(0))
+    watch.add(ids)
+    watch.close()
+    assert not caplog.records
+    watch.add(torch.cat([ids[:, :1] % 3, ids[:, 1:]], dim=1))  # stage 0 draws three entries
+    watch.close()
+    assert "stage 0: 3 of 64" in caplog.text
+    assert "stage 1" not in caplog.text
+
+
+def test_few_images_are_no_collapse(caplog):
+    layout = StageLayout(4)
+    watch = CodebookWatch(layout, codebook_size=4096, warn_below=0.5)
+    watch.add(torch.arange(2 * layout.num_tokens).reshape(2, -1))
+    watch.close()
+    assert not caplog.records
