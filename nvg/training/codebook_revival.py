@@ -25,6 +25,8 @@ class CodebookRevival(nn.Module):
     Args:
         codebook_size: V.
         idle_images: images after which an entry counts as dead.
+
+    Paper: App. A.5 (index backpropagation, the remedy of the published recipe)
     """
 
     idle_V: Tensor

@@ -68,6 +68,8 @@ def collapse_warning(counts_SV: Tensor, warn_below: float) -> str | None:
     Args:
         counts_SV: how often each entry was drawn.
         warn_below: share of the entries that as many even draws would have met.
+
+    Paper: Table 3 (stage 0 uses 68.55 % of the codebook)
     """
     num_entries = counts_SV.shape[1]
     draws_S = counts_SV.sum(1).double()
