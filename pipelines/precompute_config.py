@@ -49,6 +49,11 @@ class PrecomputeConfig:
         for name in ("tokenizer", "output", "tokenizer_weights"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: found nothing, expected a {'name' if 'weights' in name else 'folder'}")
+        if self.source.view_policy == "fresh_crop":
+            raise ValueError(
+                "source.view_policy: found 'fresh_crop', whose views are never the same again; records are stored, "
+                "set view_policy to 'crop' and num_views"
+            )
         for name in ("num_actors", "threads_per_actor", "batch_size", "images_per_unit", "max_attempts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")

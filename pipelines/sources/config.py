@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 KINDS = ("digits", "folder", "webdataset")
 SPLITS = ("train", "judge", "test", "all")
-VIEW_POLICIES = ("center", "shift", "crop")
+VIEW_POLICIES = ("center", "shift", "crop", "fresh_crop")
+ONE_VIEW_POLICIES = ("center", "fresh_crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +15,16 @@ class SourceConfig:
     Attributes:
         kind: "digits" (bundled with scikit-learn), "folder" (class folders) or "webdataset" (tar shards).
         path: Folder of class folders; folder, file or brace pattern of tar shards; unused for digits.
+        class_map: JSON or text file that names and orders class folders; null looks for `classes.json` or
+            `classes.txt` beside them (folder).
         split: "train" (tokenizer and generators), "judge" (independent classifier), "test" (held out from
             all) or "all". The three parts are disjoint and do not depend on `seed` for the digits.
         image_size: Side of the square images handed out, pixels.
         image_channels: 1 (grey) or 3 (RGB).
         num_views: Views per image; view 0 is the centred one under every policy.
-        view_policy: "center", "shift" (small translations) or "crop" (random crops of an image whose shorter
-            side is 1.125 times `image_size`).
+        view_policy: "center", "shift" (small translations), "crop" (random crops of an image whose shorter
+            side is 1.125 times `image_size`) or "fresh_crop" (another random crop in each epoch of a training;
+            nothing can be stored of it, so precompute refuses it).
         seed: Decides views, and the split of folders and tar shards.
         judge_fraction: Share of each class that forms the "judge" part (folder, webdataset).
         test_fraction: Share of each class that forms the "test" part (folder, webdataset).
@@ -32,6 +36,7 @@ class SourceConfig:
 
     kind: str = "digits"
     path: str | None = None
+    class_map: str | None = None
     split: str = "train"
     image_size: int = 16
     image_channels: int = 1
@@ -53,9 +58,11 @@ class SourceConfig:
             raise ValueError(f"image_size: found {self.image_size}, expected at least 1 pixel")
         if not 1 <= self.num_views <= 256:
             raise ValueError(f"num_views: found {self.num_views}, expected 1 to 256 (stored in one byte)")
-        if self.view_policy == "center" and self.num_views != 1:
+        if self.class_map is not None and self.kind != "folder":
+            raise ValueError(f"class_map: found {self.class_map!r} with kind {self.kind!r}; it is for class folders")
+        if self.view_policy in ONE_VIEW_POLICIES and self.num_views != 1:
             raise ValueError(
-                f"num_views: found {self.num_views} with view_policy 'center', which has one view only; "
+                f"num_views: found {self.num_views} with view_policy {self.view_policy!r}, which has one view only; "
                 "set num_views=1, or view_policy to 'shift' or 'crop'"
             )
         if self.view_policy == "shift" and self.num_views > max_shift_views(self.image_size):

@@ -25,8 +25,9 @@ _DECODING_ERRORS = (
 def decode_image(data: bytes, channels: int) -> Image.Image:
     """Decode an image file, whatever its colour model.
 
-    Transparency is dropped, 16-bit greys keep their upper byte, CMYK and palettes become RGB. Orientation
-    tags are not applied, as in the usual ImageNet pipelines.
+    Transparent pixels are laid on white: what is stored below them is arbitrary, often black. 16-bit pixels are
+    scaled (the upper byte is kept), CMYK and palettes become RGB. Orientation tags are not applied, as in the
+    usual ImageNet pipelines.
 
     Args:
         data: The whole file.
@@ -43,7 +44,7 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return _to_8_bit(image).convert("L" if channels == 1 else "RGB")
+            return _on_white(_to_8_bit(image)).convert("L" if channels == 1 else "RGB")
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -56,6 +57,15 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BadImage("floating-point pixels have no defined range")
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise BadImage(f"pixels from {wide.min()} to {wide.max()}, expected 8 or 16 bits")
         return Image.fromarray((wide >> 8).astype(np.uint8))
     return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    colours = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)

@@ -1,4 +1,4 @@
-"""A folder of class folders: the sorted names of the class folders are the classes."""
+"""A folder of class folders: their sorted names are the classes, or a class map says names and order."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from nvg.errors import UserError
+from pipelines.sources.class_map import class_names_of
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.decoding import decode_image
 from pipelines.sources.image_source import BadImage, SkippedInput, check_bad_inputs
 from pipelines.sources.splitting import select_split
-from pipelines.sources.views import make_view
+from pipelines.sources.views import view_of_file
 
 
 class FolderSource:
@@ -24,20 +25,21 @@ class FolderSource:
     turns out not to be an image when it is read raises `BadImage`.
 
     Raises:
-        UserError: The folder is missing, has no class folders, a class has no image, or too many files are
-            no images.
+        UserError: The folder is missing, has no class folders, a class has no image, its class map does not fit,
+            or too many files are no images.
     """
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         self.root = Path(str(config.path)).expanduser().absolute()
-        self.class_names = _class_names(self.root)
+        named = class_names_of(self.root, _class_folders(self.root), config.class_map)
+        self.class_names = list(named.values())
         image_suffixes = frozenset(Image.registered_extensions())
         keys: list[str] = []
         labels: list[int] = []
         sizes: list[int] = []
         bad: dict[str, str] = {}
-        for label, name in enumerate(self.class_names):
+        for label, name in enumerate(named):
             found = _files_below(self.root, name)
             for key, num_bytes in found:
                 keys.append(key)
@@ -58,7 +60,8 @@ class FolderSource:
         self.labels = np.asarray([labels[index] for index in usable], dtype=np.int64)
         self.skipped = [SkippedInput(ascii(keys[i])[1:-1], bad[keys[i]]) for i in chosen if keys[i] in bad]
         self.num_found = len(keys)
-        self.fingerprint = _fingerprint([(keys[index], sizes[index]) for index in chosen])
+        order = [] if list(named) == sorted(named) else list(named)
+        self.fingerprint = _fingerprint([(keys[index], sizes[index]) for index in chosen], order)
         check_bad_inputs(self.skipped, self)
         if not self.keys:
             raise UserError(
@@ -72,8 +75,7 @@ class FolderSource:
     def read(self, index: int, view: int) -> np.ndarray:
         """Return one view as uint8 (S, S, channels); see `ImageSource.read`."""
         key = self.keys[index]
-        image = decode_image((self.root / key).read_bytes(), self.config.image_channels)
-        return make_view(image, config=self.config, key=key, view=view)
+        return view_of_file((self.root / key).read_bytes(), config=self.config, key=key, view=view)
 
 
 def folder_channels(root: Path, *, max_images: int = 200) -> int:
@@ -86,7 +88,7 @@ def folder_channels(root: Path, *, max_images: int = 200) -> int:
     Raises:
         UserError: the folder is missing or has no class folders.
     """
-    keys = [key for name in _class_names(root) for key, _ in _files_below(root, name)]
+    keys = [key for name in _class_folders(root) for key, _ in _files_below(root, name)]
     for key in keys[:: max(1, len(keys) // max_images)]:
         try:
             pixels = np.asarray(decode_image((root / key).read_bytes(), 3))
@@ -97,13 +99,16 @@ def folder_channels(root: Path, *, max_images: int = 200) -> int:
     return 1
 
 
-def _class_names(root: Path) -> list[str]:
+def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise UserError(f"{root}: found {found}, expected a folder of class folders; change the source's path")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(f"{root}: found no class folders, expected one folder per class with its images inside")
+        raise UserError(
+            f"{root}: found no class folders, expected one folder per class with its images inside; put the images of "
+            "a set without classes into a single folder in it"
+        )
     return names
 
 
@@ -119,8 +124,11 @@ def _files_below(root: Path, class_name: str) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def _fingerprint(entries: list[tuple[str, int]]) -> str:
+def _fingerprint(entries: list[tuple[str, int]], class_folders: list[str]) -> str:
+    """Over keys and sizes, and over the order of the classes where it is not that of their names."""
     digest = hashlib.sha256()
+    for name in class_folders:
+        digest.update(f"class {name}\n".encode("utf-8", "surrogateescape"))
     for key, num_bytes in sorted(entries):
         digest.update(f"{key}\0{num_bytes}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

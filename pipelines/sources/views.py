@@ -1,20 +1,49 @@
 """View policies: how one picture becomes the square views a model sees.
 
-View 0 is the centred one under every policy. The others depend only on (seed, key, view).
+View 0 is the centred one under every policy. The others depend only on (seed, key, view). Under "fresh_crop" there is
+no end of them: epoch e of a training takes view e + 1.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
+from nvg.randomness import Purpose, uniforms
 from pipelines.sources.config import SourceConfig, shift_reach
+from pipelines.sources.decoding import decode_image
 from pipelines.sources.image_source import BadImage
 
+logger = logging.getLogger(__name__)
+
 CROP_RATIO = 1.125
+CROP_POLICIES = ("crop", "fresh_crop")
 _MAX_RESIZED_PIXELS = 1 << 26
+
+
+def view_of_file(data: bytes, *, config: SourceConfig, key: str, view: int) -> np.ndarray:
+    """Decode an image file and cut one view.
+
+    An image smaller than the view needs is enlarged, which is said once.
+
+    Args:
+        data: The whole file.
+        config, key, view: See :func:`make_view`.
+
+    Returns:
+        uint8 (S, S, channels).
+
+    Raises:
+        BadImage: The file is no readable image.
+    """
+    image = decode_image(data, config.image_channels)
+    if min(image.size) < _shorter_side(config):
+        _say_enlarged(str(config.path), _shorter_side(config))
+    return make_view(image, config=config, key=key, view=view)
 
 
 def make_view(
@@ -28,14 +57,14 @@ def make_view(
     """Cut one view.
 
     "center" and "shift" resize the shorter side to `image_size` and take the centre; "shift" then moves the
-    picture by a different small offset in each view and fills with zeros. "crop" resizes the shorter side to
-    1.125 * `image_size` and takes the centre (view 0) or a random square.
+    picture by a different small offset in each view and fills with zeros. "crop" and "fresh_crop" resize the
+    shorter side to 1.125 * `image_size` and take the centre (view 0) or a random square.
 
     Args:
         image: Picture of mode "L" or "RGB", any size.
         config: Sizes, policy and seed.
         key: The picture's name: with the seed it decides offsets.
-        view: 0 <= view < config.num_views.
+        view: 0 <= view < config.num_views; any view >= 0 under "fresh_crop".
         resample: Filter of the resize.
 
     Returns:
@@ -47,20 +76,33 @@ def make_view(
     Release: shorter side to 288 (Lanczos), random 256 crop, no flip
     """
     size = config.image_size
-    if not 0 <= view < config.num_views:
+    if view < 0 or (view >= config.num_views and config.view_policy != "fresh_crop"):
         raise IndexError(f"view {view} of {config.num_views}")
-    shorter = round(size * CROP_RATIO) if config.view_policy == "crop" else size
-    resized = _resize_shorter_side(image, shorter, resample)
+    resized = _resize_shorter_side(image, _shorter_side(config), resample)
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     if config.view_policy == "crop" and view > 0:
         generator = _generator(config.seed, key, view)
         left = int(generator.integers(0, resized.width - size + 1))
         top = int(generator.integers(0, resized.height - size + 1))
+    if config.view_policy == "fresh_crop" and view > 0:
+        uniform = uniforms(config.seed, _key_number(key), Purpose.DATA_CROP, view - 1, (2,))
+        left = int(uniform[0] * (resized.width - size + 1))
+        top = int(uniform[1] * (resized.height - size + 1))
     pixels = np.asarray(resized)[top : top + size, left : left + size]
     pixels = np.ascontiguousarray(pixels.reshape(size, size, config.image_channels))
     if config.view_policy == "shift" and view > 0:
         return _shift(pixels, *_shift_offset(config, key, view))
     return pixels
+
+
+def _shorter_side(config: SourceConfig) -> int:
+    """What the shorter side is resized to, pixels."""
+    return round(config.image_size * CROP_RATIO) if config.view_policy in CROP_POLICIES else config.image_size
+
+
+@cache  # once for each source of a process
+def _say_enlarged(path: str, side: int) -> None:
+    logger.warning("%s: found images whose shorter side is below %d pixels; they are enlarged", path, side)
 
 
 def _resize_shorter_side(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
@@ -91,6 +133,11 @@ def _shift(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def _target_slice(offset: int, size: int) -> slice:
     return slice(max(offset, 0), size + min(offset, 0))
+
+
+def _key_number(key: str) -> int:
+    """63 bits of a picture's name: the same crop wherever it stands in the data set."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little") >> 1
 
 
 def _generator(seed: int, key: str, stream: int) -> np.random.Generator:

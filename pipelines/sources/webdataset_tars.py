@@ -12,11 +12,10 @@ from webdataset.shardlists import expand_urls
 
 from nvg.errors import UserError
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.decoding import decode_image
 from pipelines.sources.image_source import SkippedInput, check_bad_inputs
 from pipelines.sources.splitting import select_split
 from pipelines.sources.tar_index import TarSample, index_tar, read_member
-from pipelines.sources.views import make_view
+from pipelines.sources.views import view_of_file
 
 CLASS_NAMES_FILE = "classes.txt"
 COUNTS_FILE = "index.json"
@@ -79,8 +78,7 @@ class WebdatasetSource:
         """Return one view as uint8 (S, S, channels); see `ImageSource.read`."""
         number, offset, num_bytes = self._places[index]
         data = read_member(self.shards[number], offset, num_bytes)
-        image = decode_image(data, self.config.image_channels)
-        return make_view(image, config=self.config, key=self.keys[index], view=view)
+        return view_of_file(data, config=self.config, key=self.keys[index], view=view)
 
 
 def _find_shards(path: str) -> list[Path]:

@@ -1,0 +1,96 @@
+"""Class maps: what the class folders of a data set are called, and in which order they are numbered."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvg.errors import UserError
+
+CLASS_MAP_FILES = ("classes.json", "classes.txt")
+
+
+def class_names_of(root: Path, folders: Sequence[str], path: str | None) -> dict[str, str]:
+    """Display name of each class folder, in the order of the labels.
+
+    Args:
+        root: Folder of the class folders.
+        folders: Names of the class folders, sorted.
+        path: Class map, or None for the one in `root`, or none at all: then a folder's name is the class's.
+
+    Returns:
+        Folder name → display name. Equal display names are told apart by their folders.
+
+    Raises:
+        UserError: The map cannot be read, or names other folders than there are.
+    """
+    file = _find(root, path)
+    if file is None:
+        return {name: name for name in folders}
+    named = read_class_map(file)
+    for kind, names in (
+        ("class folders that it does not name", set(folders) - set(named)),
+        (f"classes without a folder in {root}", set(named) - set(folders)),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (" …" if len(names) > 5 else "")
+            raise UserError(f"{file}: found {len(names)} {kind} ({shown}); change the map or the folders")
+    counts = Counter(named.values())
+    return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in named.items()}
+
+
+def read_class_map(path: Path) -> dict[str, str]:
+    """Read a class map.
+
+    Args:
+        path: `.json`: an object, folder name → display name. Any other: lines of a folder name and a display name,
+            divided by a tab, or else by the first space; a folder's name alone stands for itself.
+
+    Returns:
+        Folder name → display name, in the file's order.
+
+    Raises:
+        UserError: The file cannot be read or is not of that form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the class map cannot be read: {error}; change source.class_map") from error
+    pairs = _json_pairs(text, path) if path.suffix.lower() == ".json" else _text_pairs(text)
+    repeated = [folder for folder, count in Counter(folder for folder, _ in pairs).items() if count > 1]
+    if repeated or not pairs:
+        found = f"{repeated[0]!r} twice" if repeated else "no class"
+        raise UserError(f"{path}: found {found}, expected each class folder once")
+    return dict(pairs)
+
+
+def _find(root: Path, path: str | None) -> Path | None:
+    if path is not None:
+        return Path(path).expanduser().absolute()
+    found = [root / name for name in CLASS_MAP_FILES if (root / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{root}: found {' and '.join(CLASS_MAP_FILES)}, expected one class map; set source.class_map")
+    return found[0] if found else None
+
+
+def _json_pairs(text: str, path: Path) -> list[tuple[str, str]]:
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except ValueError as error:
+        raise UserError(f"{path}: the class map is not JSON: {error}") from error
+    good = isinstance(pairs, list) and all(
+        isinstance(pair, tuple) and isinstance(pair[1], str) and pair[1].strip() for pair in pairs
+    )
+    if not good:
+        raise UserError(f'{path}: expected an object of names, {{"folder": "display name", …}}')
+    return pairs
+
+
+def _text_pairs(text: str) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for line in filter(str.strip, text.splitlines()):
+        folder, _, name = line.strip().partition("\t" if "\t" in line.strip() else " ")
+        pairs.append((folder, name.strip() or folder))
+    return pairs
