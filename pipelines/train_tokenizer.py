@@ -17,8 +17,8 @@ from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
 from pipelines.sources import SourceConfig, open_source
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
-from pipelines.training_data import image_source
 from pipelines.training_engine import TrainingEngine
+from pipelines.training_images import ImageLoadingConfig, check_loading, image_source
 from pipelines.training_run import command, run_training
 from pipelines.training_task import Adversary, TrainingTask
 
@@ -54,6 +54,7 @@ class TokenizerRunConfig:
         run_folder: outputs; starting again with the same folder resumes.
         source: training images; ``image_size`` and ``image_channels`` also fix the model's.
         views_per_epoch: "one" random view of each image per epoch, or "all".
+        loading: images held in memory, or decoded batch by batch.
         validation_split: split of the same source for the validation loss (centred view), or null.
         model: architecture.
         loss: loss weights.
@@ -64,6 +65,7 @@ class TokenizerRunConfig:
     run_folder: str = "runs/tokenizer"
     source: SourceConfig = field(default_factory=SourceConfig)
     views_per_epoch: str = "one"
+    loading: ImageLoadingConfig = field(default_factory=ImageLoadingConfig)
     validation_split: str | None = None
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
@@ -76,6 +78,7 @@ class TokenizerRunConfig:
     def __post_init__(self) -> None:
         if self.views_per_epoch not in ("one", "all"):
             raise ValueError(f"views_per_epoch is {self.views_per_epoch!r}; choose one or all")
+        check_loading(self.source, self.loading)
 
 
 def build_task(config: TokenizerRunConfig) -> TrainingTask:
@@ -100,7 +103,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     validation = None
     if config.validation_split is not None and config.loop.validate_every_steps is not None:
         held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
-        validation = image_source(open_source(held_out), "all")
+        validation = image_source(open_source(held_out), "all", config.loading)
     perceptual = load_perceptual_distance(config.judges.vgg_weights) if config.loss.perceptual_weight > 0 else None
     discriminator = None
     if config.loss.adversarial_weight > 0:
@@ -115,7 +118,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
         window_numbers=objective.watch.close,
         model_config=dataclasses.asdict(model),
         loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
-        batches=image_source(open_source(source), config.views_per_epoch),
+        batches=image_source(open_source(source), config.views_per_epoch, config.loading),
         validation=validation,
     )
 

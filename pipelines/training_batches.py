@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pipelines.training_env import RankEnvironment
 
+ORDER = "philox permutation of (seed, epoch)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -53,19 +55,22 @@ class BatchSource(Protocol):
         ...
 
 
-class _EpochRows:
+class EpochRows:
     """Row numbers of any range of samples, one epoch's order kept at a time.
 
     Args:
         seed: data seed.
-        view_rows: for each image its rows (views); with one row per image an epoch is a permutation of rows.
+        view_rows: for each image its rows (views), a list, or an array (N, V) where all have as many; with one row
+            per image an epoch is a permutation of rows.
     """
 
-    def __init__(self, seed: int, view_rows: list[np.ndarray]) -> None:
+    def __init__(self, seed: int, view_rows: list[np.ndarray] | np.ndarray) -> None:
         self.seed = seed
-        self.offsets = np.cumsum([0] + [len(rows) for rows in view_rows[:-1]])
-        self.counts = np.array([len(rows) for rows in view_rows])
-        self.rows = np.concatenate(view_rows)
+        if isinstance(view_rows, np.ndarray):
+            self.counts, self.rows = np.full(len(view_rows), view_rows.shape[1]), view_rows.reshape(-1)
+        else:
+            self.counts, self.rows = np.array([len(rows) for rows in view_rows]), np.concatenate(view_rows)
+        self.offsets = np.cumsum(self.counts) - self.counts
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -92,14 +97,14 @@ class ArraySource:
     """Batches from arrays held in memory.
 
     Args:
-        view_rows: rows of each image (one entry per image).
+        view_rows: rows of each image (one entry per image), a list or an array (N, V).
         fetch: rows (B,) int64 -> named tensors with B rows.
         fingerprint: content part of the fingerprint.
     """
 
     def __init__(
         self,
-        view_rows: list[np.ndarray],
+        view_rows: list[np.ndarray] | np.ndarray,
         fetch: Callable[[np.ndarray], dict[str, Tensor]],
         fingerprint: dict[str, Any],
     ) -> None:
@@ -108,7 +113,7 @@ class ArraySource:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Content and order of the data."""
-        return {**self._fingerprint, "order": "philox permutation of (seed, epoch)"}
+        return {**self._fingerprint, "order": ORDER}
 
     @property
     def num_images(self) -> int:
@@ -118,7 +123,7 @@ class ArraySource:
     def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; never ends."""
         share = global_batch // place.world_size
-        epoch_rows = _EpochRows(seed, self._view_rows)
+        epoch_rows = EpochRows(seed, self._view_rows)
         first = start_step * global_batch + place.rank * share
         global_rows = slice(place.rank * share, (place.rank + 1) * share)
         while True:

@@ -1,6 +1,6 @@
-"""Data of the trainings: records for the generators, images for the tokenizer, and what fixes their order.
+"""Records for the generators' trainings, and what fixes their order.
 
-Shapes: B rows of this rank, T tokens, L positions, c image channels, S image side.
+Shapes: B rows of this rank, T tokens, L positions.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvg.errors import UserError
 from nvg.records import RecordDataset
-from pipelines.sources import ImageSource, LoadedImages, load_images, to_model_range
 from pipelines.training_batches import ArraySource, BatchSource
 from pipelines.training_config import DataConfig
 from pipelines.training_streaming import StreamingSource
-
-MAX_IMAGE_BYTES_IN_MEMORY = 8 * 2**30
 
 
 def record_source(records: RecordDataset, config: DataConfig) -> ArraySource:
@@ -87,43 +83,3 @@ def generator_source(records: RecordDataset, config: DataConfig) -> BatchSource:
         return record_source(records, config)
     num_records = int(records.manifest["num_records"])
     return StreamingSource(config, num_records, record_fingerprint(config, records.manifest))
-
-
-def image_source(source: ImageSource, views_per_epoch: str = "one") -> ArraySource:
-    """Images of the tokenizer's training, held in memory as bytes.
-
-    Args:
-        source: opened source; all its views are read once.
-        views_per_epoch: "one" random view of each image per epoch, or "all".
-
-    Returns:
-        Source of {"image" (B, c, S, S) float32 in [-1, 1]}.
-
-    Raises:
-        UserError: the source does not fit, or too many of its files are bad.
-    """
-    config = source.config
-    num_bytes = len(source) * config.num_views * config.image_size**2 * config.image_channels
-    if num_bytes > MAX_IMAGE_BYTES_IN_MEMORY:
-        raise UserError(
-            f"the images of {config.path or config.kind} need {num_bytes / 2**30:.1f} GiB in memory, "
-            f"the limit is {MAX_IMAGE_BYTES_IN_MEMORY / 2**30:.0f} GiB; lower "
-            "source.num_views or source.image_size"
-        )
-    loaded: LoadedImages = load_images(source, range(config.num_views))
-
-    def fetch(rows: np.ndarray) -> dict[str, Tensor]:
-        return {"image": torch.from_numpy(to_model_range(loaded.images[rows]))}
-
-    fingerprint = {
-        "source_fingerprint": source.fingerprint,
-        "split": config.split,
-        "split_seed": config.seed,
-        "image_size": config.image_size,
-        "image_channels": config.image_channels,
-        "num_views": config.num_views,
-        "view_policy": config.view_policy,
-        "num_rows": len(loaded.images),
-        "views_per_epoch": views_per_epoch,
-    }
-    return ArraySource(_view_rows(loaded.indices, views_per_epoch), fetch, fingerprint)
