@@ -134,7 +134,7 @@ class TokenizerObjective(nn.Module):
             parts["perceptual"] = self.perceptual(reconstruction_BCSS, images_BCSS).mean()
             loss = loss + self.config.perceptual_weight * parts["perceptual"]
         if self.discriminator is not None:
-            parts["adversarial"] = self._adversarial_loss(reconstruction_BCSS, noise)
+            parts["adversarial"] = self.adversarial_loss(reconstruction_BCSS, noise)
             loss = loss + self.config.adversarial_weight * parts["adversarial"]
         used = torch.bincount(quantized.content_ids_BT.flatten(), minlength=self.network.config.codebook_size) > 0
         parts["codebook_used"] = used.float().mean()
@@ -146,7 +146,7 @@ class TokenizerObjective(nn.Module):
         reconstruction_BCSS, self._reconstruction = self._reconstruction, None
         return reconstruction_BCSS
 
-    def _adversarial_loss(self, images_BCSS: Tensor, noise: dict[str, Tensor]) -> Tensor:
+    def adversarial_loss(self, images_BCSS: Tensor, noise: dict[str, Tensor]) -> Tensor:
         """The generator's loss; the discriminator's weights receive no gradient. Release: heads do not move here"""
         assert self.discriminator is not None
         heads = self.discriminator.network
