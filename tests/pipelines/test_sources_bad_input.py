@@ -34,6 +34,8 @@ def good_png() -> bytes:
         ({"kind": "folder"}, "path: found none"),
         ({"num_views": 0}, "num_views: found 0"),
         ({"num_views": 2}, "view_policy 'center', which has one view only"),
+        ({"num_views": 2, "view_policy": "fresh_crop"}, "view_policy 'fresh_crop', which has one view only"),
+        ({"class_map": "names.txt"}, "class_map: found 'names.txt' with kind 'digits'"),
         ({"view_policy": "shift", "num_views": 10}, "only 9 different views"),
         ({"max_bad_fraction": 2.0}, "max_bad_fraction: found 2.0"),
         ({"judge_fraction": 0.6, "test_fraction": 0.5}, "judge_fraction"),
