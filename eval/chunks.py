@@ -1,7 +1,7 @@
-"""Chunks of the pool on disk: written whole or not at all, checked when read.
+"""Chunks of a pool on disk: written whole or not at all, checked when read.
 
-One safetensors file per chunk, named after its number, in a folder named after everything that decides
-its bytes. Shapes: images_BHWC uint8, labels_B and sample_indices_B int64, features_NF, logits_NV float32.
+One safetensors file per chunk, named after its number, in a folder named after everything that decides its bytes. It
+holds named arrays of one row per item.
 """
 
 from __future__ import annotations
@@ -9,35 +9,31 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from eval.pixels import ImageArray
+Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """The results of consecutive samples."""
+def arrays_digest(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> str:
+    """SHA-256 over arrays, their names, types and shapes, as hex.
 
-    images_BHWC: ImageArray
-    labels_B: NDArray[np.int64]
-    sample_indices_B: NDArray[np.int64]
-    features_BF: NDArray[np.float32]
-    logits_BV: NDArray[np.float32]
-
-    def digest(self) -> str:
-        """SHA-256 over all arrays, as hex."""
-        total = hashlib.sha256()
-        for field in fields(self):
-            array = np.ascontiguousarray(getattr(self, field.name))
-            total.update(f"{field.name} {array.dtype.str} {array.shape}".encode())
-            total.update(array.tobytes())
-        return total.hexdigest()
+    Args:
+        arrays: name to array.
+        names: which, in which order.
+    """
+    total = hashlib.sha256()
+    for name in names:
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
 
 
 def chunk_path(folder: Path, number: int) -> Path:
@@ -45,13 +41,14 @@ def chunk_path(folder: Path, number: int) -> Path:
     return folder / f"chunk-{number:06d}.safetensors"
 
 
-def write_chunk(folder: Path, number: int, chunk: Chunk, key: str) -> None:
+def write_chunk(folder: Path, number: int, chunk: Arrays, names: Sequence[str], key: str) -> None:
     """Write a chunk under a temporary name, flush it, then give it its name in one step.
 
     Args:
         folder: the pool's folder.
         number: the chunk's number.
         chunk: its arrays.
+        names: what they are called, in the order of the digest.
         key: the pool's key; a reader refuses any other.
 
     Raises:
@@ -59,9 +56,10 @@ def write_chunk(folder: Path, number: int, chunk: Chunk, key: str) -> None:
     """
     target = chunk_path(folder, number)
     temporary = folder / f".{target.name}.{uuid.uuid4().hex}"
-    tensors = {field.name: np.ascontiguousarray(getattr(chunk, field.name)) for field in fields(chunk)}
+    tensors = {name: np.ascontiguousarray(chunk[name]) for name in names}
+    marks = {"key": key, "number": str(number), "digest": arrays_digest(chunk, names)}
     try:
-        save_file(tensors, temporary, metadata={"key": key, "number": str(number), "digest": chunk.digest()})
+        save_file(tensors, temporary, metadata=marks)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
@@ -69,45 +67,40 @@ def write_chunk(folder: Path, number: int, chunk: Chunk, key: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_chunk(folder: Path, number: int, key: str) -> Chunk | None:
+def read_chunk(folder: Path, number: int, names: Sequence[str], key: str) -> Arrays | None:
     """Read a chunk if it is there and whole.
 
     Args:
         folder: the pool's folder.
         number: the chunk's number.
+        names: the arrays it must hold, in the order of the digest.
         key: the pool's key.
 
     Returns:
-        The chunk, or None where the file is missing, cut off, damaged or of another pool: it has to be
+        Its arrays, or None where the file is missing, cut off, damaged or of another pool: it has to be
         computed again.
     """
     try:
         with safe_open(chunk_path(folder, number), framework="numpy") as stream:
             marks = stream.metadata() or {}
-            names = {field.name for field in fields(Chunk)}
-            if set(stream.keys()) != names:
+            if set(stream.keys()) != set(names):
                 return None
-            chunk = Chunk(**{name: stream.get_tensor(name) for name in names})
+            chunk = {name: stream.get_tensor(name) for name in names}
     except (FileNotFoundError, SafetensorError):
         return None
-    if (marks.get("key"), marks.get("number"), marks.get("digest")) != (key, str(number), chunk.digest()):
+    if (marks.get("key"), marks.get("number"), marks.get("digest")) != (key, str(number), arrays_digest(chunk, names)):
         return None
     return chunk
 
 
-def join_chunks(chunks: list[Chunk], num_samples: int) -> Chunk:
+def join_chunks(chunks: Sequence[Arrays], num_items: int) -> Arrays:
     """Put chunks in order and cut the tail off.
 
     Args:
-        chunks: in order of their numbers.
-        num_samples: how many samples are wanted.
+        chunks: in order of their numbers, at least one.
+        num_items: how many rows are wanted.
 
     Returns:
-        One chunk of that many samples.
+        One chunk of that many rows.
     """
-    return Chunk(
-        **{
-            field.name: np.concatenate([getattr(chunk, field.name) for chunk in chunks])[:num_samples]
-            for field in fields(Chunk)
-        }
-    )
+    return {name: np.concatenate([chunk[name] for chunk in chunks])[:num_items] for name in chunks[0]}

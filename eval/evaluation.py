@@ -5,11 +5,7 @@ trained on (what is reachable), of their tokenizer reconstructions (what the tok
 without guidance (what the generators learned). FID, precision and recall compare with the training images.
 """
 
-import contextlib
-import hashlib
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +16,20 @@ from rich.console import Console
 
 from cluster.manifest import write_atomically
 from eval.evaluation_config import Evaluation, EvaluationConfig, EvaluationData, EvaluationMaterial
-from eval.extractors import SMALL_IMAGE, ExtractorSpec, Features, build_extractor, extract
-from eval.feature_network import FeatureNetworkConfig, save_feature_network, train_feature_network
+from eval.extractor_choice import ExtractorConfig, given_extractor, trained_extractor
+from eval.extractors import ExtractorSpec, Features, build_extractor, extract
 from eval.judge import Judge, class_accuracy, train_judge
 from eval.metrics import distance_to_training, peak_signal_to_noise, score_features
 from eval.paintings import paint_images, paint_samples
 from eval.pixels import ImageArray, to_model_range, to_uint8
-from eval.pool import PoolResult, run_pool
+from eval.pool import SamplePool, run_pool
 from eval.protocol import protocol
 from eval.samplers import GeneratorSpec
+from eval.timing import threads, timed
 from nvg.checkpoints import load_network
 from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
-LARGEST_FEATURE_SIDE = 64
 NUM_PAINTINGS = 4
 
 
@@ -71,7 +67,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
     )
     spec.identity()
     spec.check()
-    with _timed(seconds, "feature network"), _threads(config.pool.threads_per_actor):
+    with timed(seconds, "feature network"), threads(config.pool.threads_per_actor):
         extractor_spec = prepare_extractor(config, data)
     pools = {"generated": _draw(spec, config, extractor_spec, "Sampling", console, seconds, "sampling")}
     if config.guidance_one:
@@ -85,11 +81,11 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
             seconds,
             "sampling at guidance 1",
         )
-    with _timed(seconds, "reconstructions and paintings"), _threads(config.pool.threads_per_actor):
+    with timed(seconds, "reconstructions and paintings"), threads(config.pool.threads_per_actor):
         reconstructions = reconstruct(config, data.held_out_images)
         paintings = paint_samples(spec, config.pool, count=NUM_PAINTINGS)
         real_paintings = paint_images(spec, data.held_out_images, data.held_out_labels, count=2)
-    with _timed(seconds, "scores"), _threads(config.pool.threads_per_actor):
+    with timed(seconds, "scores"), threads(config.pool.threads_per_actor):
         extractor = build_extractor(extractor_spec)
         reference = extract(extractor, data.train_images)
         judge = _train_judge(config, data)
@@ -108,7 +104,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         }
         scores["held_out"] = _scores(*real, reference, judge, num_classes)
         scores["reconstructions"] = _scores(*copies, reference, judge, num_classes)
-        scores["reconstructions"]["psnr_db"] = peak_signal_to_noise(reconstructions, data.held_out_images)
+        scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(reconstructions, data.held_out_images).mean())
         samples = pools["generated"].samples
         seen = data.train_images if data.train_views is None else data.train_views
         near = distance_to_training(samples.images_BHWC, seen, data.held_out_images)
@@ -142,7 +138,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
     return Evaluation(results=results, material=material)
 
 
-def prepare_extractor(config: EvaluationConfig, data: EvaluationData) -> ExtractorSpec:
+def prepare_extractor(config: ExtractorConfig, data: EvaluationData) -> ExtractorSpec:
     """The extractor the configuration names; a feature network is trained where none is there.
 
     Args:
@@ -155,25 +151,8 @@ def prepare_extractor(config: EvaluationConfig, data: EvaluationData) -> Extract
     Raises:
         UserError: weights named in the configuration are missing.
     """
-    if config.extractor_path:
-        spec = ExtractorSpec(kind=config.extractor_kind, path=config.extractor_path)
-        spec.check()
-        return spec
-    side, channels = data.train_images.shape[1], data.train_images.shape[3]
-    network_config = FeatureNetworkConfig(
-        image_size=min(side, LARGEST_FEATURE_SIDE), image_channels=channels, num_classes=len(data.class_names)
-    )
-    what = hashlib.sha256(repr((network_config, config.feature_training)).encode())
-    what.update(np.ascontiguousarray(data.train_images).tobytes())
-    what.update(np.ascontiguousarray(data.train_labels, dtype=np.int64).tobytes())
-    folder = Path(config.output) / "feature-network" / what.hexdigest()[:16]
-    spec = ExtractorSpec(kind=SMALL_IMAGE, path=str(folder.resolve()))
-    if not (spec.weights_file.is_file() and (folder / "config.json").is_file()):
-        network = train_feature_network(
-            data.train_images, data.train_labels, config=network_config, training=config.feature_training
-        )
-        save_feature_network(network, folder)
-    return spec
+    labels, num_classes = data.train_labels, len(data.class_names)
+    return given_extractor(config) or trained_extractor(config, data.train_images, labels, num_classes)
 
 
 def reconstruct(config: EvaluationConfig, images_BHWC: ImageArray, *, batch_size: int = 64) -> ImageArray:
@@ -207,8 +186,8 @@ def _draw(
     console: Console | None,
     seconds: dict[str, float],
     name: str,
-) -> PoolResult:
-    with _timed(seconds, name):
+) -> SamplePool:
+    with timed(seconds, name):
         return run_pool(
             spec,
             config=config.pool,
@@ -240,21 +219,3 @@ def _scores(
             judge.read(images), labels, num_classes
         )
     return scores
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The same thread count as in a worker, so that the driver's numbers are as repeatable as theirs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.extractors import INCEPTION, SMALL_IMAGE
-from eval.feature_network import FeatureTrainingConfig
+from eval.extractor_choice import ExtractorConfig
 from eval.judge import JudgeConfig
 from eval.metrics import NEIGHBOURHOOD
 from eval.paintings import Painting
@@ -19,7 +18,7 @@ LEAST_IMAGES = NEIGHBOURHOOD + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(ExtractorConfig):
     """What is evaluated, and how.
 
     Attributes:
@@ -28,15 +27,10 @@ class EvaluationConfig:
         structure: folder of the structure generator's weights; empty for a tokenizer of spatial structure.
         weights: which weights of the generators: `ema` or `model`.
         tokenizer_weights: which weights of the tokenizer.
-        output: folder for results, chunks and the feature network.
         rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
         guidance_one: also draw a pool with both guidance scales at 1, all else unchanged.
         sampling: guidance, top-p, flow steps.
         pool: size and shape of the sampling pool.
-        extractor_kind: `nvg-small-image` or `inception-v3-compat`.
-        extractor_path: Inception's file, or the folder of a feature network; empty trains the network on the
-            training images and keeps it in the output folder.
-        feature_training: schedule of that training.
         judge: the independent classifier.
     """
 
@@ -45,23 +39,11 @@ class EvaluationConfig:
     structure: str = ""
     weights: str = "ema"
     tokenizer_weights: str = "ema"
-    output: str = ""
     rounding: str = "release"
     guidance_one: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
-    extractor_kind: str = SMALL_IMAGE
-    extractor_path: str = ""
-    feature_training: FeatureTrainingConfig = field(default_factory=FeatureTrainingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-
-    def __post_init__(self) -> None:
-        if self.extractor_kind not in (SMALL_IMAGE, INCEPTION):
-            raise ValueError(
-                f"extractor_kind: found {self.extractor_kind!r}, expected {SMALL_IMAGE!r} or {INCEPTION!r}"
-            )
-        if self.extractor_kind == INCEPTION and not self.extractor_path:
-            raise ValueError("extractor_path: found nothing, expected the file of Inception's weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,15 +196,15 @@ def distance_to_training(
     )
 
 
-def peak_signal_to_noise(images_BHWC: ImageArray, originals_BHWC: ImageArray) -> float:
-    """Mean over images of the peak signal-to-noise ratio, in dB.
+def peak_signal_to_noise(images_BHWC: ImageArray, originals_BHWC: ImageArray) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio of each image, in dB; the peak is 255.
 
     Args:
         images_BHWC: reconstructions.
         originals_BHWC: what they should be.
 
     Returns:
-        20·log10(255) - 10·log10(mean square error), an image without error counting as 1/12 grey level².
+        float64 (B,): 20·log10(255) - 10·log10(mean square error), an image without error counting as 1/12 grey level².
 
     Raises:
         ValueError: shapes differ.
@@ -213,7 +213,7 @@ def peak_signal_to_noise(images_BHWC: ImageArray, originals_BHWC: ImageArray) ->
         raise ValueError(f"reconstructions: found {images_BHWC.shape}, originals are {originals_BHWC.shape}")
     difference = images_BHWC.astype(np.float64) - originals_BHWC
     error_B = np.maximum((difference**2).mean(axis=(1, 2, 3)), 1 / 12)
-    return float((20 * np.log10(255) - 10 * np.log10(error_B)).mean())
+    return 20 * np.log10(255) - 10 * np.log10(error_B)
 
 
 def _pixel_rows(images_BHWC: ImageArray, side: int) -> torch.Tensor:

@@ -12,14 +12,14 @@ from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.extractors import ExtractorSpec, layers_of
 from eval.judge import Judge
 from eval.metrics import NEIGHBOURHOOD, NUM_SPLITS, PERMUTATION_SEED
-from eval.pool import PoolResult
+from eval.pool import SamplePool
 
 
 def protocol(
     config: EvaluationConfig,
     data: EvaluationData,
     extractor: ExtractorSpec,
-    pools: dict[str, PoolResult],
+    pools: dict[str, SamplePool],
     judge: Judge | None,
 ) -> dict[str, Any]:
     """Everything that a score depends on beside the networks.

@@ -95,8 +95,8 @@ def test_settings_come_from_the_command_line() -> None:
     assert any("3 worker" in line for line in plan_evaluate(config))
     with pytest.raises(ConfigError, match="num_actor"):
         load_config(EvaluateConfig, None, ["pool.num_actor=3"])
-    with pytest.raises(ConfigError, match="structure"):
-        load_config(EvaluateConfig, None, ["tokenizer=t", "content=c", "output=o"])
+    with pytest.raises(ConfigError, match="content"):
+        load_config(EvaluateConfig, None, ["tokenizer=t", "structure=s", "output=o"])
 
 
 def test_missing_things_are_named(config: EvaluateConfig, digits: EvaluationData, tmp_path: Path) -> None:

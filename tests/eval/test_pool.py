@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from eval.chunks import Chunk, chunk_path, read_chunk, write_chunk
+from eval.chunk_pool import PoolError
+from eval.chunks import Arrays, arrays_digest, chunk_path, read_chunk, write_chunk
 from eval.extractors import ExtractorSpec
-from eval.pool import PoolError, PoolResult, pool_identity, run_pool
+from eval.pool import SamplePool, pool_identity, run_pool
 from eval.pool_config import PoolConfig
 from eval.samplers import GeneratorSpec, Sampler
 from nvg.errors import UserError
@@ -22,28 +23,29 @@ from nvg.sampling import SamplingConfig
 CONFIG = PoolConfig(num_samples=50, num_actors=1, chunk_size=10, batch_size=5, cpus_per_actor=0.5, seed=5)
 
 
-def some_chunk(seed: int = 0) -> Chunk:
+NAMES = ("images_BHWC", "labels_B", "features_BF")
+
+
+def some_chunk(seed: int = 0) -> Arrays:
     rng = np.random.default_rng(seed)
-    return Chunk(
-        images_BHWC=rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8),
-        labels_B=np.arange(4),
-        sample_indices_B=np.arange(4),
-        features_BF=rng.normal(size=(4, 3)).astype(np.float32),
-        logits_BV=rng.normal(size=(4, 10)).astype(np.float32),
-    )
+    return {
+        "images_BHWC": rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8),
+        "labels_B": np.arange(4),
+        "features_BF": rng.normal(size=(4, 3)).astype(np.float32),
+    }
 
 
 def test_a_chunk_comes_back(tmp_path: Path) -> None:
-    write_chunk(tmp_path, 3, some_chunk(), "key")
-    found = read_chunk(tmp_path, 3, "key")
+    write_chunk(tmp_path, 3, some_chunk(), NAMES, "key")
+    found = read_chunk(tmp_path, 3, NAMES, "key")
     assert found is not None
-    assert found.digest() == some_chunk().digest()
+    assert arrays_digest(found, NAMES) == arrays_digest(some_chunk(), NAMES)
     assert [path.name for path in tmp_path.iterdir()] == [chunk_path(tmp_path, 3).name]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other key", "other number"])
 def test_a_damaged_chunk_counts_as_missing(tmp_path: Path, damage: str) -> None:
-    write_chunk(tmp_path, 0, some_chunk(), "other" if damage == "other key" else "key")
+    write_chunk(tmp_path, 0, some_chunk(), NAMES, "other" if damage == "other key" else "key")
     path = chunk_path(tmp_path, 0)
     content = bytearray(path.read_bytes())
     if damage == "cut":
@@ -55,7 +57,13 @@ def test_a_damaged_chunk_counts_as_missing(tmp_path: Path, damage: str) -> None:
         path.write_bytes(b"")
     elif damage == "other number":
         path.rename(chunk_path(tmp_path, 1))
-    assert read_chunk(tmp_path, 1 if damage == "other number" else 0, "key") is None
+    assert read_chunk(tmp_path, 1 if damage == "other number" else 0, NAMES, "key") is None
+
+
+def test_a_chunk_of_other_arrays_counts_as_missing(tmp_path: Path) -> None:
+    write_chunk(tmp_path, 0, some_chunk(), NAMES, "key")
+    assert read_chunk(tmp_path, 0, (*NAMES, "logits_BV"), "key") is None
+    assert read_chunk(tmp_path, 0, NAMES[:2], "key") is None
 
 
 def test_the_key_follows_what_decides_the_bytes(generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec) -> None:
@@ -97,13 +105,13 @@ def straight(
     generator_spec: GeneratorSpec,
     extractor_spec: ExtractorSpec,
     tmp_path_factory: pytest.TempPathFactory,
-) -> PoolResult:
+) -> SamplePool:
     folder = tmp_path_factory.mktemp("straight")
     return run_pool(generator_spec, config=CONFIG, extractor=extractor_spec, folder=folder)
 
 
 @pytest.mark.cluster
-def test_samples_are_balanced_and_not_all_the_same(straight: PoolResult) -> None:
+def test_samples_are_balanced_and_not_all_the_same(straight: SamplePool) -> None:
     assert straight.samples.images_BHWC.shape == (50, 16, 16, 1)
     assert np.bincount(straight.samples.labels_B).tolist() == [5] * 10
     assert (straight.samples.sample_indices_B == np.arange(50)).all()
@@ -113,7 +121,7 @@ def test_samples_are_balanced_and_not_all_the_same(straight: PoolResult) -> None
 
 @pytest.mark.cluster
 def test_three_actors_of_which_one_is_killed_give_the_same_bytes(
-    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
+    straight: SamplePool, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
 ) -> None:
     import ray
     from ray.util.state import list_actors
@@ -142,7 +150,7 @@ def test_three_actors_of_which_one_is_killed_give_the_same_bytes(
 
 @pytest.mark.cluster
 def test_a_finished_pool_computes_nothing(
-    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
+    straight: SamplePool, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
 ) -> None:
     computed: list[int] = []
     again = run_pool(
@@ -159,7 +167,7 @@ def test_a_finished_pool_computes_nothing(
 
 @pytest.mark.cluster
 def test_only_missing_and_damaged_chunks_are_computed_again(
-    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
+    straight: SamplePool, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec, tmp_path: Path
 ) -> None:
     copy = tmp_path / straight.folder.name
     copy.mkdir()
@@ -176,7 +184,7 @@ def test_only_missing_and_damaged_chunks_are_computed_again(
 
 @pytest.mark.cluster
 def test_more_samples_keep_the_first_ones(
-    straight: PoolResult, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
+    straight: SamplePool, generator_spec: GeneratorSpec, extractor_spec: ExtractorSpec
 ) -> None:
     more = run_pool(
         generator_spec,
