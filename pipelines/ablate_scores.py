@@ -98,11 +98,10 @@ def _velocity_errors(objective: StructureObjective, records: RecordDataset) -> d
 def _batches(
     objective: ContentObjective | StructureObjective, records: RecordDataset
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """All records, each with its own fixed noise and without drop path."""
+    """All records, each with its own fixed noise."""
     for step, start in enumerate(range(0, len(records), SCORING_BATCH)):
         rows = np.arange(start, min(start + SCORING_BATCH, len(records)))
         noise = objective.draw_noise(seed=SCORING_SEED, step=step, global_batch=SCORING_BATCH)
-        del noise["drop_path"]
         batch = {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
         yield batch, {name: value[: len(rows)] for name, value in noise.items()}
 

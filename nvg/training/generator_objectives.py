@@ -74,7 +74,7 @@ class ContentObjective(nn.Module):
 
         Args:
             batch: label (B,), content_ids (B, T) and structure (B, L), int64.
-            noise: rows of `draw_noise`; without drop_path every branch is kept.
+            noise: rows of `draw_noise`; outside training every branch is kept.
 
         Returns:
             scalar loss; metrics mse, cross_entropy and cross_entropy_0.. per stage.
@@ -89,7 +89,9 @@ class ContentObjective(nn.Module):
         structure_NL = structure_BL[image_N]
         class_N = _dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
         noise_NLC = noise["canvas_noise"][image_N] if self.network.config.needs_noise else None
-        estimate_NLC = self.network(canvas_NLC, structure_NL, stage_N, class_N, _drop_path(noise), noise_NLC)
+        estimate_NLC = self.network(
+            canvas_NLC, structure_NL, stage_N, class_N, _drop_path(noise, self.training), noise_NLC
+        )
         entropy_N = estimate_NLC.new_zeros(len(stage_N))
         per_stage: dict[str, Tensor] = {}
         for stage in range(self.network.layout.num_stages):
@@ -159,7 +161,7 @@ class StructureObjective(nn.Module):
 
         Args:
             batch: label (B,), content_ids (B, T) and structure (B, L), int64.
-            noise: rows of `draw_noise`; without drop_path every branch is kept.
+            noise: rows of `draw_noise`; outside training every branch is kept.
 
         Returns:
             float32 (N, L, K), and the stage of each sequence, int64 (N,).
@@ -181,7 +183,7 @@ class StructureObjective(nn.Module):
             stage_N,
             time_N,
             class_N,
-            _drop_path(noise),
+            _drop_path(noise, self.training),
         )
         return (velocity_NLK - target_NLK).square(), stage_N
 
@@ -256,9 +258,9 @@ def _sequences(stage_BM: Tensor) -> tuple[Tensor, Tensor]:
     return image_B.repeat_interleave(stage_BM.shape[1]), stage_BM.flatten()
 
 
-def _drop_path(noise: dict[str, Tensor]) -> Tensor | None:
-    """Uniforms of every sequence, (N, D)."""
-    return noise["drop_path"].flatten(0, 1) if "drop_path" in noise else None
+def _drop_path(noise: dict[str, Tensor], training: bool) -> Tensor | None:
+    """Uniforms (N, depth) that decide which branches are dropped; None outside training."""
+    return noise["drop_path"].flatten(0, 1) if training else None
 
 
 def _dropped_labels(label_B: Tensor, dropped_B: Tensor, null_class: int) -> Tensor:
