@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,9 @@ def test_records_are_what_the_presets_say():
     config = load_config(PrecomputeConfig, "precompute/imagenet.yaml")
     assert f"{IMAGENET * config.source.num_views:,} records" in header("precompute/imagenet.yaml")["Expected"]
     assert (config.source.view_policy, config.source.image_size, config.source.split) == ("crop", 256, "all")
-    assert load_config(TokenizerRunConfig, "tokenizer/f16.yaml").source == config.source
+    trained_on = load_config(TokenizerRunConfig, "tokenizer/f16.yaml").source
+    assert replace(trained_on, view_policy="crop", num_views=16) == config.source
+    assert trained_on.view_policy == "fresh_crop"
 
 
 def test_sampling_presets_reach_the_published_ends():
@@ -210,7 +213,7 @@ def test_sampling_preset_fills_the_section_and_yields_to_the_command_line(schema
         ("train tokenizer --config tokenizer/f16.yaml", "500456 steps of 256 images"),
         ("precompute --config precompute/imagenet.yaml", "encode 16 view(s)"),
         ("sample --sampling release", "gumbel_split: false"),
-        ("eval --sampling paper tokenizer=a content=b structure=c output=d", "structure_guidance: 3.0"),
+        ("eval generator --sampling paper tokenizer=a content=b structure=c output=d", "structure_guidance: 3.0"),
     ],
 )
 def test_commands_take_the_presets(command, says):

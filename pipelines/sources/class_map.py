@@ -63,7 +63,23 @@ def read_class_map(path: Path) -> dict[str, str]:
     if repeated or not pairs:
         found = f"{repeated[0]!r} twice" if repeated else "no class"
         raise UserError(f"{path}: found {found}, expected each class folder once")
+    for _, name in pairs:
+        check_class_name(name, path)
     return dict(pairs)
+
+
+def check_class_name(name: str, path: Path) -> None:
+    """Refuse a name that cannot be part of a file's name, as samples are called by their class.
+
+    Args:
+        name: Display name.
+        path: The file it is from, for the message.
+
+    Raises:
+        UserError: It holds a slash or a character that cannot be printed.
+    """
+    if "/" in name or not name.isprintable():
+        raise UserError(f"{path}: found the class name {name!r}, expected printable characters and no slash")
 
 
 def _find(root: Path, path: str | None) -> Path | None:

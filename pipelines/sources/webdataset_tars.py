@@ -11,6 +11,7 @@ from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from nvg.errors import UserError
+from pipelines.sources.class_map import check_class_name
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.image_source import SkippedInput, check_bad_inputs
 from pipelines.sources.splitting import select_split
@@ -144,6 +145,8 @@ def _class_names(folder: Path, num_classes: int) -> list[str]:
             f"{path}: found {len(names)} class names, expected at least {num_classes}: the shards hold label "
             f"{num_classes - 1}"
         )
+    for name in names:
+        check_class_name(name, path)
     return names
 
 

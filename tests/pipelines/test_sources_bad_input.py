@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from nvg.errors import UserError
+from pipelines.precompute_config import PrecomputeConfig
 from pipelines.sources import BadImage, SourceConfig, load_images, open_source
 
 
@@ -45,6 +46,12 @@ def test_impossible_values_are_named(change, named):
     with pytest.raises(ValueError, match=named.split(":")[0]) as caught:
         SourceConfig(**change)
     assert named in str(caught.value)
+
+
+def test_views_that_are_never_the_same_again_cannot_become_records():
+    source = SourceConfig(view_policy="fresh_crop")
+    with pytest.raises(ValueError, match="found 'fresh_crop', whose views are never the same again"):
+        PrecomputeConfig(source=source, tokenizer="a", output="b")
 
 
 def test_missing_folder_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_ranks_read_their_own_rows_only_and_together_the_global_batch(folder):
     whole = take(LazyImageSource(open_source(config), "one", LAZY), 2)
     parts = []
     for rank in range(2):
-        source = Recorder(open_source(config))
+        source: Any = Recorder(open_source(config))
         one_ahead = replace(LAZY, prefetch_batches=1)
         place = RankEnvironment(rank=rank, world_size=2, local_world_size=2)
         parts.append(take(LazyImageSource(source, "one", one_ahead), 2, place=place))
@@ -113,9 +114,11 @@ def test_ranks_read_their_own_rows_only_and_together_the_global_batch(folder):
 
 
 def test_reading_ahead_is_bounded_and_ends_with_the_stream(folder):
-    source = Recorder(open_source(folder_config(folder)))
+    source: Any = Recorder(open_source(folder_config(folder)))
     before = threading.active_count()
-    stream = LazyImageSource(source, "one", LAZY).batches(start_step=0, global_batch=4, seed=0, place=RankEnvironment())
+    stream: Any = LazyImageSource(source, "one", LAZY).batches(
+        start_step=0, global_batch=4, seed=0, place=RankEnvironment()
+    )
     next(stream)
     assert threading.active_count() <= before + LAZY.num_threads
     assert len(source.reads) <= 4 * (1 + LAZY.prefetch_batches)
@@ -159,7 +162,7 @@ def test_a_file_that_is_gone_stops_the_run_by_name(tmp_path):
 
 
 def test_no_readable_image_is_said_instead_of_searching_for_ever(folder):
-    source = Recorder(open_source(folder_config(folder, max_bad_fraction=1.0)), bad=True)
+    source: Any = Recorder(open_source(folder_config(folder, max_bad_fraction=1.0)), bad=True)
     with pytest.raises(UserError, match="no image could be read"):
         take(LazyImageSource(source, "one", LAZY), 1)
 
