@@ -78,6 +78,7 @@ def test_outside_training_every_branch_is_kept():
         ContentObjective(content, dequantizer, ALL_STAGES),
         StructureObjective(structure, dequantizer, ALL_STAGES),
     ):
+        objective.network.trunk.rates = torch.tensor([0.0, 0.5])
         noise = objective.draw_noise(seed=0, step=0, global_batch=6)
         all_dropped = {**noise, "drop_path": torch.zeros_like(noise["drop_path"])}
         assert objective.train()(records(), noise)[0] != objective(records(), all_dropped)[0]
