@@ -26,6 +26,7 @@ from eval.canvas import (
 )
 from eval.paintings import Painting
 from eval.pixels import ImageArray, check_images
+from eval.tokenizer_sheet import absolute_error
 from nvg.errors import UserError
 
 MOST_CLASSES_SHOWN = 12
@@ -174,9 +175,7 @@ def reconstruction_sheet(originals_BHWC: ImageArray, reconstructions_BHWC: Image
         raise ValueError(f"reconstructions: found {reconstructions_BHWC.shape}, expected {originals_BHWC.shape}")
     rows = np.linspace(0, len(originals_BHWC) - 1, min(count, len(originals_BHWC))).astype(int)
     before, after = originals_BHWC[rows], reconstructions_BHWC[rows]
-    error = np.abs(before.astype(np.int16) - after).mean(axis=-1, keepdims=True)
-    shown = (4 * error).clip(0, 255).astype(np.uint8)
-    ground = mosaic([list(to_rgb(images)) for images in (before, after, shown)])
+    ground = mosaic([list(to_rgb(images)) for images in (before, after, absolute_error(before, after))])
     names = ["original", "reconstruction", "error"]
     return _named_rows(ground, names, 1.12)
 

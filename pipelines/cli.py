@@ -16,6 +16,7 @@ from pipelines.cli_control import (
     StructureMask,
     control_overrides,
 )
+from pipelines.cli_eval import eval_app
 from pipelines.cli_frame import ConfigFile, DryRun, Overrides, SamplingPreset, resolve, run_app, show_plan
 from pipelines.cli_release import export_release, import_release
 from pipelines.cli_train import train_app
@@ -31,6 +32,7 @@ app = typer.Typer(
     "[bold]nvg doctor[/bold] shows what the machine lacks.",
 )
 app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
 app.command("import-release")(import_release)
 app.command("export-release")(export_release)
 
@@ -118,28 +120,6 @@ def sample(
         show_plan(resolved, plan_sample(resolved))
         return
     typer.echo(sample_images(resolved))
-
-
-@app.command("eval")
-def evaluate(
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    sampling: SamplingPreset = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Sample class-balanced images on Ray actors and score them: FID, IS, precision, recall, class accuracy.
-
-    The same seed gives the same images with any number of actors; a stopped run goes on where it was.
-
-    Example: [bold]nvg eval --config runs/demo/configs/evaluation.yaml --sampling paper pool.num_actors=2[/bold]
-    """
-    from pipelines.evaluate import EvaluateConfig, plan_evaluate, run_evaluate
-
-    resolved = resolve(EvaluateConfig, config, overrides, sampling=sampling)
-    if dry_run:
-        show_plan(resolved, plan_evaluate(resolved))
-        return
-    run_evaluate(resolved)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`nvg eval`: open the images and the checkpoints, evaluate, write `results.json` and `report.html`."""
+"""`nvg eval generator`: open the images and the checkpoints, evaluate, write `results.json` and `report.html`."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

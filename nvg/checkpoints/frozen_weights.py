@@ -36,12 +36,13 @@ def load_dino_features(path: str | Path) -> DinoFeatures:
     return network
 
 
-def load_perceptual_distance(path: str | Path, trunk: str = "vgg") -> PerceptualDistance:
+def load_perceptual_distance(path: str | Path, trunk: str = "vgg", *, key: str | None = None) -> PerceptualDistance:
     """LPIPS with its ImageNet trunk, frozen.
 
     Args:
         path: torchvision's `vgg16-397923af.pth` (or `alexnet-owt-7be5be79.pth`), the whole classifier or its features.
         trunk: "vgg" or "alex".
+        key: configuration key that names the path, for messages; None is that of the training loss.
 
     Raises:
         UserError: the file is missing or damaged, or holds another network.
@@ -50,7 +51,7 @@ def load_perceptual_distance(path: str | Path, trunk: str = "vgg") -> Perceptual
     where = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}[
         trunk
     ] + " of torchvision's ImageNet models"
-    tensors = read_tensors(path, f"LPIPS trunk {trunk}", where, f"judges.{trunk}_weights")
+    tensors = read_tensors(path, f"LPIPS trunk {trunk}", where, key or f"judges.{trunk}_weights")
     # lpips cuts `features` into slices whose layers keep their numbers.
     slices = {name.split(".")[1]: name.split(".")[0] for name in network.lpips.net.state_dict()}
     renamed = {}
