@@ -63,6 +63,9 @@ def test_brace_pattern_and_class_names(tmp_path):
     source = open_source(config(tmp_path / "train-{000..001}.tar"))
     assert len(source) == 10
     assert source.class_names == ["ant", "bee", "cat"]
+    (tmp_path / "classes.txt").write_text("ant\nbee/wasp\ncat\n")
+    with pytest.raises(UserError, match="found the class name 'bee/wasp'"):
+        open_source(config(tmp_path))
 
 
 def test_members_in_any_order_make_whole_samples(tmp_path):
