@@ -48,9 +48,9 @@ def tokenizer_sheet(paintings: Sequence[Painting]) -> bytes:
     top = 0.05
     for group in groups:
         for name, images_BHWC in group:
-            row = [[enlarge(image, least=128) for image in to_rgb(images_BHWC)]]
+            row: list[ImageArray | None] = [enlarge(image, least=128) for image in to_rgb(images_BHWC)]
             axes = place(figure, margin, top, tile * len(paintings), 0.92 * tile)
-            show(axes, mosaic(row))
+            show(axes, mosaic([row]))
             axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=LIGHT.ink)
             top += tile
         top += between
