@@ -32,7 +32,7 @@ from pipelines.evaluate_tokenizer import (
     plan_evaluate_tokenizer,
     run_evaluate_tokenizer,
 )
-from pipelines.sources import SourceConfig, open_source
+from pipelines.sources import BadImage, SourceConfig, open_source
 
 POOL = ChunkPoolConfig(num_actors=1, chunk_size=100, batch_size=50, cpus_per_actor=0.5)
 
@@ -115,6 +115,23 @@ def test_a_chunk_holds_the_reconstructions_of_its_images(
     assert chunk["readable_B"].all()
 
 
+def test_an_image_that_cannot_be_read_is_black_and_marked(
+    digits: EvaluationData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(SourceConfig(split="test"))
+
+    def read(index: int, view: int) -> np.ndarray:
+        if index == 4:
+            raise BadImage("cut off")
+        return digits.held_out_images[index]
+
+    monkeypatch.setattr(source, "read", read)
+    images, readable = SourceImages(source).read(np.array([3, 4, 5]))
+    assert readable.tolist() == [True, False, True]
+    assert (images[[0, 2]] == digits.held_out_images[[3, 5]]).all()
+    assert not images[1].any()
+
+
 def test_the_key_follows_images_weights_and_rounding(job: ReconstructionJob, vgg_file: str) -> None:
     base = chunk_identity(job, POOL)
     assert chunk_identity(job, replace(POOL, num_actors=3)) == base
@@ -160,6 +177,7 @@ def test_settings_come_from_the_command_line() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_one_worker_equals_two_and_nothing_is_computed_twice(
     ray_session, job: ReconstructionJob, extractor_spec: ExtractorSpec, vgg_file: str, tmp_path: Path
 ) -> None:
