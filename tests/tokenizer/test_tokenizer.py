@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from nvg.errors import UserError
 from nvg.granularity import check_structure
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "image_channels": 1,
     "base_width": 8,
     "norm_groups": 4,
