@@ -122,7 +122,7 @@ def test_inception_with_weights_in_the_real_file_format(tmp_path: Path, digits) 
 
 def test_missing_inception_file_names_file_and_source(tmp_path: Path) -> None:
     spec = ExtractorSpec(kind=INCEPTION, path=str(tmp_path / "inception.pth"))
-    with pytest.raises(UserError, match=r"inception\.pth.*weights-inception-2015-12-05.*extractor\.path"):
+    with pytest.raises(UserError, match=r"inception\.pth.*weights-inception-2015-12-05.*extractor_path"):
         build_extractor(spec)
 
 
