@@ -1,0 +1,55 @@
+"""A tokenizer that cannot learn 64 images by heart has a fault somewhere: the demo's, through the real training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval.metrics import peak_signal_to_noise
+from eval.pixels import to_uint8
+from nvg.checkpoints import load_network
+from nvg.tokenizer import Tokenizer
+from pipelines.configuration import load_config
+from pipelines.demo import DemoConfig
+from pipelines.sources import load_images, open_source, to_model_range
+from pipelines.train_tokenizer import train_tokenizer
+
+NUM_IMAGES = 64
+STEPS = 400  # about 80 seconds of processor time
+
+
+def write_digits(folder: Path) -> None:
+    source = open_source(replace(load_config(DemoConfig, "demo/digits.yaml", []).tokenizer.source, num_views=1))
+    for number, image in enumerate(load_images(source, range(1)).images[:NUM_IMAGES]):
+        (folder / "digit").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(image)[..., 0]).save(folder / "digit" / f"{number:02d}.png")
+
+
+@pytest.mark.slow
+def test_sixty_four_digits_are_learned_by_heart(tmp_path):
+    write_digits(tmp_path / "images")
+    overrides = [
+        f"folder={tmp_path}",
+        "source.kind=folder",
+        f"source.path={tmp_path / 'images'}",
+        "tokenizer.source.num_views=1",
+        "tokenizer.source.view_policy=center",
+        "tokenizer.source.split=all",
+        "tokenizer.loop.engine=plain",
+        f"tokenizer.optimizer.total_images={STEPS * NUM_IMAGES}",
+        "tokenizer.optimizer.decay_start=0.5",
+        "tokenizer.optimizer.final_factor=0.02",
+        "tokenizer.optimizer.ema_half_life_images=640",
+    ]
+    config = load_config(DemoConfig, "demo/digits.yaml", overrides).tokenizer
+    tokenizer = load_network(Tokenizer, train_tokenizer(config))
+    images = load_images(open_source(config.source), range(1)).images
+    assert len(images) == NUM_IMAGES
+    with torch.inference_mode():
+        found = to_uint8(tokenizer.reconstruct(torch.from_numpy(to_model_range(images))), "round")
+    assert peak_signal_to_noise(found, images).mean() >= 30.0
