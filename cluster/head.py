@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.process import stop_process
 from cluster.session import ClusterError, SessionConfig, free_port, session_environment
 
 START_TIMEOUT_S = 120.0
@@ -68,12 +69,7 @@ def local_head(config: SessionConfig) -> Iterator[str]:
                 )
             yield f"http://{dashboard}"
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop_process(process, STOP_TIMEOUT_S)
 
 
 def _answers(url: str, process: "subprocess.Popen[bytes]") -> bool:

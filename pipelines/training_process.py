@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.process import stop_process
 from pipelines.configuration import dump_config
 from pipelines.training_ray import CODE_ROOT
 
@@ -52,13 +53,7 @@ def training_process(
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stop_process(process, STOP_TIMEOUT_S)
 
 
 def failure_text(what: str, run_folder: str, code: int) -> str:
