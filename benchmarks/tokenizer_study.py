@@ -1,0 +1,179 @@
+"""Tokenizers of the demo side by side: granularity against spatial structure, 64 against 256 entries, several seeds.
+
+    .venv/bin/python benchmarks/tokenizer_study.py --seeds 0 1 2 --folder runs/tokenizer_study
+
+All are trained on the same images for the same number of them, differing in one setting, and scored on the held-out
+images with one feature network. A training or a score that is there already is kept. Writes the table and
+`tokenizer_study.json`, whose curves hold every logged step of the demo's own setting, seed 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.session import cluster_session
+from eval.adherence import encode_images, split_agreement
+from eval.judge import class_accuracy, train_judge
+from eval.pixels import to_model_range, to_uint8
+from nvg.checkpoints import load_network
+from nvg.tokenizer import Tokenizer
+from pipelines.configuration import load_config
+from pipelines.demo import DemoConfig
+from pipelines.evaluate_tokenizer import EvaluateTokenizerConfig, run_evaluate_tokenizer
+from pipelines.sources import load_images, open_source
+from pipelines.train_tokenizer import train_tokenizer
+
+VARIANTS = {
+    "granularity, 64 entries": ["tokenizer.model.structure=granularity"],
+    "spatial, 64 entries": ["tokenizer.model.structure=spatial"],
+    "granularity, 256 entries": ["tokenizer.model.codebook_size=256"],
+}
+CURVES_OF = next(iter(VARIANTS))
+
+
+def main() -> None:
+    """Trains, scores, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/tokenizer_study"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/tokenizer_study.json"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the demo's configuration, for all")
+    given = parser.parse_args()
+    config = load_config(DemoConfig, "demo/digits.yaml", [f"folder={given.folder}", *given.overrides])
+    study = Study(config, given.folder)
+    with cluster_session(config.session):
+        cells = [
+            study.cell(name, overrides + given.overrides, seed)
+            for name, overrides in VARIANTS.items()
+            for seed in given.seeds
+        ]
+    result = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "python " + " ".join(sys.argv),
+        "images": config.tokenizer.optimizer.total_images,
+        "cells": cells,
+        "curves": read_curves(given.folder / folder_name(CURVES_OF, given.seeds[0])),
+    }
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(table(cells))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The held-out images, the judge, and where everything is kept."""
+
+    config: DemoConfig
+    folder: Path
+
+    @cached_property
+    def _held_out(self) -> Any:
+        source = replace(self.config.tokenizer.source, num_views=1, view_policy="center")
+        judged = load_images(open_source(replace(source, split="judge")))
+        judge = train_judge(judged.images, judged.labels, num_classes=10, config=self.config.evaluation.judge)
+        return load_images(open_source(replace(source, split="test"))), judge
+
+    def cell(self, name: str, overrides: list[str], seed: int) -> dict[str, Any]:
+        """One tokenizer: trained, scored.
+
+        Args:
+            name: of the variant.
+            overrides: what makes it.
+            seed: of the training.
+
+        Returns:
+            Its scores.
+        """
+        folder = self.folder / folder_name(name, seed)
+        values = [f"folder={folder}", f"seed={seed}", "tokenizer.loop.engine=plain", *overrides]
+        run = load_config(DemoConfig, "demo/digits.yaml", values).tokenizer
+        began = time.monotonic()
+        weights = train_tokenizer(run)
+        seconds = time.monotonic() - began
+        source = replace(run.source, num_views=1, view_policy="center", split="test")
+        evaluation = EvaluateTokenizerConfig(
+            output=str(self.folder / "evaluation" / folder.name),
+            tokenizer=str(weights),
+            source=source,
+            extractor_path=self._extractor(),
+            rounding="round",
+            session=self.config.session,
+        )
+        scores = run_evaluate_tokenizer(evaluation)["scores"]
+        return {"variant": name, "seed": seed, "training_s": seconds, "scores": scores, **self._own_scores(weights)}
+
+    def _extractor(self) -> str:
+        """The feature network the first evaluation trained; empty before that."""
+        found = sorted((self.folder / "evaluation").glob("*/feature-network/*"))
+        return str(found[0].absolute()) if found else ""
+
+    def _own_scores(self, weights: Path) -> dict[str, float]:
+        """What `nvg eval tokenizer` does not tell."""
+        digits, judge = self._held_out
+        tokenizer = load_network(Tokenizer, weights)
+        images_BCHW = to_model_range(digits.images)
+        with torch.inference_mode():
+            _, structure_BL = tokenizer.tokenize(images_BCHW)
+            found_BCHW = tokenizer.reconstruct(images_BCHW)
+        found_BHWC = to_uint8(found_BCHW, "round")
+        read_B = judge.read(found_BHWC)
+        scores = {
+            "mean_squared_error": float((found_BCHW - images_BCHW).square().mean()),
+            "read_correctly": class_accuracy(read_B, np.asarray(digits.labels), 10)[0],
+        }
+        if tokenizer.config.structure == "granularity":
+            latent_BLC, num_splits = encode_images(tokenizer, found_BHWC), tokenizer.dequantizer.layout.last_stage
+            scores["splits_kept"] = float(split_agreement(latent_BLC, structure_BL, num_splits).mean())
+        return scores
+
+
+def folder_name(variant: str, seed: int) -> str:
+    """Of one tokenizer's run."""
+    return f"{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+
+
+def read_curves(folder: Path) -> list[dict[str, float]]:
+    """Every logged step of a training."""
+    lines = (folder / "tokenizer" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Mean and range over the seeds, a row for each figure, a column for each variant."""
+    rows = {
+        "reconstruction, mean squared error ×1000": lambda cell: 1000 * cell["mean_squared_error"],
+        "PSNR, dB": lambda cell: cell["scores"]["psnr_db"],
+        "SSIM": lambda cell: cell["scores"]["ssim"],
+        "rFID": lambda cell: cell["scores"]["rfid"],
+        "read correctly, %": lambda cell: 100 * cell["read_correctly"],
+        "splits kept by the reconstruction, %": lambda cell: 100 * cell.get("splits_kept", math.nan),
+        "codebook used, %": lambda cell: 100 * cell["scores"]["codebook"]["usage"],
+        "perplexity": lambda cell: cell["scores"]["codebook"]["perplexity"],
+    }
+    for stage in range(len(cells[0]["scores"]["codebook"]["stages"])):
+        rows[f"used by stage {stage}, %"] = lambda cell, stage=stage: (
+            100 * cell["scores"]["codebook"]["stages"][stage]["usage"]
+        )
+    names = list(dict.fromkeys(cell["variant"] for cell in cells))
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for title, figure in rows.items():
+        columns = [[figure(cell) for cell in cells if cell["variant"] == name] for name in names]
+        texts = [f"{statistics.fmean(values):.4g} ({min(values):.4g}–{max(values):.4g})" for values in columns]
+        lines.append(f"| {title} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
