@@ -24,11 +24,12 @@ $(INSTALLED): pyproject.toml requirements.lock tools/install.sh
 demo: $(INSTALLED)
 	$(BIN)/nvg demo
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: quick
+	$(BIN)/python -m pytest -m "slow or cluster"
 
+# Two processes side by side; tests of one xdist_group stay in one of them.
 quick: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist loadgroup
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -17,13 +17,13 @@ from PIL import Image
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FEW_SAMPLES = ["evaluation.pool.num_samples=200", "evaluation.pool.chunk_size=100", "evaluation.pool.batch_size=100"]
-# About a fifth of the default training: enough to read most digits, and to fail if a step of the chain were wrong.
+# An eighth of the default training: enough to read half of the digits, and to fail if a step of the chain were wrong.
 SHORT = [
     "tokenizer.optimizer.total_images=19200",
     "tokenizer.loss.soft_assignment_images=6400",
-    "generators.content.optimizer.total_images=64000",
+    "generators.content.optimizer.total_images=38400",
     "generators.content.optimizer.warmup_images=3200",
-    "generators.structure.optimizer.total_images=38400",
+    "generators.structure.optimizer.total_images=25600",
     "generators.structure.optimizer.warmup_images=1920",
     *FEW_SAMPLES,
 ]
@@ -37,6 +37,7 @@ TINY = [
     "generators.structure.optimizer.warmup_images=0",
     "evaluation.guidance_one=false",
     "evaluation.sampling.num_flow_steps=2",
+    "evaluation.feature_training.num_steps=50",
     *FEW_SAMPLES,
 ]
 

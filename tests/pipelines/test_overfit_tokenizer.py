@@ -20,7 +20,7 @@ from pipelines.sources import load_images, open_source, to_model_range
 from pipelines.train_tokenizer import train_tokenizer
 
 NUM_IMAGES = 64
-STEPS = 400  # about 80 seconds of processor time
+STEPS = 300  # about a minute of processor time
 
 
 def write_digits(folder: Path) -> None:
