@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/tokenizer_study.py --seeds 0 1 2 --folder runs/tokenizer_study
 
 All are trained on the same images for the same number of them, differing in one setting, and scored on the held-out
-images with one feature network. A training or a score that is there already is kept. Writes the table and
-`tokenizer_study.json`, whose curves hold every logged step of the demo's own setting, seed 0.
+images with one feature network. A training that is finished is kept. Prints the table; writes `tokenizer_study.json`,
+and the losses and the usage of every logged step of the demo's own setting as `tokenizer_curves.jsonl` and `.png`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import sys
 import time
@@ -25,6 +26,7 @@ import torch
 
 from cluster.session import cluster_session
 from eval.adherence import encode_images, split_agreement
+from eval.canvas import LIGHT, new_figure, place, to_png
 from eval.judge import class_accuracy, train_judge
 from eval.pixels import to_model_range, to_uint8
 from nvg.checkpoints import load_network
@@ -64,10 +66,13 @@ def main() -> None:
         "command": "python " + " ".join(sys.argv),
         "images": config.tokenizer.optimizer.total_images,
         "cells": cells,
-        "curves": read_curves(given.folder / folder_name(CURVES_OF, given.seeds[0])),
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
+    log = given.folder / folder_name(CURVES_OF, given.seeds[0]) / "tokenizer" / "metrics.jsonl"
+    shutil.copyfile(log, given.output.with_name("tokenizer_curves.jsonl"))
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    given.output.with_name("tokenizer_curves.png").write_bytes(draw_curves(rows))
     sys.stdout.write(table(cells))
 
 
@@ -144,10 +149,33 @@ def folder_name(variant: str, seed: int) -> str:
     return f"{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}"
 
 
-def read_curves(folder: Path) -> list[dict[str, float]]:
-    """Every logged step of a training."""
-    lines = (folder / "tokenizer" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def draw_curves(rows: list[dict[str, float]]) -> bytes:
+    """Losses and usage of each stage over the images seen, as PNG bytes."""
+    panels = {
+        "L1": {"L1": "l1"},
+        "quantiser loss": {"quantiser": "quantizer"},
+        "codebook used, by stage": {str(stage): f"codebook_{stage}_usage" for stage in range(5)},
+        "perplexity, by stage": {str(stage): f"codebook_{stage}_perplexity" for stage in range(5)},
+    }
+    figure = new_figure(11.2, 2.5)
+    figure.patch.set(alpha=1.0, facecolor="white")
+    images = [row["images"] / 1000 for row in rows]
+    for number, (title, lines) in enumerate(panels.items()):
+        axes = place(figure, 0.45 + 2.75 * number, 0.35, 2.2, 1.65)
+        for shade, (label, key) in enumerate(lines.items()):
+            alpha = 1.0 - 0.16 * shade
+            axes.plot(images, [row[key] for row in rows], color=LIGHT.accent, alpha=alpha, linewidth=1.4)
+            if len(lines) > 1:
+                axes.text(
+                    1.015 * images[-1], rows[-1][key], label, color=LIGHT.ink, alpha=alpha, fontsize=7, va="center"
+                )
+        axes.set_title(title, color=LIGHT.ink, fontsize=9, loc="left")
+        axes.set_xlabel("thousand images", color=LIGHT.ink, fontsize=8)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(colors=LIGHT.ink, labelsize=7.5, length=0)
+        axes.grid(color=LIGHT.faint, alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return to_png(figure)
 
 
 def table(cells: list[dict[str, Any]]) -> str:
