@@ -78,6 +78,7 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str
         "device": config.device,
         "seed": config.seed,
         **({} if structure == GRANULARITY else {"structure": structure}),
+        **({"view_flip": True} if config.source.flip else {}),
     }
     generator = np.random.Generator(np.random.Philox(key=config.seed))
     order = generator.permutation(len(source)).astype(np.int64)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from nvg.errors import UserError
+from pipelines.sources.locations import is_file, join, location_of, read_bytes
 
 CLASS_MAP_FILES = ("classes.json", "classes.txt")
 
 
-def class_names_of(root: Path, folders: Sequence[str], path: str | None) -> dict[str, str]:
+def class_names_of(
+    root: str, folders: Sequence[str], path: str | None, files: Sequence[str] = CLASS_MAP_FILES
+) -> dict[str, str]:
     """Display name of each class folder, in the order of the labels.
 
     Args:
-        root: Folder of the class folders.
+        root: Location of the class folders.
         folders: Names of the class folders, sorted.
         path: Class map, or None for the one in `root`, or none at all: then a folder's name is the class's.
+        files: What a class map in `root` may be called.
 
     Returns:
         Folder name → display name. Equal display names are told apart by their folders.
@@ -26,7 +29,7 @@ def class_names_of(root: Path, folders: Sequence[str], path: str | None) -> dict
     Raises:
         UserError: The map cannot be read, or names other folders than there are.
     """
-    file = _find(root, path)
+    file = find_one(root, path, files, "class_map")
     if file is None:
         return {name: name for name in folders}
     named = read_class_map(file)
@@ -41,12 +44,12 @@ def class_names_of(root: Path, folders: Sequence[str], path: str | None) -> dict
     return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in named.items()}
 
 
-def read_class_map(path: Path) -> dict[str, str]:
+def read_class_map(path: str) -> dict[str, str]:
     """Read a class map.
 
     Args:
-        path: `.json`: an object, folder name → display name. Any other: lines of a folder name and a display name,
-            divided by a tab, or else by the first space; a folder's name alone stands for itself.
+        path: Its location. `.json`: an object, folder name → display name. Any other: lines of a folder name and a
+            display name, divided by a tab, or else by the first space; a folder's name alone stands for itself.
 
     Returns:
         Folder name → display name, in the file's order.
@@ -55,10 +58,10 @@ def read_class_map(path: Path) -> dict[str, str]:
         UserError: The file cannot be read or is not of that form.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the class map cannot be read: {error}; change source.class_map") from error
-    pairs = _json_pairs(text, path) if path.suffix.lower() == ".json" else _text_pairs(text)
+    pairs = _json_pairs(text, path) if path.lower().endswith(".json") else _text_pairs(text)
     repeated = [folder for folder, count in Counter(folder for folder, _ in pairs).items() if count > 1]
     if repeated or not pairs:
         found = f"{repeated[0]!r} twice" if repeated else "no class"
@@ -68,7 +71,7 @@ def read_class_map(path: Path) -> dict[str, str]:
     return dict(pairs)
 
 
-def check_class_name(name: str, path: Path) -> None:
+def check_class_name(name: str, path: str) -> None:
     """Refuse a name that cannot be part of a file's name, as samples are called by their class.
 
     Args:
@@ -82,16 +85,30 @@ def check_class_name(name: str, path: Path) -> None:
         raise UserError(f"{path}: found the class name {name!r}, expected printable characters and no slash")
 
 
-def _find(root: Path, path: str | None) -> Path | None:
+def find_one(root: str, path: str | None, names: Sequence[str], key: str) -> str | None:
+    """A file that accompanies images.
+
+    Args:
+        root: Location of the images.
+        path: What the user says, or None.
+        names: What it may be called in `root`.
+        key: Setting to name.
+
+    Returns:
+        Its location; None where none is given and none found.
+
+    Raises:
+        UserError: Several are found.
+    """
     if path is not None:
-        return Path(path).expanduser().absolute()
-    found = [root / name for name in CLASS_MAP_FILES if (root / name).is_file()]
+        return location_of(path)
+    found = [name for name in names if is_file(join(root, name))]
     if len(found) > 1:
-        raise UserError(f"{root}: found {' and '.join(CLASS_MAP_FILES)}, expected one class map; set source.class_map")
-    return found[0] if found else None
+        raise UserError(f"{root}: found {' and '.join(found)}, expected one {key.replace('_', ' ')}; set source.{key}")
+    return join(root, found[0]) if found else None
 
 
-def _json_pairs(text: str, path: Path) -> list[tuple[str, str]]:
+def _json_pairs(text: str, path: str) -> list[tuple[str, str]]:
     try:
         pairs = json.loads(text, object_pairs_hook=list)
     except ValueError as error:

@@ -23,9 +23,14 @@ def open_source(config: SourceConfig) -> ImageSource:
 
         return DigitsSource(config)
     if config.kind == "folder":
-        from pipelines.sources.folder import FolderSource
+        from pipelines.sources.folder import FolderSource, list_class_folders
 
-        return FolderSource(config)
+        return FolderSource(config, list_class_folders(config))
+    if config.kind == "imagenet":
+        from pipelines.sources.folder import FolderSource
+        from pipelines.sources.imagenet import list_imagenet
+
+        return FolderSource(config, list_imagenet(config))
     from pipelines.sources.webdataset_tars import WebdatasetSource
 
     return WebdatasetSource(config)

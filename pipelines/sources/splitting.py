@@ -22,9 +22,10 @@ def select_split(keys: Sequence[str], labels: Sequence[int], config: SourceConfi
         config: Split, seed and fractions.
 
     Returns:
-        Ascending indices of the chosen inputs. "train", "judge" and "test" are disjoint and cover "all".
+        Ascending indices of the chosen inputs. "train", "judge" and "test" are disjoint and cover "all". Of an
+        "imagenet" source, which is listed by its own division, all inputs.
     """
-    if config.split == "all":
+    if config.split == "all" or config.kind == "imagenet":
         return list(range(len(keys)))
     label_N = np.asarray(labels, dtype=np.int64)
     chosen: list[int] = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tarfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from webdataset.tariterators import base_plus_ext
 
 from nvg.errors import UserError
+from pipelines.sources.locations import open_binary, read_range, size_of
 
 LABEL_EXTENSIONS = ("cls", "json")
 _BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -29,11 +29,11 @@ class TarSample:
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
-def index_tar(path: Path) -> list[TarSample]:
+def index_tar(path: str) -> list[TarSample]:
     """List the samples of a shard, in order of first appearance, whatever the order of their members.
 
     Args:
-        path: An uncompressed tar in the webdataset convention: members of a sample share the name up to the
+        path: Location of an uncompressed tar in the webdataset convention: members of a sample share the name up to the
             first dot.
 
     Returns:
@@ -45,8 +45,8 @@ def index_tar(path: Path) -> list[TarSample]:
     samples: dict[str, TarSample] = {}
     num_members, end = 0, 0
     try:
-        file_bytes = path.stat().st_size
-        with tarfile.open(path, mode="r:") as archive:
+        file_bytes = size_of(path)
+        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 num_members += 1
                 end = member.offset_data + _padded(member.size if member.isreg() else 0)
@@ -75,21 +75,19 @@ def index_tar(path: Path) -> list[TarSample]:
     return list(samples.values())
 
 
-def read_member(path: Path, offset: int, num_bytes: int) -> bytes:
+def read_member(path: str, offset: int, num_bytes: int) -> bytes:
     """Read one member of an indexed tar.
 
     Raises:
         OSError: The file is not what was indexed any more.
     """
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(num_bytes)
+    data = read_range(path, offset, num_bytes)
     if len(data) != num_bytes:
         raise OSError(f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use")
     return data
 
 
-def _truncated(path: Path, file_bytes: int, expected_bytes: int, num_members: int) -> UserError:
+def _truncated(path: str, file_bytes: int, expected_bytes: int, num_members: int) -> UserError:
     return UserError(
         f"{path}: truncated: got {file_bytes} bytes, expected at least {expected_bytes} "
         f"(the end of archive was not reached after {num_members} members); copy or write the shard again"

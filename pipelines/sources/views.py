@@ -1,7 +1,7 @@
 """View policies: how one picture becomes the square views a model sees.
 
-View 0 is the centred one under every policy. The others depend only on (seed, key, view). Under "fresh_crop" there is
-no end of them: epoch e of a training takes view e + 1.
+View 0 is the centred one, except under "random_crop". Random ones depend only on (seed, key, view). Under "fresh_crop"
+there is no end of them: epoch e of a training takes view e + 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.sources.image_source import BadImage
 logger = logging.getLogger(__name__)
 
 CROP_RATIO = 1.125
-CROP_POLICIES = ("crop", "fresh_crop")
+CROP_POLICIES = ("crop", "random_crop", "ten_crop", "fresh_crop")
 _MAX_RESIZED_PIXELS = 1 << 26
 
 
@@ -58,7 +58,8 @@ def make_view(
 
     "center" and "shift" resize the shorter side to `image_size` and take the centre; "shift" then moves the
     picture by a different small offset in each view and fills with zeros. "crop" and "fresh_crop" resize the
-    shorter side to 1.125 * `image_size` and take the centre (view 0) or a random square.
+    shorter side to 1.125 * `image_size` and take the centre (view 0) or a random square, which `flip` mirrors with
+    probability 1/2; "random_crop" has no centred view. "ten_crop" takes the centre, the corners, and the five mirrored.
 
     Args:
         image: Picture of mode "L" or "RGB", any size.
@@ -79,20 +80,29 @@ def make_view(
     if view < 0 or (view >= config.num_views and config.view_policy != "fresh_crop"):
         raise IndexError(f"view {view} of {config.num_views}")
     resized = _resize_shorter_side(image, _shorter_side(config), resample)
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    if config.view_policy == "crop" and view > 0:
-        generator = _generator(config.seed, key, view)
-        left = int(generator.integers(0, resized.width - size + 1))
-        top = int(generator.integers(0, resized.height - size + 1))
-    if config.view_policy == "fresh_crop" and view > 0:
-        uniform = uniforms(config.seed, _key_number(key), Purpose.DATA_CROP, view - 1, (2,))
-        left = int(uniform[0] * (resized.width - size + 1))
-        top = int(uniform[1] * (resized.height - size + 1))
+    left, top, mirrored = _place(resized.width - size, resized.height - size, config, key, view)
     pixels = np.asarray(resized)[top : top + size, left : left + size]
-    pixels = np.ascontiguousarray(pixels.reshape(size, size, config.image_channels))
+    pixels = pixels.reshape(size, size, config.image_channels)
+    pixels = np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
     if config.view_policy == "shift" and view > 0:
         return _shift(pixels, *_shift_offset(config, key, view))
     return pixels
+
+
+def _place(width: int, height: int, config: SourceConfig, key: str, view: int) -> tuple[int, int, bool]:
+    """Left and top of a view's square where it has `width` and `height` pixels of play, and whether it is mirrored."""
+    policy = config.view_policy
+    if policy == "ten_crop" and view % 5 > 0:
+        column, row = ((0, 0), (1, 0), (0, 1), (1, 1))[view % 5 - 1]
+        return column * width, row * height, view >= 5
+    if policy == "random_crop" or (policy == "crop" and view > 0):
+        generator = _generator(config.seed, key, view + 1 if policy == "random_crop" else view)
+        left, top = int(generator.integers(0, width + 1)), int(generator.integers(0, height + 1))
+        return left, top, config.flip and bool(generator.integers(0, 2))
+    if policy == "fresh_crop" and view > 0:
+        uniform = uniforms(config.seed, _key_number(key), Purpose.DATA_CROP, view - 1, (3 if config.flip else 2,))
+        return int(uniform[0] * (width + 1)), int(uniform[1] * (height + 1)), config.flip and bool(uniform[2] < 0.5)
+    return width // 2, height // 2, policy == "ten_crop" and view >= 5
 
 
 def _shorter_side(config: SourceConfig) -> int:

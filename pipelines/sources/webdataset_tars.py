@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,16 @@ from nvg.errors import UserError
 from pipelines.sources.class_map import check_class_name
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.image_source import SkippedInput, check_bad_inputs
+from pipelines.sources.locations import (
+    folder_of,
+    is_file,
+    is_folder,
+    join,
+    list_files,
+    location_of,
+    name_of,
+    read_bytes,
+)
 from pipelines.sources.splitting import select_split
 from pipelines.sources.tar_index import TarSample, index_tar, read_member
 from pipelines.sources.views import view_of_file
@@ -37,20 +46,20 @@ class WebdatasetSource:
         self.config = config
         self.shards = _find_shards(str(config.path))
         image_extensions = {name.lstrip(".") for name in Image.registered_extensions()}
-        expected_counts = _expected_counts(self.shards[0].parent)
+        expected_counts = _expected_counts(folder_of(self.shards[0]))
         keys: list[str] = []
         labels: list[int] = []
         places: list[tuple[int, int, int]] = []
         bad: dict[str, str] = {}
         for number, path in enumerate(self.shards):
             samples = index_tar(path)
-            expected = expected_counts.get(path.name, len(samples))
+            expected = expected_counts.get(name_of(path), len(samples))
             if expected != len(samples):
                 raise UserError(
                     f"{path}: got {len(samples)} samples, expected {expected} by {COUNTS_FILE}; copy it again"
                 )
             for sample in samples:
-                key = f"{path.name}/{sample.key}"
+                key = f"{name_of(path)}/{sample.key}"
                 keys.append(key)
                 try:
                     place = _image_place(sample, image_extensions)
@@ -65,7 +74,7 @@ class WebdatasetSource:
         self.keys = [keys[index] for index in usable]
         self.labels = np.asarray([labels[index] for index in usable], dtype=np.int64)
         self.skipped = [SkippedInput(keys[index], bad[keys[index]]) for index in chosen if keys[index] in bad]
-        self.class_names = _class_names(self.shards[0].parent, max(labels, default=-1) + 1)
+        self.class_names = _class_names(folder_of(self.shards[0]), max(labels, default=-1) + 1)
         self.fingerprint = _fingerprint([(keys[index], places[index][2]) for index in chosen])
         self._places = [places[index] for index in usable]
         check_bad_inputs(self.skipped, self)
@@ -82,29 +91,30 @@ class WebdatasetSource:
         return view_of_file(data, config=self.config, key=self.keys[index], view=view)
 
 
-def _find_shards(path: str) -> list[Path]:
-    folder = Path(path).expanduser().absolute()
-    if folder.is_dir():
-        shards = sorted(folder.glob("*.tar"))
+def _find_shards(path: str) -> list[str]:
+    folder = location_of(path)
+    if is_folder(folder):
+        names = [name for name, _ in list_files(folder) if "/" not in name and name.endswith(".tar")]
+        shards = [join(folder, name) for name in names]
     else:
-        shards = [Path(url).expanduser().absolute() for url in expand_urls(path)]
+        shards = [location_of(url) for url in expand_urls(path)]
     if not shards:
         raise UserError(f"{path}: found no *.tar files, expected webdataset shards; change the source's path")
     for shard in shards:
-        if not shard.is_file():
+        if not is_file(shard):
             raise UserError(f"{shard}: found no such file, expected a webdataset shard; change the source's path")
-    if len({shard.name for shard in shards}) < len(shards):
+    if len(set(map(name_of, shards))) < len(shards):
         raise UserError(f"{path}: two shards have the same file name, expected different names")
     return shards
 
 
-def _expected_counts(folder: Path) -> dict[str, int]:
-    path = folder / COUNTS_FILE
-    if not path.is_file():
+def _expected_counts(folder: str) -> dict[str, int]:
+    path = join(folder, COUNTS_FILE)
+    if not is_file(path):
         return {}
     try:
-        shards = json.loads(path.read_text())["shardlist"]
-        return {Path(shard["url"]).name: int(shard["nsamples"]) for shard in shards}
+        shards = json.loads(read_bytes(path))["shardlist"]
+        return {name_of(shard["url"]): int(shard["nsamples"]) for shard in shards}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an index of webdataset shards ({error!r}); repair or remove it") from error
 
@@ -135,11 +145,11 @@ def _label(sample: TarSample) -> int:
     return label
 
 
-def _class_names(folder: Path, num_classes: int) -> list[str]:
-    path = folder / CLASS_NAMES_FILE
-    if not path.is_file():
+def _class_names(folder: str, num_classes: int) -> list[str]:
+    path = join(folder, CLASS_NAMES_FILE)
+    if not is_file(path):
         return [str(label) for label in range(num_classes)]
-    names = path.read_text(encoding="utf-8").splitlines()
+    names = read_bytes(path).decode().splitlines()
     if len(names) < num_classes:
         raise UserError(
             f"{path}: found {len(names)} class names, expected at least {num_classes}: the shards hold label "

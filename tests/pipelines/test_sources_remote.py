@@ -1,0 +1,85 @@
+"""Sources behind a URL give what the same files give on this machine."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from test_sources import write_class_folders
+from test_sources_webdataset import write_shards
+
+from nvg.errors import UserError
+from pipelines.sources import ImageSource, SourceConfig, open_source
+from pipelines.sources.locations import list_files
+
+
+@pytest.fixture(params=["file", "memory"])
+def url_of(request, tmp_path):
+    """From a local folder to the URL of the same files."""
+    system = fsspec.filesystem(request.param)
+
+    def publish(folder: Path) -> str:
+        if request.param == "file":
+            return f"file://{folder}"
+        for path in filter(Path.is_file, folder.rglob("*")):
+            system.pipe_file(f"/{tmp_path.name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"memory://{tmp_path.name}"
+
+    yield publish
+    if request.param == "memory":
+        system.store.clear()
+
+
+def opened(path: Path | str, **changes) -> ImageSource:
+    return open_source(
+        SourceConfig(**{"kind": "folder", "path": str(path), "split": "all", "image_channels": 3, **changes})
+    )
+
+
+def assert_same_images(found: ImageSource, expected: ImageSource) -> None:
+    assert found.keys == expected.keys
+    assert found.fingerprint == expected.fingerprint
+    assert found.class_names == expected.class_names
+    copy = pickle.loads(pickle.dumps(found))
+    for index in range(len(expected)):
+        assert np.array_equal(copy.read(index, 0), expected.read(index, 0))
+
+
+def test_class_folders(tmp_path, url_of):
+    write_class_folders(tmp_path, {"pear": 2, "fig": 3})
+    (tmp_path / "fig" / "deeper").mkdir()
+    (tmp_path / "fig" / "000.png").rename(tmp_path / "fig" / "deeper" / "x.png")
+    (tmp_path / "pear" / ".hidden").write_bytes(b"x")
+    (tmp_path / "classes.txt").write_text("pear Pyrus\nfig Ficus\n")
+    assert_same_images(opened(url_of(tmp_path)), opened(tmp_path))
+
+
+def test_tar_shards(tmp_path, url_of):
+    write_shards(tmp_path)
+    options = {"kind": "webdataset", "image_channels": 1}
+    url = url_of(tmp_path)
+    assert_same_images(opened(url, **options), opened(tmp_path, **options))
+    assert opened(f"{url}/train-{{000..000}}.tar", **options).keys == opened(url, **options).keys[:5]
+
+
+def test_truncated_tar_is_named_by_its_url(tmp_path, url_of):
+    path = write_shards(tmp_path)[1]
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"://.*train-001\.tar: truncated: got 3000 bytes, expected at least \d+"):
+        opened(url_of(tmp_path), kind="webdataset")
+
+
+def test_nothing_behind_a_url_is_named(tmp_path, url_of):
+    (tmp_path / "note").write_text("x")
+    url = url_of(tmp_path)
+    with pytest.raises(UserError, match=r"://.*/nowhere: found nothing, expected a folder of class folders"):
+        opened(f"{url}/nowhere")
+    assert list_files(url) == [("note", 1)]
+
+
+def test_a_store_without_its_package_is_named():
+    with pytest.raises(UserError, match=r"nowhere://x: cannot be opened: .*nowhere"):
+        opened("nowhere://x")
