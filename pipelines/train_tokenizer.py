@@ -16,7 +16,13 @@ from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
 from pipelines.sources import SourceConfig, open_source
-from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.training_config import (
+    DeepSpeedConfig,
+    LaunchConfig,
+    LoopConfig,
+    OptimizerConfig,
+    check_views_per_epoch,
+)
 from pipelines.training_engine import TrainingEngine
 from pipelines.training_images import ImageLoadingConfig, check_loading, image_source
 from pipelines.training_run import command, run_training
@@ -53,7 +59,7 @@ class TokenizerRunConfig:
     Attributes:
         run_folder: outputs; starting again with the same folder resumes.
         source: training images; ``image_size`` and ``image_channels`` also fix the model's.
-        views_per_epoch: "one" random view of each image per epoch, or "all".
+        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
         loading: images held in memory, or decoded batch by batch.
         validation_split: split of the same source for the validation loss (centred view), or null.
         model: architecture.
@@ -76,8 +82,7 @@ class TokenizerRunConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
-        if self.views_per_epoch not in ("one", "all"):
-            raise ValueError(f"views_per_epoch is {self.views_per_epoch!r}; choose one or all")
+        check_views_per_epoch("views_per_epoch", self.views_per_epoch)
         check_loading(self.source, self.loading)
 
 

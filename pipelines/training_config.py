@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 
 from nvg.errors import UserError
 
+VIEWS_PER_EPOCH = ("one", "in_turn", "all")  # a random view of each image, view (epoch mod their number), or all views
+
+
+def check_views_per_epoch(name: str, value: str) -> None:
+    """Refuse what is no way of choosing views: ValueError names the key."""
+    _check(value in VIEWS_PER_EPOCH, f"{name} is {value!r}; choose one of {', '.join(VIEWS_PER_EPOCH)}")
+
 
 def _check(good: bool, message: str) -> None:
     if not good:
@@ -219,8 +226,8 @@ class DataConfig:
     Attributes:
         path: folder with the MDS shards and manifest.json.
         loader: "memory" reads all records once (1.6 GB for ImageNet); "streaming" uses StreamingDataset.
-        views_per_epoch: "one" random view of each image per epoch, or "all" views (memory loader; streaming
-            always goes over all).
+        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn" (epoch e takes view
+            e mod their number), or "all" views (memory loader; streaming always goes over all).
         num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the
             fingerprint.
         num_workers: loader processes per rank (streaming).
@@ -239,10 +246,7 @@ class DataConfig:
             self.loader in ("memory", "streaming"),
             f"data.loader is {self.loader!r}; choose memory or streaming",
         )
-        _check(
-            self.views_per_epoch in ("one", "all"),
-            f"data.views_per_epoch is {self.views_per_epoch!r}; choose one or all",
-        )
+        check_views_per_epoch("data.views_per_epoch", self.views_per_epoch)
         _check(
             self.loader == "memory" or self.views_per_epoch == "all",
             "data.loader=streaming goes over all views: set data.views_per_epoch=all",

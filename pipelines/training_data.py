@@ -31,17 +31,16 @@ def record_source(records: RecordDataset, config: DataConfig) -> ArraySource:
     def fetch(rows: np.ndarray) -> dict[str, Tensor]:
         return {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
 
-    view_rows = _view_rows(records.image, config.views_per_epoch)
-    return ArraySource(view_rows, fetch, record_fingerprint(config, records.manifest))
+    view_rows = _view_rows(records.image, records.view)
+    return ArraySource(view_rows, fetch, record_fingerprint(config, records.manifest), config.views_per_epoch)
 
 
-def _view_rows(image: np.ndarray, views_per_epoch: str) -> list[np.ndarray]:
-    """Rows of each image in ascending image number; with "all" each row counts as an image of its own."""
-    if views_per_epoch == "all":
-        return list(np.arange(len(image)).reshape(-1, 1))
-    order = np.argsort(image, kind="stable")
+def _view_rows(image: np.ndarray, view: np.ndarray) -> list[np.ndarray] | np.ndarray:
+    """Rows of each image in ascending image number, its views in order; an array (N, V) where all have as many."""
+    order = np.lexsort((view, image))
     starts = np.flatnonzero(np.diff(image[order].astype(np.int64))) + 1
-    return np.split(order, starts)
+    counts = np.diff(np.concatenate([[0], starts, [len(order)]]))
+    return order.reshape(len(counts), -1) if (counts == counts[0]).all() else np.split(order, starts)
 
 
 def record_fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str, Any]:

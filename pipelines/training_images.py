@@ -32,7 +32,7 @@ from pipelines.sources import (
     load_images,
     to_model_range,
 )
-from pipelines.training_batches import ORDER, ArraySource, Batch, BatchSource, EpochRows
+from pipelines.training_batches import ArraySource, Batch, BatchSource, EpochSource, StepRows
 from pipelines.training_env import RankEnvironment
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadin
 
     Args:
         source: opened source.
-        views_per_epoch: "one" random view of each image per epoch, or "all".
+        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
         loading: memory or lazy.
 
     Returns:
@@ -97,7 +97,7 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
 
     Args:
         source: opened source.
-        views_per_epoch: "one" or "all".
+        views_per_epoch: as in `image_source`.
 
     Returns:
         Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
@@ -123,62 +123,46 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
         stored_B = np.searchsorted(readable, images_B) % len(readable) * config.num_views + views_B
         return {"image": torch.from_numpy(to_model_range(loaded.images[stored_B]))}
 
-    return ArraySource(_view_rows(source, views_per_epoch), fetch, _fingerprint(source, views_per_epoch))
+    return ArraySource(_view_rows(source), fetch, _fingerprint(source, views_per_epoch), views_per_epoch)
 
 
-class LazyImageSource:
-    """Batches whose images are read and decoded by a few threads, a few batches ahead.
+class LazyImageSource(EpochSource):
+    """Batches whose images are read and decoded by a few threads, a few batches ahead; order as in memory.
 
     No decoded image is held beyond its batch: memory is that of ``prefetch_batches + 1`` batches of bytes.
 
     Args:
         source: opened source.
-        views_per_epoch: "one" or "all".
+        views_per_epoch: as in `image_source`.
         loading: threads and batches ahead.
     """
 
     def __init__(self, source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> None:
+        super().__init__(_view_rows(source), _fingerprint(source, views_per_epoch), views_per_epoch)
         self._reader = ReplacingReader(source)
-        self._view_rows = _view_rows(source, views_per_epoch)
-        self._fingerprint = _fingerprint(source, views_per_epoch)
         self._config, self._loading = source.config, loading
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """Content and order of the data; that of the same images in memory."""
-        return {**self._fingerprint, "order": ORDER}
-
-    @property
-    def num_images(self) -> int:
-        """Images in one epoch."""
-        return len(self._view_rows)
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; reads no other rank's rows; never ends."""
-        share = global_batch // place.world_size
-        global_rows = slice(place.rank * share, (place.rank + 1) * share)
-        epoch_rows = EpochRows(seed, self._view_rows)
-        first = start_step * global_batch + place.rank * share
-        ahead: deque[tuple[np.ndarray, list[Future[np.ndarray]]]] = deque()
+        steps = self.steps(start_step=start_step, global_batch=global_batch, seed=seed, place=place)
+        ahead: deque[tuple[StepRows, list[Future[np.ndarray]]]] = deque()
         pool = ThreadPoolExecutor(self._loading.num_threads, thread_name_prefix="images")
         try:
             while True:
                 while len(ahead) <= self._loading.prefetch_batches:
-                    rows_B = epoch_rows.take(first, share)
-                    epochs_B = (first + np.arange(share)) // self.num_images
-                    ahead.append((rows_B, self._submit(pool, rows_B, epochs_B)))
-                    first += global_batch
-                rows_B, images = ahead.popleft()
+                    step = next(steps)
+                    ahead.append((step, self._submit(pool, step)))
+                step, images = ahead.popleft()
                 images_BHWC = np.stack([image.result() for image in images])
                 tensors = {"image": torch.from_numpy(to_model_range(images_BHWC))}
-                yield Batch(tensors=tensors, sample_ids=rows_B, global_rows=global_rows)
+                yield Batch(tensors=tensors, sample_ids=step.rows_B, global_rows=step.global_rows)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, rows_B: np.ndarray, epochs_B: np.ndarray) -> list[Future[np.ndarray]]:
-        images_B, views_B = np.divmod(rows_B, self._config.num_views)
+    def _submit(self, pool: ThreadPoolExecutor, step: StepRows) -> list[Future[np.ndarray]]:
+        images_B, views_B = np.divmod(step.rows_B, self._config.num_views)
         if self._config.view_policy == "fresh_crop":
-            views_B = epochs_B + 1
+            views_B = step.epochs_B + 1
         return [
             pool.submit(self._reader.read, image, view)
             for image, view in zip(images_B.tolist(), views_B.tolist(), strict=True)
@@ -236,10 +220,9 @@ def check_loading(source: SourceConfig, loading: ImageLoadingConfig) -> None:
         )
 
 
-def _view_rows(source: ImageSource, views_per_epoch: str) -> np.ndarray:
-    """Rows (N, V) of each image; with "all" each row counts as an image of its own (N·V, 1)."""
-    rows_NV = np.arange(len(source) * source.config.num_views).reshape(-1, source.config.num_views)
-    return rows_NV.reshape(-1, 1) if views_per_epoch == "all" else rows_NV
+def _view_rows(source: ImageSource) -> np.ndarray:
+    """Rows (N, V) of each image."""
+    return np.arange(len(source) * source.config.num_views).reshape(-1, source.config.num_views)
 
 
 def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
@@ -252,6 +235,7 @@ def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
         "image_channels": config.image_channels,
         "num_views": config.num_views,
         "view_policy": config.view_policy,
+        **({"view_flip": True} if config.flip else {}),
         "num_rows": len(source) * config.num_views,
         "views_per_epoch": views_per_epoch,
     }

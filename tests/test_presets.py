@@ -178,10 +178,18 @@ def test_stated_work_of_tokenizer_and_records_is_counted():
 def test_records_are_what_the_presets_say():
     config = load_config(PrecomputeConfig, "precompute/imagenet.yaml")
     assert f"{IMAGENET * config.source.num_views:,} records" in header("precompute/imagenet.yaml")["Expected"]
-    assert (config.source.view_policy, config.source.image_size, config.source.split) == ("crop", 256, "all")
+    assert (config.source.view_policy, config.source.image_size, config.source.split) == ("random_crop", 256, "all")
     trained_on = load_config(TokenizerRunConfig, "tokenizer/f16.yaml").source
-    assert replace(trained_on, view_policy="crop", num_views=16) == config.source
+    assert replace(trained_on, view_policy="random_crop", num_views=16) == config.source
     assert trained_on.view_policy == "fresh_crop"
+    small = load_config(PrecomputeConfig, "precompute/imagenet_one_view.yaml")
+    assert f"{IMAGENET * small.source.num_views:,} records" in header("precompute/imagenet_one_view.yaml")["Expected"]
+    assert replace(small, source=config.source, output=config.output) == config
+
+
+@pytest.mark.parametrize(("kind", "name", "depth"), TRAININGS)
+def test_an_epoch_of_the_presets_reads_one_view_of_each_image_in_turn(kind, name, depth):
+    assert load_config(GeneratorRunConfig, name).data.views_per_epoch == "in_turn"
 
 
 def test_sampling_presets_reach_the_published_ends():

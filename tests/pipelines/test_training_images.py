@@ -50,7 +50,7 @@ def assert_same(found, expected):
         assert one.tensors["image"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("views_per_epoch", ["one", "all"])
+@pytest.mark.parametrize("views_per_epoch", ["one", "in_turn", "all"])
 @pytest.mark.parametrize(("view_policy", "num_views"), [("center", 1), ("crop", 3), ("shift", 2)])
 def test_lazy_batches_are_those_of_memory_bitwise(folder, view_policy, num_views, views_per_epoch):
     source = open_source(folder_config(folder, view_policy=view_policy, num_views=num_views))

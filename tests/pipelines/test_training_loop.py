@@ -111,3 +111,12 @@ def test_one_view_of_each_image_per_epoch_and_all_of_them_in_time():
     rows = np.concatenate(take(source, 50)).reshape(-1, 10)
     assert all(sorted(epoch // 3) == list(range(10)) for epoch in rows)
     assert set(rows.flatten()) == set(range(30))
+
+
+def test_views_in_turn_give_epoch_e_the_view_e_mod_their_number():
+    source = ArraySource(np.arange(30).reshape(10, 3), lambda rows: {}, {}, "in_turn")
+    epochs = np.concatenate(take(source, 50)).reshape(-1, 10)
+    for number, epoch in enumerate(epochs):
+        assert sorted(epoch // 3) == list(range(10))
+        assert set(epoch % 3) == {number % 3}
+    np.testing.assert_array_equal(np.stack(take(source, 50)[7:]), take(source, 43, start_step=7))
