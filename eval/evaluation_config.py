@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.extractor_choice import ExtractorConfig
 from eval.judge import JudgeConfig
-from eval.metrics import NEIGHBOURHOOD
+from eval.manifold import NEIGHBOURHOOD
 from eval.paintings import Painting
 from eval.pixels import ImageArray, check_images, check_labels
 from eval.pool_config import PoolConfig

@@ -3,13 +3,11 @@
 Two kinds: Inception (`inception-v3-compat`, the network behind every published FID; its weights are
 never fetched silently) and the small image network (`nvg-small-image`) for data sets that Inception
 knows nothing about. torch-fidelity's registry lives in one process, so every worker registers for itself.
-Shapes: images_BHWC uint8, features_NF float32, logits_NV float32.
+Shapes: images_BHWC uint8, features_NF float32, logits_NV float32, spatial_NG float32.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from eval.feature_network import WEIGHTS_NAME, load_feature_network
+from eval.image_files import file_hash
+from eval.inception import (
+    INCEPTION,
+    LOGIT_LAYER,
+    POOL_LAYER,
+    SPATIAL_CHANNELS,
+    InceptionExtractor,
+    check_inception_file,
+    load_inception,
+)
 from eval.pixels import ImageArray, check_images
 from nvg.errors import UserError
 
-INCEPTION = "inception-v3-compat"
 SMALL_IMAGE = "nvg-small-image"
 KINDS = (INCEPTION, SMALL_IMAGE)
 
@@ -119,11 +125,7 @@ class ExtractorSpec:
             UserError: the file is missing.
         """
         self.check()
-        digest = hashlib.sha256()
-        with self.weights_file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_hash(self.weights_file)
 
     def check(self) -> None:
         """Make sure the weights are there.
@@ -131,14 +133,11 @@ class ExtractorSpec:
         Raises:
             UserError: says which file is missing, where it can be had and where to put it.
         """
+        if self.kind == INCEPTION:
+            check_inception_file(self.weights_file)
+            return
         if self.weights_file.is_file():
             return
-        if self.kind == INCEPTION:
-            raise UserError(
-                f"Inception weights: found no file {self.weights_file}. Expected the file "
-                f"{URL_INCEPTION_V3.rsplit('/', 1)[1]} (about 95 MB) of torch-fidelity's release v0.2.0. "
-                f"Download it from {URL_INCEPTION_V3} and set extractor_path to where you put it."
-            )
         raise UserError(
             f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
             "run; set extractor_path to one, or leave it empty to train the network anew (seconds)."
@@ -150,6 +149,7 @@ class Features(NamedTuple):
 
     features_NF: NDArray[np.float32]
     logits_NV: NDArray[np.float32]
+    spatial_NG: NDArray[np.float32] | None = None
 
 
 def register_extractors() -> None:
@@ -159,16 +159,20 @@ def register_extractors() -> None:
             register_feature_extractor(SMALL_IMAGE, SmallImageFeatureExtractor)
 
 
-def layers_of(kind: str) -> tuple[str, str]:
-    """The layer for FID, precision and recall, and the layer for the Inception score.
+def layers_of(kind: str) -> dict[str, str]:
+    """Which layers the scores use, as they stand in the protocol of every result.
 
     Args:
         kind: an extractor's name.
 
     Returns:
-        The two names; they stand in the protocol of every result.
+        `feature_layer` (FID, precision, recall), `logit_layer` (Inception score), and `spatial_layer` (sFID) where
+        the extractor has one.
     """
-    return ("2048", "logits_unbiased") if kind == INCEPTION else ("penultimate", "logits")
+    if kind == SMALL_IMAGE:
+        return {"feature_layer": "penultimate", "logit_layer": "logits"}
+    spatial = f"mixed_6/conv, channels 0-{SPATIAL_CHANNELS - 1}"
+    return {"feature_layer": POOL_LAYER, "logit_layer": LOGIT_LAYER, "spatial_layer": spatial}
 
 
 def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtractorBase:
@@ -184,16 +188,13 @@ def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtra
     Raises:
         UserError: the weights are missing, are not weights, or belong to another network.
     """
-    register_extractors()
     spec.check()
     if spec.kind == INCEPTION:
-        _check_inception_file(Path(spec.path))
+        return load_inception(Path(spec.path)).to(device)
+    register_extractors()
+    layers = list(layers_of(spec.kind).values())
     extractor = create_feature_extractor(
-        spec.kind,
-        list(layers_of(spec.kind)),
-        cuda=False,
-        feature_extractor_weights_path=spec.path,
-        verbose=False,
+        spec.kind, layers, cuda=False, feature_extractor_weights_path=spec.path, verbose=False
     )
     return extractor.to(device)
 
@@ -205,7 +206,7 @@ def extract(
     batch_size: int = 64,
     on_images: Callable[[int], None] | None = None,
 ) -> Features:
-    """Compute both layers of an extractor for images.
+    """Compute the layers of an extractor for images.
 
     Args:
         extractor: from `build_extractor`.
@@ -214,7 +215,7 @@ def extract(
         on_images: called with the number of images after each pass, for a progress bar.
 
     Returns:
-        The two arrays.
+        The arrays; the spatial one only of an extractor that has this layer.
 
     Raises:
         ValueError: not such images.
@@ -225,55 +226,33 @@ def extract(
     with torch.inference_mode():
         for start in range(0, len(images_BHWC), batch_size):
             batch = torch.from_numpy(images_BHWC[start : start + batch_size].copy()).permute(0, 3, 1, 2)
-            if isinstance(extractor, FeatureExtractorInceptionV3) and batch.shape[1] == 1:
+            if isinstance(extractor, InceptionExtractor) and batch.shape[1] == 1:
                 batch = batch.expand(-1, 3, -1, -1)
             layers.append(tuple(layer.float().cpu() for layer in extractor(batch.contiguous().to(device))))
             if on_images is not None:
                 on_images(len(batch))
-    first, second = (torch.cat(parts).numpy() for parts in zip(*layers, strict=True))
-    return Features(first, second)
+    return Features(*(torch.cat(parts).numpy() for parts in zip(*layers, strict=True)))
 
 
-def _check_inception_file(path: Path) -> None:
-    """Read the file without running anything pickled in it, before torch-fidelity opens it the plain way."""
-    with torch.device("meta"):
-        expected = _shapes(inception_graph().state_dict())
-    try:
-        found = _shapes(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UserError(
-            f"Inception weights: {path} cannot be read as a file of tensors ({type(error).__name__}). "
-            f"Expected the file {URL_INCEPTION_V3.rsplit('/', 1)[1]}; download it again from "
-            f"{URL_INCEPTION_V3}."
-        ) from error
-    if found != expected:
-        odd = min(name for name in set(found) | set(expected) if found.get(name) != expected.get(name))
-        raise UserError(
-            f"Inception weights: {path} holds other tensors than torch-fidelity's Inception, first "
-            "difference "
-            f"{odd!r}: found {found.get(odd)}, expected {expected.get(odd)}."
-        )
+def feature_names(kind: str) -> tuple[str, ...]:
+    """Names of the arrays of `feature_arrays`, in order.
 
-
-def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes, without the batch counters that older files leave out."""
-    return {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-
-
-def inception_graph() -> FeatureExtractorInceptionV3:
-    """Inception's graph with the weights it was initialised with: for names and shapes, and for tests.
-
-    Returns:
-        The extractor, on the current default device.
+    Args:
+        kind: an extractor's name.
     """
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
-    return _InceptionGraph(INCEPTION, list(layers_of(INCEPTION)), feature_extractor_weights_path=nothing)
+    return ("features_BF", "logits_BV", *(("spatial_BG",) if kind == INCEPTION else ()))
 
 
-class _InceptionGraph(FeatureExtractorInceptionV3):
-    """The graph whose constructor loads nothing."""
+def feature_arrays(
+    extractor: FeatureExtractorBase, images_BHWC: ImageArray, *, batch_size: int
+) -> dict[str, NDArray[np.float32]]:
+    """What a chunk holds of images: `features_BF`, `logits_BV` and, of Inception, `spatial_BG`.
 
-    def load_state_dict(self, *_: Any, **__: Any) -> Any:
-        """Keep the initial weights."""
+    Args:
+        extractor: from `build_extractor`.
+        images_BHWC: uint8 images.
+        batch_size: images per pass.
+    """
+    layers = [layer for layer in extract(extractor, images_BHWC, batch_size=batch_size) if layer is not None]
+    kind = INCEPTION if isinstance(extractor, InceptionExtractor) else SMALL_IMAGE
+    return dict(zip(feature_names(kind), layers, strict=True))

@@ -1,9 +1,8 @@
-"""Scores from feature arrays, through torch-fidelity's own formulas.
+"""Scores from feature arrays.
 
 The arrays may come from any extractor and any number of workers; nothing here knows about models.
-Three traps are closed here: the Inception score depends on the order of the samples and ours come out
-sorted by class, so they are always permuted with a fixed seed; precision and recall name which set is
-generated; FID is summed in float64.
+Three traps are closed here: the Inception score depends on the order of the samples, so they are always permuted with
+a fixed seed; precision and recall name which set is generated; FID is summed in float64.
 Shapes: features_NF float32, logits_NV float32, images_BHWC uint8.
 """
 
@@ -15,17 +14,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from eval.frechet import frechet, gather
+from eval.manifold import NEIGHBOURHOOD, manifold_hits, share_spread
 from eval.pixels import ImageArray, check_images
+from nvg.errors import UserError
 
 FloatArray = NDArray[np.float32]
 
 PERMUTATION_SEED = 2020
 NUM_SPLITS = 10
-NEIGHBOURHOOD = 3
+LEAST_PER_SPLIT = 50  # below, splits differ by chance alone
+ORDERED_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,102 +64,108 @@ def frechet_distance(features_NF: FloatArray, reference_MF: FloatArray) -> float
         ValueError: arrays that do not fit each other, or hold values that are not finite.
     """
     _check_pair(features_NF, reference_MF, least=2)
-    first, second = (
-        fid_features_to_statistics(torch.from_numpy(array.astype(np.float64))) for array in (features_NF, reference_MF)
-    )
-    return max(0.0, fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
+    return frechet(gather([features_NF]).gaussian(), gather([reference_MF]).gaussian())
 
 
-def inception_score(
-    logits_NV: FloatArray, *, sample_indices_N: NDArray[np.integer] | None = None, splits: int = NUM_SPLITS
-) -> tuple[float, float]:
+def inception_score(logits_NV: FloatArray, *, splits: int = NUM_SPLITS) -> tuple[float, float]:
     """Inception score and its standard deviation over the splits.
 
-    The samples are brought into the order of their indices where these are given, then permuted with a
-    fixed seed, so the score does not depend on the order in which workers delivered them.
+    The samples are permuted with a fixed seed first, so splits hold all classes in whatever order the samples come.
 
     Args:
-        logits_NV: class logits of the extractor.
-        sample_indices_N: index of each sample; None takes the rows in the order given.
+        logits_NV: class logits of the extractor, without the bias of its last layer.
         splits: number of splits.
 
     Returns:
         Mean and standard deviation.
 
     Raises:
-        ValueError: fewer samples than splits, or indices that do not fit.
+        ValueError: fewer samples than splits.
+
+    Paper: Table 1 (IS)
     """
     _check_features(logits_NV, "logits", least=splits)
-    if sample_indices_N is not None:
-        if sample_indices_N.shape != (len(logits_NV),):
-            raise ValueError(f"sample indices: found {sample_indices_N.shape}, expected ({len(logits_NV)},)")
-        logits_NV = logits_NV[np.argsort(sample_indices_N, kind="stable")]
-    result = isc_features_to_metric(
-        torch.from_numpy(np.ascontiguousarray(logits_NV)),
-        splits=splits,
-        shuffle=True,
-        rng_seed=PERMUTATION_SEED,
-    )
+    return _inception_score(logits_NV, splits, shuffle=True)
+
+
+def refuse_class_order(logits_NV: FloatArray, *, splits: int = NUM_SPLITS) -> None:
+    """Refuse samples that come sorted by class.
+
+    ADM's evaluator takes splits as the samples lie. Where each split holds few classes it reports a fraction of the
+    score, and whoever compares the two numbers is misled.
+
+    Args:
+        logits_NV: class logits, in the order of the file.
+        splits: number of splits.
+
+    Raises:
+        UserError: the score in this order falls short of the permuted one by a tenth or more.
+    """
+    if len(logits_NV) < splits * LEAST_PER_SPLIT:
+        return
+    in_order, permuted = (_inception_score(logits_NV, splits, shuffle=shuffle)[0] for shuffle in (False, True))
+    if in_order < ORDERED_SHARE * permuted:
+        raise UserError(
+            f"samples: found them ordered by class (Inception score {in_order:.1f} in the order of the file, "
+            f"{permuted:.1f} permuted), expected mixed classes; ADM's evaluator would report the first number. "
+            "Shuffle the file, or set class_ordered=true to score it permuted all the same"
+        )
+
+
+def _inception_score(logits_NV: FloatArray, splits: int, *, shuffle: bool) -> tuple[float, float]:
+    logits = torch.from_numpy(np.ascontiguousarray(logits_NV))
+    result = isc_features_to_metric(logits, splits=splits, shuffle=shuffle, rng_seed=PERMUTATION_SEED)
     return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
 
 
-def precision_recall(
-    generated_NF: FloatArray, real_MF: FloatArray, *, neighbourhood: int = NEIGHBOURHOOD
-) -> tuple[float, float]:
-    """Precision (share of generated inside the real manifold) and recall (the reverse).
+def inception_scores(logits_NV: FloatArray) -> dict[str, float]:
+    """Inception score and its spread, under their names in `results.json`; fewer than ten samples are as many splits.
+
+    Args:
+        logits_NV: class logits of the extractor.
+    """
+    mean, deviation = inception_score(logits_NV, splits=min(NUM_SPLITS, len(logits_NV)))
+    return {"inception_score": mean, "inception_score_std": deviation}
+
+
+def manifold_scores(generated_NF: FloatArray, real_MF: FloatArray) -> dict[str, float]:
+    """Precision and recall with their spreads, under their names in `results.json`.
 
     Args:
         generated_NF: features of generated images.
         real_MF: features of real images.
-        neighbourhood: k of the k-th neighbour whose distance is a ball's radius.
-
-    Returns:
-        Precision and recall, each in [0, 1].
 
     Raises:
-        ValueError: arrays that do not fit, or fewer than k + 1 rows.
+        ValueError: arrays that do not fit, or too few rows.
     """
-    _check_pair(generated_NF, real_MF, least=neighbourhood + 1)
-    result = prc_features_to_metric(
-        torch.from_numpy(np.ascontiguousarray(generated_NF)),
-        torch.from_numpy(np.ascontiguousarray(real_MF)),
-        prc_neighborhood=neighbourhood,
-        save_cpu_ram=len(generated_NF) > 10_000 or len(real_MF) > 10_000,
-        verbose=False,
-    )
-    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+    _check_pair(generated_NF, real_MF, least=NEIGHBOURHOOD + 1)
+    hits = manifold_hits(generated_NF, real_MF)
+    return {
+        "precision": hits.precision,
+        "precision_std": share_spread(hits.generated_N),
+        "recall": hits.recall,
+        "recall_std": share_spread(hits.real_M),
+    }
 
 
-def score_features(
-    features_NF: FloatArray,
-    logits_NV: FloatArray,
-    reference_MF: FloatArray,
-    *,
-    sample_indices_N: NDArray[np.integer] | None = None,
-) -> dict[str, float]:
+def score_features(features_NF: FloatArray, logits_NV: FloatArray, reference_MF: FloatArray) -> dict[str, float]:
     """All four scores of one set of images against the reference.
 
     Args:
         features_NF: features of the images.
         logits_NV: their logits.
         reference_MF: features of the reference images (real training images).
-        sample_indices_N: see `inception_score`; fewer than ten images are as many splits.
 
     Returns:
-        `fid`, `inception_score`, `inception_score_std`, `precision`, `recall`.
+        `fid`, `inception_score`, `precision`, `recall`, and of the last three their spreads (`…_std`).
 
     Raises:
         ValueError: arrays that do not fit.
     """
-    splits = min(NUM_SPLITS, len(logits_NV))
-    mean, deviation = inception_score(logits_NV, sample_indices_N=sample_indices_N, splits=splits)
-    precision, recall = precision_recall(features_NF, reference_MF)
     return {
         "fid": frechet_distance(features_NF, reference_MF),
-        "inception_score": mean,
-        "inception_score_std": deviation,
-        "precision": precision,
-        "recall": recall,
+        **inception_scores(logits_NV),
+        **manifold_scores(features_NF, reference_MF),
     }
 
 

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from eval import frechet
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.extractors import ExtractorSpec, layers_of
 from eval.judge import Judge
-from eval.metrics import NEIGHBOURHOOD, NUM_SPLITS, PERMUTATION_SEED
+from eval.manifold import NEIGHBOURHOOD
+from eval.metrics import NUM_SPLITS, PERMUTATION_SEED
 from eval.pool import SamplePool
+
+LIBRARIES = ("torch", "torchvision", "torch-fidelity", "numpy", "pillow")
+
+
+def metric_protocol(extractor: ExtractorSpec) -> dict[str, Any]:
+    """How features became scores.
+
+    Args:
+        extractor: where the features come from.
+
+    Returns:
+        JSON values: extractor with its hash and layers, each metric, library versions.
+    """
+    layers = layers_of(extractor.kind)
+    return {
+        "extractor": {"kind": extractor.kind, "sha256": extractor.weights_hash(), **layers},
+        "fid": frechet.METHOD,
+        "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
+        "precision_recall": {"neighbourhood": NEIGHBOURHOOD, "precision": "float32", "layer": layers["feature_layer"]},
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
 
 
 def protocol(
@@ -35,14 +59,8 @@ def protocol(
         JSON values, with hashes of weights and images.
     """
     reference = hashlib.sha256(np.ascontiguousarray(data.train_images).tobytes()).hexdigest()
-    feature_layer, logit_layer = layers_of(extractor.kind)
     return {
-        "extractor": {
-            "kind": extractor.kind,
-            "sha256": extractor.weights_hash(),
-            "feature_layer": feature_layer,
-            "logit_layer": logit_layer,
-        },
+        **metric_protocol(extractor),
         "reference": {"images": len(data.train_images), "sha256": reference, "split": "train"},
         "fingerprints": data.fingerprints,
         "pools": {
@@ -53,9 +71,6 @@ def protocol(
             }
             for name, pool in pools.items()
         },
-        "fid": "torch-fidelity, float64 statistics",
-        "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
-        "precision_recall": {"neighbourhood": NEIGHBOURHOOD},
         "judge": None if judge is None else {**asdict(config.judge), "kind": "svm-rbf", "images": judge.num_images},
         "rounding": config.rounding,
     }

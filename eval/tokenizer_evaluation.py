@@ -22,11 +22,13 @@ from cluster.manifest import write_atomically
 from eval.chunk_pool import PoolResult, run_chunks
 from eval.extractor_choice import ExtractorConfig
 from eval.extractors import ExtractorSpec, layers_of
+from eval.frechet import METHOD
+from eval.image_files import ImageReader
 from eval.metrics import frechet_distance
 from eval.paintings import paint_tokenized
 from eval.pixels import ROUNDINGS
 from eval.pool_config import ChunkPoolConfig
-from eval.reconstruction import ImageReader, ReconstructionJob, check_lpips
+from eval.reconstruction import ReconstructionJob, check_lpips
 from eval.timing import threads, timed
 from eval.tokenizer_sheet import tokenizer_sheet
 from nvg.checkpoints import load_network
@@ -229,8 +231,8 @@ def _protocol(pool: PoolResult, num_images: int, extractor: ExtractorSpec) -> di
     return {
         "reference": {**pool.identity["images"], "num_images": num_images, "is": "the images that are reconstructed"},
         **{name: value for name, value in pool.identity.items() if name != "images"},
-        "extractor": {**pool.identity["extractor"], "feature_layer": layers_of(extractor.kind)[0]},
-        "rfid": "torch-fidelity, float64 statistics, reconstructions against their originals",
+        "extractor": {**pool.identity["extractor"], "feature_layer": layers_of(extractor.kind)["feature_layer"]},
+        "rfid": f"{METHOD}, reconstructions against their originals",
         "psnr": "8-bit peak, mean over images, an image without error counting as 1/12 grey level²",
         "ssim": "torchmetrics, Gaussian window of deviation 1.5, range 255, float64, mean over images",
         "lpips": "version 0.1, bytes as x / 127.5 - 1, grey repeated to three channels, mean over images",

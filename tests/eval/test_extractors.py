@@ -17,10 +17,10 @@ from eval.extractors import (
     ExtractorSpec,
     build_extractor,
     extract,
-    inception_graph,
     register_extractors,
 )
 from eval.feature_network import FeatureNetworkConfig, FeatureTrainingConfig, train_feature_network
+from eval.inception import InceptionExtractor
 from eval.metrics import score_features
 from nvg.checkpoints import save_weights
 from nvg.errors import UserError
@@ -62,7 +62,8 @@ def test_torch_fidelity_itself_gives_the_same_scores(digits, extractor_spec: Ext
         verbose=False,
     )
     extractor = build_extractor(extractor_spec)
-    ours = score_features(*extract(extractor, samples), extract(extractor, reference).features_NF)
+    found = extract(extractor, samples)
+    ours = score_features(found.features_NF, found.logits_NV, extract(extractor, reference).features_NF)
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3, abs=1e-4)
     assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=0.01)
@@ -108,16 +109,51 @@ def test_colour_images_of_another_size() -> None:
     assert (network(prepared)[1].argmax(1).numpy() == labels).mean() > 0.9
 
 
-def test_inception_with_weights_in_the_real_file_format(tmp_path: Path, digits) -> None:
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the real file's format, old files' missing batch counters included."""
     torch.manual_seed(0)
-    path = tmp_path / "weights-inception-2015-12-05-6726825d.pth"
-    torch.save(inception_graph().state_dict(), path)
-    spec = ExtractorSpec(kind=INCEPTION, path=str(path))
+    path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
+    tensors = InceptionExtractor().state_dict()
+    torch.save({name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}, path)
+    return path
+
+
+def test_inception_with_weights_in_the_real_file_format(inception_file: Path, digits) -> None:
+    spec = ExtractorSpec(kind=INCEPTION, path=str(inception_file))
     layers = extract(build_extractor(spec), digits.held_out_images[:3], batch_size=2)
     assert layers.features_NF.shape == (3, 2048)
     assert layers.logits_NV.shape == (3, 1008)
     assert np.isfinite(layers.logits_NV).all()
     assert np.ptp(layers.features_NF, axis=0).max() > 0
+
+
+def test_the_spatial_layer_is_the_first_branch_of_the_seventh_mixed_block(inception_file: Path, digits) -> None:
+    extractor = build_extractor(ExtractorSpec(kind=INCEPTION, path=str(inception_file)))
+    assert isinstance(extractor, InceptionExtractor)
+    entered: list[torch.Tensor] = []
+    hook = extractor.Mixed_6d.register_forward_pre_hook(lambda module, given: entered.append(given[0].clone()))
+    images = digits.held_out_images[:2]
+    layers = extract(extractor, images)
+    hook.remove()
+    branch = extractor.Mixed_6d.branch1x1
+    with torch.no_grad():
+        maps_BCHW = torch.relu(branch.bn(branch.conv(entered[0]))).numpy()
+    assert maps_BCHW.shape == (2, 192, 17, 17)
+    assert layers.spatial_NG is not None
+    assert layers.spatial_NG.shape == (2, 2023)
+    for row, column, channel in [(0, 0, 0), (0, 0, 6), (0, 1, 0), (3, 11, 5), (16, 16, 6)]:
+        place = (row * 17 + column) * 7 + channel
+        np.testing.assert_allclose(layers.spatial_NG[:, place], maps_BCHW[:, channel, row, column], rtol=1e-5)
+    assert layers.spatial_NG.min() >= 0
+    assert layers.spatial_NG.max() > 0
+
+
+def test_inception_logits_have_no_bias(inception_file: Path, digits) -> None:
+    extractor = build_extractor(ExtractorSpec(kind=INCEPTION, path=str(inception_file)))
+    assert isinstance(extractor, InceptionExtractor)
+    layers = extract(extractor, digits.held_out_images[:2])
+    np.testing.assert_allclose(layers.logits_NV, layers.features_NF @ extractor.fc.weight.numpy().T, atol=1e-4)
 
 
 def test_missing_inception_file_names_file_and_source(tmp_path: Path) -> None:
