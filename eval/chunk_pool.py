@@ -11,13 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -31,38 +29,11 @@ from rich.progress import (
 )
 
 from cluster.manifest import write_atomically
-from eval.chunks import Arrays, join_chunks, read_chunk, write_chunk
+from eval.chunk_workers import PoolError, PoolJob, compute_chunks
+from eval.chunks import Arrays, join_chunks, read_chunk
 from eval.pool_config import ChunkPoolConfig
-from nvg.errors import UserError
 
 SCHEMA_VERSION = 1
-
-BatchFunction = Callable[[NDArray[np.int64]], Arrays]
-
-
-class PoolError(RuntimeError):
-    """A chunk could not be computed although it was tried again."""
-
-
-class PoolJob(Protocol):
-    """What a pool computes; it is sent to every actor, so it names weights and does not hold them."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the arrays of a chunk, in the order in which they are hashed."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the arrays, as JSON values: hashes, settings, seed."""
-        ...
-
-    def build(self, device: str, batch_size: int) -> BatchFunction:
-        """Load what is needed onto a device.
-
-        Returns:
-            From the indices of a batch to its arrays, one row per index; it must also take indices past the last item.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +41,12 @@ class PoolResult:
     """Everything a pool computed.
 
     Attributes:
-        arrays: name to array, one row per item in order of the index.
+        arrays: name to array, one row per item in order of the index; those that were asked for.
         folder: where the chunks lie.
         identity: what decides their bytes.
+        key: its hash, which every chunk carries.
+        names: all arrays of a chunk.
+        num_items, chunk_size: how many items there are, and how many in a chunk.
         num_computed: chunks computed by this call.
         num_reused: chunks that were there already.
         num_deaths: workers that died in this call.
@@ -82,44 +56,26 @@ class PoolResult:
     arrays: Arrays
     folder: Path
     identity: dict[str, Any]
+    key: str
+    names: tuple[str, ...]
+    num_items: int
+    chunk_size: int
     num_computed: int
     num_reused: int
     num_deaths: int
     seconds: float
 
-
-class ChunkWorker:
-    """Computes and commits chunks; one per actor. Networks are loaded with the first chunk."""
-
-    def __init__(self, job: PoolJob, config: ChunkPoolConfig, folder: Path, key: str) -> None:
-        self._job = job
-        self._config = config
-        self._folder = folder
-        self._key = key
-        self._batch: BatchFunction | None = None
-
-    def compute(self, number: int) -> int:
-        """Compute one chunk and write it.
-
-        Args:
-            number: the chunk's number.
-
-        Returns:
-            The number.
+    def stream(self, name: str) -> Iterator[NDArray[Any]]:
+        """One array of all items, chunk by chunk in order, for what does not fit into memory.
 
         Raises:
-            ValueError: weights are missing or do not fit.
-            OSError: the chunk cannot be written.
+            PoolError: a chunk has vanished or is damaged.
         """
-        config = self._config
-        torch.set_num_threads(config.threads_per_actor)
-        if self._batch is None:
-            self._batch = self._job.build(config.device, config.batch_size)
-        start = number * config.chunk_size
-        indices_N = np.arange(start, start + config.chunk_size, dtype=np.int64)
-        batches = [self._batch(rows) for rows in np.split(indices_N, config.chunk_size // config.batch_size)]
-        write_chunk(self._folder, number, join_chunks(batches, config.chunk_size), self._job.names, self._key)
-        return number
+        for number, start in enumerate(range(0, self.num_items, self.chunk_size)):
+            chunk = read_chunk(self.folder, number, self.names, self.key)
+            if chunk is None:
+                raise PoolError(f"chunk {number} of {self.folder} has vanished; start the same command again")
+            yield chunk[name][: self.num_items - start]
 
 
 def run_chunks(
@@ -131,6 +87,7 @@ def run_chunks(
     title: str,
     console: Console | None = None,
     on_chunk: Callable[[int], None] | None = None,
+    wanted: Sequence[str] | None = None,
 ) -> PoolResult:
     """Compute the arrays of all items, or take what earlier runs left.
 
@@ -145,9 +102,10 @@ def run_chunks(
         title: what the progress bar says.
         console: where the bar is drawn; None takes the terminal. Nothing is drawn where there is none.
         on_chunk: called with the number of every chunk this run computes, after it is committed.
+        wanted: names of the arrays that are brought into memory; None brings all.
 
     Returns:
-        All arrays in order.
+        The wanted arrays in order.
 
     Raises:
         UserError: weights are missing or do not fit, or the cluster has too few CPUs or GPUs.
@@ -174,18 +132,28 @@ def run_chunks(
                 if on_chunk is not None:
                     on_chunk(number)
 
-            num_deaths = _compute(missing, (job, config, place.resolve(), key), config, committed)
-    chunks = [read_chunk(place, number, job.names, key) for number in numbers]
-    lost = [number for number, chunk in enumerate(chunks) if chunk is None]
+            num_deaths = compute_chunks(missing, (job, config, place.resolve(), key), config, committed)
+    parts: list[Arrays] = []
+    lost: list[int] = []
+    for number in numbers:
+        chunk = read_chunk(place, number, job.names, key)
+        if chunk is None:
+            lost.append(number)
+        else:
+            parts.append({name: chunk[name] for name in (job.names if wanted is None else wanted)})
     if lost:
         raise PoolError(
             f"chunks {lost[:10]} of {place} were committed by workers but cannot be read here; on several "
             "machines the output folder must lie on storage that all of them share"
         )
     return PoolResult(
-        arrays=join_chunks([chunk for chunk in chunks if chunk is not None], num_items),
+        arrays=join_chunks(parts, num_items),
         folder=place,
         identity=identity,
+        key=key,
+        names=tuple(job.names),
+        num_items=num_items,
+        chunk_size=config.chunk_size,
         num_computed=len(missing),
         num_reused=len(numbers) - len(missing),
         num_deaths=num_deaths,
@@ -215,69 +183,6 @@ def chunk_identity(job: PoolJob, config: ChunkPoolConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         **job.identity(),
     }
-
-
-def _compute(
-    missing: list[int], arguments: tuple[Any, ...], config: ChunkPoolConfig, committed: Callable[[int], None]
-) -> int:
-    """Hand the chunks out; a chunk whose worker dies goes to another one. Returns how many workers died."""
-    import ray  # reads its environment when it is imported
-    from ray.exceptions import RayActorError
-
-    _check_resources(config)
-    threads = str(config.threads_per_actor)
-    worker = ray.remote(ChunkWorker).options(
-        num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor,
-        max_restarts=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-    )
-    waiting = deque(missing)
-    tries = dict.fromkeys(missing, 0)
-    idle = [worker.remote(*arguments) for _ in range(min(config.num_actors, len(missing)))]
-    busy: dict[Any, tuple[int, Any]] = {}
-    num_deaths = 0
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                number, actor = waiting.popleft(), idle.pop()
-                tries[number] += 1
-                busy[actor.compute.remote(number)] = (number, actor)
-            done, _ = ray.wait(list(busy), num_returns=1)
-            number, actor = busy.pop(done[0])
-            try:
-                committed(ray.get(done[0]))
-                idle.append(actor)
-            except RayActorError as error:
-                num_deaths += 1
-                ray.kill(actor)
-                if tries[number] >= config.max_tries:
-                    raise PoolError(
-                        f"chunk {number}: {tries[number]} workers died while computing it (last: {error}); "
-                        "finished chunks are kept. Look for a lack of memory, or make batch_size smaller"
-                    ) from error
-                waiting.appendleft(number)
-                idle.append(worker.remote(*arguments))
-    finally:
-        for actor in [*idle, *(actor for _, actor in busy.values())]:
-            ray.kill(actor)
-    return num_deaths
-
-
-def _check_resources(config: ChunkPoolConfig) -> None:
-    import ray
-
-    if not ray.is_initialized():
-        raise UserError("The pool found no Ray session; open one with cluster.session.cluster_session")
-    have = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
-        needed = each * config.num_actors
-        if needed > have.get(name, 0) + 1e-9:
-            raise UserError(
-                f"pool.num_actors: {config.num_actors} workers of {each:g} {name} need {needed:g}, the "
-                "cluster has "
-                f"{have.get(name, 0):g}; make num_actors or {name.lower()}s_per_actor smaller"
-            )
 
 
 def _progress(console: Console) -> Progress:

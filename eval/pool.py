@@ -17,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from eval.chunk_pool import BatchFunction, PoolResult, chunk_identity, run_chunks
+from eval.chunk_pool import PoolResult, chunk_identity, run_chunks
+from eval.chunk_workers import BatchFunction
 from eval.chunks import Arrays, arrays_digest
-from eval.extractors import ExtractorSpec, build_extractor, extract
+from eval.extractors import ExtractorSpec, build_extractor, feature_arrays, feature_names
 from eval.pixels import ImageArray
 from eval.pool_config import PoolConfig
 from eval.samplers import SamplerSpec
+
+IMAGES = "images_BHWC"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class SamplePool(PoolResult):
     @property
     def samples(self) -> Samples:
         """Images, labels, indices, features and logits in order of the index."""
-        return Samples(**self.arrays)
+        return Samples(**{name: self.arrays[name] for name in Samples.__dataclass_fields__})
 
     def images_sha256(self) -> str:
         """Hash of all images in order, as hex."""
@@ -56,15 +59,23 @@ class SamplePool(PoolResult):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingJob:
-    """Draw samples and compute their features."""
+    """Draw samples and compute their features.
+
+    Attributes:
+        spec: what to draw from.
+        extractor: what the features come from.
+        keep_images: False leaves the images out of the chunks: 50,000 of 256 pixels are 10 GB.
+    """
 
     spec: SamplerSpec
     extractor: ExtractorSpec
+    keep_images: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Arrays of a chunk; see `Samples`."""
-        return ("images_BHWC", "labels_B", "sample_indices_B", "features_BF", "logits_BV")
+        """Arrays of a chunk; see `Samples`, and `eval.extractors.feature_arrays`."""
+        images = (IMAGES,) if self.keep_images else ()
+        return (*images, "labels_B", "sample_indices_B", *feature_names(self.extractor.kind))
 
     def identity(self) -> dict[str, Any]:
         """Hashes of the weight files and every setting of the draw.
@@ -76,6 +87,7 @@ class SamplingJob:
             "sampler": self.spec.identity(),
             "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
             "labels": "sample_index % num_classes",
+            **({} if self.keep_images else {"images": "not kept"}),
         }
 
     def build(self, device: str, batch_size: int) -> BatchFunction:
@@ -90,9 +102,9 @@ class SamplingJob:
         def draw(indices_B: NDArray[np.int64]) -> Arrays:
             labels_B = indices_B % self.spec.num_classes
             images_BHWC = sampler.draw(torch.from_numpy(labels_B), torch.from_numpy(indices_B))
-            layers = extract(extractor, images_BHWC, batch_size=batch_size)
-            arrays = (images_BHWC, labels_B, indices_B, layers.features_NF, layers.logits_NV)
-            return dict(zip(self.names, arrays, strict=True))
+            arrays: Arrays = {"labels_B": labels_B, "sample_indices_B": indices_B}
+            arrays |= feature_arrays(extractor, images_BHWC, batch_size=batch_size)
+            return {**arrays, IMAGES: images_BHWC} if self.keep_images else arrays
 
         return draw
 

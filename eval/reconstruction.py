@@ -6,20 +6,20 @@ Shapes: images_BHWC uint8, content_ids_BT int32 (T = 2L - 1), features float32, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.chunk_pool import BatchFunction
+from eval.chunk_workers import BatchFunction
 from eval.chunks import Arrays
 from eval.extractors import ExtractorSpec, build_extractor, extract
+from eval.image_files import ImageReader, file_hash
 from eval.metrics import peak_signal_to_noise
 from eval.pixels import ImageArray, to_model_range, to_uint8
 from nvg.checkpoints import load_network, load_perceptual_distance, weights_hash
@@ -27,20 +27,6 @@ from nvg.errors import UserError
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
 LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
-
-
-class ImageReader(Protocol):
-    """Real images by index, picklable."""
-
-    def __len__(self) -> int: ...
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the images, as JSON values."""
-        ...
-
-    def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
-        """Images (B, H, W, C), and which of them could be read; the others are black."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,5 +181,4 @@ def check_lpips(files: Mapping[str, str], side: int) -> None:
 def _file_hash(trunk: str, path: str) -> str:
     if not Path(path).is_file():
         raise UserError(f"{trunk}_weights: found no file {path}, expected the weights of LPIPS's trunk, or nothing")
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_hash(path)

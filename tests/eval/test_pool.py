@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.chunk_pool import PoolError
+from eval.chunk_workers import PoolError
 from eval.chunks import Arrays, arrays_digest, chunk_path, read_chunk, write_chunk
 from eval.extractors import ExtractorSpec
 from eval.pool import SamplePool, pool_identity, run_pool

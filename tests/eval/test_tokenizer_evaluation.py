@@ -12,7 +12,8 @@ import pytest
 import torch
 from torchvision.models import alexnet, vgg16
 
-from eval.chunk_pool import ChunkWorker, chunk_identity
+from eval.chunk_pool import chunk_identity
+from eval.chunk_workers import ChunkWorker
 from eval.chunks import chunk_path, read_chunk
 from eval.evaluation_config import EvaluationData
 from eval.extractors import ExtractorSpec

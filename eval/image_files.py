@@ -1,0 +1,240 @@
+"""Images that lie in files: read by index from an npz or a folder made elsewhere, and written for other evaluators.
+
+An npz holds `arr_0`, uint8 (images, height, width, channels), as ADM's evaluator reads it. Its images are mapped, not
+loaded: 50,000 of 256 pixels are 10 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from eval.pixels import ImageArray, check_images
+from nvg.errors import UserError
+
+IMAGES_KEY = "arr_0"
+SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")
+LOCAL_HEADER_BYTES = 30
+
+
+class ImageReader(Protocol):
+    """Images by index, picklable."""
+
+    def __len__(self) -> int: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the images, as JSON values."""
+        ...
+
+    def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
+        """Images (B, H, W, C), and which of them could be read; the others are black."""
+        ...
+
+
+class NpzImages:
+    """The images of an npz file.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NpzImages, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def images(self) -> ImageArray:
+        """All images, mapped from the file where it is not compressed.
+
+        Raises:
+            UserError: the file is missing, cut off, or holds no images.
+        """
+        found = read_npz_array(self.path, IMAGES_KEY)
+        try:
+            check_images(found, IMAGES_KEY)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}; floats are to be rounded to bytes by whoever made them") from error
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """Hash of the file, count and shape."""
+        return {"kind": "npz", "sha256": file_hash(self.path), "shape": list(self.images.shape)}
+
+    def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
+        """Images by row; all can be read."""
+        return np.ascontiguousarray(self.images[indices_B]), np.ones(len(indices_B), np.bool_)
+
+
+class FolderImages:
+    """The image files below a folder, in order of their paths, as RGB.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        root = Path(path)
+        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise UserError(f"samples: found no image in {path}, expected files of {', '.join(SUFFIXES)}")
+        self.side = self._open(self.files[0]).shape[:2]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def identity(self) -> dict[str, Any]:
+        """Hash over names and contents, count, shape, and kinds of files."""
+        total = hashlib.sha256()
+        for file in self.files:
+            total.update(f"{file.relative_to(self.path).as_posix()} {file_hash(file)}".encode())
+        kinds = sorted({file.suffix.lower() for file in self.files})
+        shape = [len(self.files), *self.side, 3]
+        return {"kind": "folder", "sha256": total.hexdigest(), "shape": shape, "files": kinds}
+
+    def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
+        """Images by place in the order.
+
+        Raises:
+            UserError: a file is no image, or of another size than the first.
+        """
+        images = [self._open(self.files[index]) for index in indices_B.tolist()]
+        for index, image in zip(indices_B.tolist(), images, strict=True):
+            if image.shape[:2] != self.side:
+                raise UserError(
+                    f"samples: found {self.files[index]} of {image.shape[:2]} pixels, expected {self.side} as of "
+                    f"{self.files[0].name}; images of one size are compared"
+                )
+        return np.stack(images), np.ones(len(images), np.bool_)
+
+    @staticmethod
+    def _open(file: Path) -> ImageArray:
+        try:
+            with Image.open(file) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f"samples: found {file}, which cannot be read as an image ({error}); remove it") from error
+
+
+def open_images(path: str) -> NpzImages | FolderImages:
+    """Images made elsewhere.
+
+    Args:
+        path: an npz file, or a folder of image files.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(path).is_dir():
+        return FolderImages(path)
+    if not Path(path).is_file():
+        raise UserError(f"samples: found nothing at {path}, expected an npz file or a folder of images")
+    return NpzImages(path)
+
+
+def npz_names(path: str) -> list[str]:
+    """Names of the arrays of an npz file.
+
+    Raises:
+        UserError: the file is missing or is no npz file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: found no such file, expected an npz file") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: cannot be read as an npz file ({error}); it may be cut off, copy it again") from error
+
+
+def read_npz_array(path: str, name: str) -> NDArray[Any]:
+    """One array of an npz file, without running anything pickled in it; mapped where it is not compressed.
+
+    Raises:
+        UserError: the file or the array is missing, cut off, or holds objects.
+    """
+    if name not in (names := npz_names(path)):
+        raise UserError(f"{path}: found the arrays {', '.join(names) or 'none'}, expected {name}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{name}.npy")
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, column_major, dtype = read(stream)
+                start = stream.tell()
+        if entry.compress_type != zipfile.ZIP_STORED or column_major or dtype.hasobject or 0 in shape:
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays[name]
+        with open(path, "rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(LOCAL_HEADER_BYTES)
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        offset = entry.header_offset + LOCAL_HEADER_BYTES + lengths + start
+        return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: {name} cannot be read ({error}); the file may be cut off, copy it again") from error
+
+
+def write_npz(path: Path, arrays: dict[str, NDArray[Any]], images: tuple[int, Iterable[ImageArray]] | None) -> None:
+    """Write an npz file whose images never lie in memory all at once; grey ones become RGB, as evaluators want them.
+
+    Args:
+        path: the file; written under a temporary name first.
+        arrays: what else it holds.
+        images: their count, and blocks of uint8 (rows, H, W, C) that make up `arr_0`; None leaves them out.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+            if images is not None:
+                with archive.open(f"{IMAGES_KEY}.npy", "w", force_zip64=True) as stream:
+                    _write_images(stream, *images)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_images(stream: Any, count: int, blocks: Iterable[ImageArray]) -> None:
+    written = 0
+    for block in blocks:
+        block = block.repeat(3 // block.shape[-1], axis=-1)
+        if not written:
+            shape = (count, *block.shape[1:])
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        stream.write(np.ascontiguousarray(block).tobytes())
+        written += len(block)
+    assert written == count, f"{written} images written, {count} announced"
+
+
+def write_png_folder(folder: Path, blocks: Iterable[ImageArray]) -> None:
+    """Write images as `000000.png`, `000001.png`, … in order of the sample index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for block in blocks:
+        for image in block:
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{number:06d}.png")
+            number += 1
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
