@@ -186,6 +186,7 @@ class ReplacingReader:
         num_images = len(self.source)
         for candidate in (number % num_images for number in range(index, index + num_images)):
             if candidate in self.skipped:
+                self._check()  # the thread that found it may still be on its way to say that it is one too many
                 continue
             try:
                 return self.source.read(candidate, view)
@@ -200,10 +201,13 @@ class ReplacingReader:
 
     def _skip(self, index: int, reason: str) -> None:
         with self._lock:
-            if index in self.skipped:
-                return
-            self.skipped[index] = SkippedInput(self.source.keys[index], reason)
-            logger.warning("%s: %s; the next readable image takes its place", self.source.keys[index], reason)
+            if index not in self.skipped:
+                self.skipped[index] = SkippedInput(self.source.keys[index], reason)
+                logger.warning("%s: %s; the next readable image takes its place", self.source.keys[index], reason)
+        self._check()
+
+    def _check(self) -> None:
+        with self._lock:
             check_bad_inputs([*self.source.skipped, *self.skipped.values()], self.source)
 
 
