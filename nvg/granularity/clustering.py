@@ -6,6 +6,11 @@ M members of a cluster.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -58,20 +63,74 @@ def cluster_halves(latent_BNC: Tensor) -> Tensor:
 
 
 def _merged(latent_BLC: Tensor, num_levels: int) -> Tensor:
-    """Merges single positions pairwise, level by level.
+    """Merges single positions pairwise, level by level: on the CPU compiled where numba is installed, else in rounds.
 
     Returns the members of each cluster, int64 (B, N, M), left child first: the order of positions along the leaves.
     """
+    compiled = _compiled_merge() if latent_BLC.device.type == "cpu" else None
+    return (compiled or merge_in_rounds)(latent_BLC, num_levels)
+
+
+def merge_in_rounds(latent_BLC: Tensor, num_levels: int) -> Tensor:
+    """The merging of all images at once, on any device: the same members as `merge_compiled`, bit for bit.
+
+    Args:
+        latent_BLC: float32, finite; L a power of two.
+        num_levels: at most log2 L.
+
+    Returns:
+        int64 (B, L / 2^levels, 2^levels): members of each cluster, left child first.
+
+    Raises:
+        UserError: distances overflow float32.
+
+    Paper: Alg. 1 lines 2-4, §2.1 (k = 2)
+    """
     num_images, num_positions, num_channels = latent_BLC.shape
     members_BNM = torch.arange(num_positions, device=latent_BLC.device).expand(num_images, -1)[:, :, None]
+    means_BNC = latent_BLC
     for _ in range(num_levels):
-        flat = members_BNM.reshape(num_images, -1, 1).expand(-1, -1, num_channels)
-        means_BNC = latent_BLC.gather(1, flat).unflatten(1, members_BNM.shape[1:]).mean(2)
         pairs_BP2 = greedy_pairs(_distances(means_BNC))
+        first_BPC, second_BPC = (
+            means_BNC.gather(1, pairs_BP2[:, :, child, None].expand(-1, -1, num_channels)) for child in range(2)
+        )
+        means_BNC = (first_BPC + second_BPC) * 0.5  # equal halves: the mean of their means is that of their members
         num_pairs, num_members = pairs_BP2.shape[1], members_BNM.shape[2]
         chosen = pairs_BP2.reshape(num_images, -1, 1).expand(-1, -1, num_members)
         members_BNM = members_BNM.gather(1, chosen).reshape(num_images, num_pairs, 2 * num_members)
     return members_BNM
+
+
+def merge_compiled(latent_BLC: Tensor, num_levels: int) -> Tensor:
+    """The merging on the CPU by the compiled kernel, the images dealt out to torch's number of threads.
+
+    Args and result are those of `merge_in_rounds`.
+
+    Raises:
+        UserError: distances overflow float32.
+
+    Paper: Alg. 1 lines 2-4, §2.1 (k = 2)
+    """
+    from nvg.granularity.compiled_clustering import merge_images
+
+    members_BL = torch.empty(latent_BLC.shape[:2], dtype=torch.int64)
+    parts = max(1, min(torch.get_num_threads(), len(latent_BLC)))
+    arguments = [
+        (latents.contiguous().numpy(), num_levels, members.numpy())
+        for latents, members in zip(latent_BLC.tensor_split(parts), members_BL.tensor_split(parts), strict=True)
+    ]
+    if parts == 1:
+        finite = [merge_images(*arguments[0])]
+    else:  # threads of its own: numba's must not be entered from two threads, nor be forked
+        with ThreadPoolExecutor(parts) as pool:
+            finite = list(pool.map(merge_images, *zip(*arguments, strict=True)))
+    _require_finite(all(finite))
+    return members_BL.unflatten(1, (-1, 1 << num_levels))
+
+
+@cache
+def _compiled_merge() -> Callable[[Tensor, int], Tensor] | None:
+    return merge_compiled if find_spec("numba") else None
 
 
 def greedy_pairs(distance_BNN: Tensor) -> Tensor:
@@ -110,10 +169,22 @@ def greedy_pairs(distance_BNN: Tensor) -> Tensor:
 
 
 def _distances(means_BNC: Tensor) -> Tensor:
-    """Pairwise ℓ2 distances; summed per pair, not by matrix product, so that the result is exactly symmetric."""
-    distance_BNN = torch.cdist(means_BNC, means_BNC, compute_mode="donot_use_mm_for_euclid_dist")
-    if not bool(torch.isfinite(distance_BNN).all()):
+    """Pairwise ℓ2 distances, exactly symmetric.
+
+    Summed channel by channel, not by matrix product or `cdist`, whose order of operations depends on device and
+    processor: so every device finds the same bits, and with them the same pairs.
+    """
+    squared_BNN = means_BNC.new_zeros(len(means_BNC), means_BNC.shape[1], means_BNC.shape[1])
+    for mean_BN in means_BNC.unbind(2):
+        difference_BNN = mean_BN[:, :, None] - mean_BN[:, None, :]
+        squared_BNN += difference_BNN * difference_BNN
+    distance_BNN = squared_BNN.sqrt_()
+    _require_finite(bool(torch.isfinite(distance_BNN).all()))
+    return distance_BNN
+
+
+def _require_finite(finite: bool) -> None:
+    if not finite:
         raise UserError(
             "distances between latents overflow float32; latents must stay below about 1e18: check the encoder"
         )
-    return distance_BNN

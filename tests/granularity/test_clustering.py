@@ -11,9 +11,11 @@ from nvg.granularity import (
     check_structure,
     cluster_halves,
     cluster_latents,
+    clustering,
     greedy_pairs,
     stage_map,
 )
+from nvg.granularity.clustering import merge_compiled, merge_in_rounds
 
 
 def sequential_pairs(distance_NN: Tensor) -> list[list[int]]:
@@ -29,13 +31,16 @@ def sequential_pairs(distance_NN: Tensor) -> list[list[int]]:
 
 
 def sequential_map(latent_LC: Tensor) -> Tensor:
-    """Finest map of one latent: pairs, then pairs of pairs, until one cluster is left."""
-    members_NM = torch.arange(len(latent_LC))[:, None]
+    """Finest map of one latent: pairs, then pairs of pairs, until one cluster is left; float32, channel by channel."""
+    means_NC, members_NM = latent_LC.numpy(), np.arange(len(latent_LC))[:, None]
     while len(members_NM) > 1:
-        means_NC = latent_LC[members_NM].mean(1)
-        distance_NN = torch.cdist(means_NC, means_NC, compute_mode="donot_use_mm_for_euclid_dist")
-        members_NM = members_NM[torch.tensor(sequential_pairs(distance_NN))].flatten(1)
-    return members_NM[0].argsort()
+        squared_NN = np.zeros((len(means_NC), len(means_NC)), dtype=np.float32)
+        for mean_N in means_NC.T:
+            squared_NN += (mean_N[:, None] - mean_N) ** 2
+        pairs_P2 = np.array(sequential_pairs(torch.from_numpy(np.sqrt(squared_NN))))
+        means_NC = (means_NC[pairs_P2[:, 0]] + means_NC[pairs_P2[:, 1]]) * np.float32(0.5)
+        members_NM = members_NM[pairs_P2].reshape(len(pairs_P2), -1)
+    return torch.from_numpy(members_NM[0].argsort())
 
 
 def random_latents(number: int, num_positions: int, generator: torch.Generator) -> Tensor:
@@ -57,6 +62,25 @@ def constant_latents(number: int, num_positions: int, generator: torch.Generator
     return torch.randn(number, 1, 3, generator=generator).expand(-1, num_positions, -1)
 
 
+def half_constant_latents(number: int, num_positions: int, generator: torch.Generator) -> Tensor:
+    """White backgrounds: the first half, the last half or every other position is alike."""
+    latent = random_latents(number, num_positions, generator)
+    half = num_positions // 2
+    for row, alike in enumerate(slice(*bounds) for bounds in [(half,), (half, None), (0, None, 2)] * number):
+        if row < number:
+            latent[row, alike] = latent[row, alike][:1]
+    return latent
+
+
+def hub_latents(number: int, num_positions: int, generator: torch.Generator) -> Tensor:
+    """Late positions are near to everything, so that the nearest of most rows is gone again and again."""
+    distance_L1 = torch.linspace(10, 1, num_positions)[:, None]
+    return distance_L1 * F.normalize(random_latents(number, num_positions, generator), dim=2)
+
+
+LATENTS = [random_latents, smooth_latents, tied_latents, constant_latents, half_constant_latents, hub_latents]
+
+
 def test_reference_maps_agree_label_by_label():
     data = vectors("structure_maps")
     leaf = cluster_latents(data["points"])
@@ -65,13 +89,58 @@ def test_reference_maps_agree_label_by_label():
         assert torch.equal(stage_map(leaf, stage, 8), data["maps"][:, stage])
 
 
-@pytest.mark.parametrize("latents", [random_latents, smooth_latents, tied_latents, constant_latents])
+@pytest.mark.parametrize("latents", LATENTS)
 def test_equals_the_sequential_greedy_loop(latents):
-    """250 inputs of each kind, on three grids."""
+    """250 inputs of each kind, on three grids: one answer, label by label, of the compiled and the batched way."""
     generator = torch.Generator().manual_seed(0)
     for num_positions, number in ((16, 180), (64, 64), (256, 6)):
         latent = latents(number, num_positions, generator)
-        assert torch.equal(cluster_latents(latent), torch.stack([sequential_map(image) for image in latent]))
+        expected = torch.stack([sequential_map(image) for image in latent])
+        assert torch.equal(cluster_latents(latent), expected)
+        for merge in (merge_compiled, merge_in_rounds):
+            members = merge(latent.contiguous(), StageLayout(num_positions).last_stage)
+            assert torch.equal(members[:, 0].argsort(1), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("latents", LATENTS)
+def test_gpu_finds_the_maps_of_the_cpu(latents):
+    latent = latents(32, 256, torch.Generator().manual_seed(0))
+    assert torch.equal(cluster_latents(latent.cuda()).cpu(), cluster_latents(latent))
+
+
+def test_distances_are_those_of_the_library():
+    points = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(5))
+    expected = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(clustering._distances(points), expected)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_number_of_threads_changes_nothing(num_threads):
+    latent = random_latents(7, 64, torch.Generator().manual_seed(3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        found = merge_compiled(latent, 6)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, merge_in_rounds(latent, 6))
+
+
+def test_without_numba_the_batched_way_is_taken(monkeypatch):
+    monkeypatch.setattr(clustering, "find_spec", lambda name: None)
+    clustering._compiled_merge.cache_clear()
+    monkeypatch.setattr(clustering, "merge_compiled", None)
+    latent = random_latents(3, 64, torch.Generator().manual_seed(4))
+    try:
+        found = cluster_latents(latent)
+    finally:
+        clustering._compiled_merge.cache_clear()
+    assert torch.equal(found, torch.stack([sequential_map(image) for image in latent]))
+
+
+def test_a_batch_without_images_has_no_maps():
+    assert cluster_latents(torch.zeros(0, 16, 3)).shape == (0, 16)
 
 
 @pytest.mark.parametrize("num_positions", [4, 16, 64, 256, 1024])
@@ -100,12 +169,16 @@ def test_pairs_come_in_greedy_order():
     assert greedy_pairs(distance)[0].tolist() == sequential_pairs(distance[0])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 3e38])
 def test_latents_that_cannot_be_compared_are_refused(value):
     latent = torch.randn(2, 16, 3)
     latent[1, 0, 0] = value
     with pytest.raises(UserError, match=r"finite|overflow"):
         cluster_latents(latent)
+    if np.isfinite(value):
+        for merge in (merge_compiled, merge_in_rounds):
+            with pytest.raises(UserError, match="overflow float32"):
+                merge(latent, 4)
 
 
 @pytest.mark.parametrize("num_levels_above", [0, 1, 2, 3])
