@@ -103,6 +103,26 @@ def paint_images(
 
 
 @torch.inference_mode()
+def paint_records(tokenizer: Tokenizer, batch: dict[str, NDArray[np.int64]], rounding: str) -> list[Painting]:
+    """Take stored records apart: nothing is encoded, ids and maps are decoded.
+
+    Args:
+        tokenizer: the one that wrote the records, in evaluation mode.
+        batch: from `RecordDataset.batch`.
+        rounding: see `eval.pixels.to_uint8`.
+
+    Returns:
+        One painting per record.
+    """
+    structure_BL = torch.from_numpy(batch["structure"])
+    canvases_BSLC = tokenizer.dequantizer.canvases(torch.from_numpy(batch["content_ids"]), structure_BL)
+    return [
+        _painting(tokenizer, canvases_BSLC[row], structure_BL[row], int(label), rounding)
+        for row, label in enumerate(batch["label"])
+    ]
+
+
+@torch.inference_mode()
 def paint_tokenized(
     tokenizer: Tokenizer, images_BHWC: ImageArray, labels_B: NDArray[np.integer], rounding: str
 ) -> list[Painting]:

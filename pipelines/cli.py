@@ -149,18 +149,39 @@ def ablate(
 
 @app.command("inspect")
 def inspect_image(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Draw one image, its structure map and its reconstruction at every stage.
+    """Draw one image, its structure map and its reconstruction at every stage; or stored records, decoded.
 
-    Example: [bold]nvg inspect tokenizer=runs/demo/tokenizer index=12 output=digit.png[/bold]
+    A word without "=" is a record data set: its records are drawn.
+
+    Examples: [bold]nvg inspect tokenizer=runs/demo/tokenizer index=12 output=digit.png[/bold] · [bold]nvg inspect
+    runs/demo/records count=4 output=records.png[/bold]
     """
     from pipelines.inspect_image import InspectConfig, plan_inspect
-    from pipelines.inspect_image import inspect_image as run
 
-    resolved = resolve(InspectConfig, config, overrides)
+    given = [text if "=" in text else f"records={json.dumps(text)}" for text in overrides or []]
+    resolved = resolve(InspectConfig, config, given)
     if dry_run:
         show_plan(resolved, plan_inspect(resolved))
         return
+    if resolved.records:
+        from pipelines.inspect_records import inspect_records as run
+    else:
+        from pipelines.inspect_image import inspect_image as run
     typer.echo(run(resolved))
+
+
+@app.command()
+def verify(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Folder written by `nvg precompute`.")],
+) -> None:
+    """Read every byte of a record data set and compare it with its index and manifest; exit 2 where it is damaged.
+
+    Example: [bold]nvg verify runs/demo/records[/bold]
+    """
+    from pipelines.verify_records import verify_records
+
+    found = verify_records(dataset)
+    typer.echo(f"{found.num_records} records in {found.num_shards} shards of {found.num_bytes} bytes: nothing wrong")
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

@@ -20,14 +20,16 @@ class InspectConfig:
     """What is drawn.
 
     Attributes:
+        records: record data set to draw from; empty draws images of `source`.
         tokenizer: training run, checkpoint or weights of the tokenizer.
         tokenizer_weights: which weights, "ema" or "model".
         source: the images.
-        index: first image of the source that is drawn.
-        count: images drawn, one below the other.
+        index: first image or record that is drawn.
+        count: how many are drawn, one below the other.
         output: PNG file.
     """
 
+    records: str = ""
     tokenizer: str = "runs/demo/tokenizer"
     tokenizer_weights: str = "ema"
     source: SourceConfig = field(default_factory=lambda: SourceConfig(split="test"))
@@ -43,6 +45,12 @@ class InspectConfig:
 def plan_inspect(config: InspectConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
     last = config.index + config.count - 1
+    if config.records:
+        return [
+            f"open the records of {config.records}, rows {config.index} to {last}",
+            f"decode their ids with {config.tokenizer}",
+            f"draw map and canvas of every stage in {config.output}",
+        ]
     return [
         f"open the {config.source.kind} source, split {config.source.split}, images {config.index} to {last}",
         f"turn them into visual granularity sequences with {config.tokenizer}",

@@ -23,6 +23,7 @@ from pipelines.checkpointing import weights_folder
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.precompute_merge import is_complete, merge_parts
 from pipelines.precompute_plan import DatasetFolder, Plan, make_plan
+from pipelines.precompute_repa import open_repa_stream
 from pipelines.sources import ImageSource, SkippedInput, check_bad_inputs, open_source
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def precompute(
     source = open_source(config.source)
     _require_storable(source, tokenizer)
     tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
-    plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure)
+    repa = open_repa_stream(config.repa, "cpu")
+    plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
     with folder.locked():
         if is_complete(folder, plan):
             console.print(f"{folder.root}: complete, nothing to do")
@@ -99,12 +101,15 @@ def _encode_missing(
         _progress(console) as progress,
         cluster_session(config.session),
     ):
+        from pipelines.precompute_metrics import PoolMetrics
         from pipelines.precompute_pool import encode_units
 
+        metrics = PoolMetrics(folder.root.name, len(missing), len(skipped))
         finished = sum(len(plan.units[unit]) for unit in parts)
         task = progress.add_task("precompute", total=len(source), completed=finished, bad=len(skipped))
 
         def handle(event: PoolEvent) -> None:
+            metrics.note(event)
             if event.part is not None:
                 parts[event.unit] = event.part
                 _note_skipped(skipped, event.part, source, config)

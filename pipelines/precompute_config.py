@@ -5,6 +5,35 @@ from dataclasses import dataclass, field
 from cluster.session import SessionConfig
 from pipelines.sources.config import SourceConfig
 
+REPA_STORES = ("nothing", "features", "jpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepaStoreConfig:
+    """What is stored beside the records for aligning hidden tokens with DINOv2.
+
+    Attributes:
+        store: "nothing", "features" (DINOv2's patch tokens as int8, 198 kB a view) or "jpeg" (the view itself, from
+            which they can be computed in training; about 40 kB at 256 pixels).
+        dinov2_weights: File of DINOv2's ViT-B/14 (features).
+        jpeg_quality: 1 to 95 (jpeg).
+
+    Raises:
+        ValueError: A value is impossible; the message names the key.
+    """
+
+    store: str = "nothing"
+    dinov2_weights: str = ""
+    jpeg_quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.store not in REPA_STORES:
+            raise ValueError(f"repa.store: found {self.store!r}, expected one of {', '.join(REPA_STORES)}")
+        if self.store == "features" and not self.dinov2_weights:
+            raise ValueError("repa.dinov2_weights: found nothing, expected the file of DINOv2's ViT-B/14")
+        if not 1 <= self.jpeg_quality <= 95:
+            raise ValueError(f"repa.jpeg_quality: found {self.jpeg_quality}, expected 1 to 95")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
@@ -24,6 +53,7 @@ class PrecomputeConfig:
         shard_bytes: Largest size of one MDS shard.
         max_attempts: How often a unit is tried before it is given up and named.
         seed: Order of the records.
+        repa: What is stored beside the records.
         session: The Ray cluster to start or join.
 
     Raises:
@@ -43,6 +73,7 @@ class PrecomputeConfig:
     shard_bytes: int = 1 << 26
     max_attempts: int = 3
     seed: int = 0
+    repa: RepaStoreConfig = field(default_factory=RepaStoreConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:

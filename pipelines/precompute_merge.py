@@ -31,8 +31,8 @@ from nvg.granularity import StageLayout
 from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Tokenizer
+from pipelines.canvas_sums import CanvasSums
 from pipelines.precompute_plan import DatasetFolder, Plan, writing
-from pipelines.precompute_unit import CanvasSums
 from pipelines.sources import ImageSource
 
 SOURCES_FILE = "sources.txt"
@@ -44,8 +44,9 @@ def is_complete(folder: DatasetFolder, plan: Plan) -> bool:
     try:
         if read_manifest(folder.root).get("plan") != plan.fingerprint:
             return False
-        for entry in read_index(folder.root):
-            check_shard_size(folder.root, entry)
+        for stream in (folder.root, *beside(folder.root, plan.description)):
+            for entry in read_index(stream):
+                check_shard_size(stream, entry)
     except (ManifestError, UserError):
         return False
     return (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
@@ -86,6 +87,8 @@ def merge_parts(
                 _link(part / entry["raw_data"]["basename"], folder.root / merged)
             entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
     manifest = _manifest(plan, parts, usage, source=source, tokenizer=tokenizer)
+    for stream in beside(folder.root, plan.description):
+        _merge_beside(folder, plan, stream)
     with writing(folder.root):
         write_atomically(folder.root / SOURCES_FILE, ("\n".join(source.keys) + "\n").encode("utf-8"))
         save_weights(
@@ -99,6 +102,27 @@ def merge_parts(
         index = {"version": 2, "shards": entries}
         write_atomically(folder.root / INDEX_FILE, json.dumps(index, sort_keys=True).encode("utf-8"))
     return folder.root
+
+
+def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:
+    """Folders of what is stored beside the records, by a plan or manifest."""
+    return [root / description["repa"]["store"]] if "repa" in description else []
+
+
+def _merge_beside(folder: DatasetFolder, plan: Plan, stream: Path) -> None:
+    """Join a stream beside the records; its hashes are left to `nvg verify`, since it is a hundred times as large."""
+    entries = []
+    with writing(stream):
+        stream.mkdir(exist_ok=True)
+    for unit in range(len(plan.units)):
+        part = folder.part(unit) / stream.name
+        for number, entry in enumerate(read_index(part)):
+            merged = f"shard.{unit:05d}.{number:05d}.mds"
+            with writing(stream):
+                _link(check_shard_size(part, entry), stream / merged)
+            entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
+    with writing(stream):
+        write_atomically(stream / INDEX_FILE, json.dumps({"version": 2, "shards": entries}, sort_keys=True).encode())
 
 
 class _Usage:
@@ -183,8 +207,10 @@ def _canvas_scales(parts: list[Mapping[str, Any]]) -> list[float]:
 
 def _versions(parts: list[Mapping[str, Any]]) -> dict[str, str]:
     """Versions that wrote the parts; several ones where the job was continued with others."""
-    packages = parts[0]["library_versions"]
-    return {name: ", ".join(sorted({part["library_versions"][name] for part in parts})) for name in packages}
+    packages = sorted({name for part in parts for name in part["library_versions"]})
+    return {
+        name: ", ".join(sorted({part["library_versions"].get(name, "unknown") for part in parts})) for name in packages
+    }
 
 
 def _link(original: Path, target: Path) -> None:

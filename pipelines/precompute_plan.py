@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,13 @@ class Plan:
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
 
 
-def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str, structure: str = GRANULARITY) -> Plan:
+def make_plan(
+    config: PrecomputeConfig,
+    source: ImageSource,
+    tokenizer_hash: str,
+    structure: str = GRANULARITY,
+    repa: Mapping[str, Any] | None = None,
+) -> Plan:
     """Divide a source into units.
 
     The number of actors is left out on purpose: it changes nothing.
@@ -54,6 +60,7 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str
         source: Its opened source.
         tokenizer_hash: sha256 of the tokenizer's weights.
         structure: Where its maps come from; recorded unless they are the image's own.
+        repa: What is stored beside the records, if anything.
 
     Returns:
         The plan; equal arguments give an equal plan.
@@ -79,6 +86,7 @@ def make_plan(config: PrecomputeConfig, source: ImageSource, tokenizer_hash: str
         "seed": config.seed,
         **({} if structure == GRANULARITY else {"structure": structure}),
         **({"view_flip": True} if config.source.flip else {}),
+        **({"repa": dict(repa)} if repa else {}),
     }
     generator = np.random.Generator(np.random.Philox(key=config.seed))
     order = generator.permutation(len(source)).astype(np.int64)

@@ -21,6 +21,7 @@ from nvg.errors import UserError
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.precompute_plan import DatasetFolder
+from pipelines.precompute_repa import open_repa_stream
 from pipelines.precompute_unit import encode_unit
 from pipelines.sources import ImageSource
 
@@ -61,6 +62,7 @@ class EncodingActor:
         torch.set_num_threads(config.threads_per_actor)
         tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
         self._tokenizer = tokenizer.to(config.device).eval()
+        self._repa = open_repa_stream(config.repa, config.device)
         self._source = source
         self._config = config
         self._folder = folder
@@ -80,6 +82,7 @@ class EncodingActor:
             config=self._config,
             folder=self._folder,
             plan_fingerprint=self._plan_fingerprint,
+            repa=self._repa,
         )
 
 

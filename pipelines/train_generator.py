@@ -101,7 +101,7 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
     Raises:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
-    records = RecordDataset.open(Path(config.data.path))
+    records = RecordDataset.open(Path(config.data.path), mapped=config.data.loader != "memory")
     dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
     if config.kind == "content":
         model = fill_from_manifest(config.content, records.manifest)

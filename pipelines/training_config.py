@@ -225,9 +225,10 @@ class DataConfig:
 
     Attributes:
         path: folder with the MDS shards and manifest.json.
-        loader: "memory" reads all records once (1.6 GB for ImageNet); "streaming" uses StreamingDataset.
+        loader: "memory" holds all records in each rank (1.6 GB a view of ImageNet); "mapped" reads them where they lie,
+            the ranks of a node sharing one copy; "streaming" uses StreamingDataset.
         views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn" (epoch e takes view
-            e mod their number), or "all" views (memory loader; streaming always goes over all).
+            e mod their number), or "all" views (streaming always goes over all).
         num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the
             fingerprint.
         num_workers: loader processes per rank (streaming).
@@ -243,12 +244,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self.loader in ("memory", "streaming"),
-            f"data.loader is {self.loader!r}; choose memory or streaming",
+            self.loader in ("memory", "mapped", "streaming"),
+            f"data.loader is {self.loader!r}; choose memory, mapped or streaming",
         )
         check_views_per_epoch("data.views_per_epoch", self.views_per_epoch)
         _check(
-            self.loader == "memory" or self.views_per_epoch == "all",
+            self.loader != "streaming" or self.views_per_epoch == "all",
             "data.loader=streaming goes over all views: set data.views_per_epoch=all",
         )
         for name in ("num_canonical_nodes", "shuffle_block_size"):

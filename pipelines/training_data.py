@@ -18,7 +18,7 @@ from pipelines.training_streaming import StreamingSource
 
 
 def record_source(records: RecordDataset, config: DataConfig) -> ArraySource:
-    """Records in memory.
+    """Records in memory or mapped.
 
     Args:
         records: opened records.
@@ -58,7 +58,8 @@ def record_fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str
         "num_positions", "source_fingerprint",
     )  # fmt: skip
     fingerprint: dict[str, Any] = {name: manifest[name] for name in wanted if name in manifest}
-    fingerprint |= {"loader": config.loader, "views_per_epoch": config.views_per_epoch}
+    order = "streaming" if config.loader == "streaming" else "memory"  # mapped or not, the same batches
+    fingerprint |= {"loader": order, "views_per_epoch": config.views_per_epoch}
     if config.loader == "streaming":
         fingerprint |= {
             "num_canonical_nodes": config.num_canonical_nodes,
@@ -76,9 +77,9 @@ def generator_source(records: RecordDataset, config: DataConfig) -> BatchSource:
         config: how they are read.
 
     Returns:
-        Memory or streaming source.
+        Source of records in memory or mapped, or a streaming source.
     """
-    if config.loader == "memory":
+    if config.loader != "streaming":
         return record_source(records, config)
     num_records = int(records.manifest["num_records"])
     return StreamingSource(config, num_records, record_fingerprint(config, records.manifest))

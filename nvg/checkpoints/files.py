@@ -102,7 +102,12 @@ def load_config(folder: str | Path, kind: str, name: str = "model") -> dict[str,
 
 def weights_hash(folder: str | Path, name: str = "model") -> str:
     """SHA-256 (64 hex digits) of `<name>.safetensors` in a folder: what records and results name weights by."""
-    with open(Path(folder) / f"{name}.safetensors", "rb") as file:
+    return file_hash(Path(folder) / f"{name}.safetensors")
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 (64 hex digits) of a file."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Weights of the frozen networks that judge the tokenizer: read from local files, never fetched."""
+"""Weights of the frozen networks that judge a training or are its target: read from local files, never fetched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nvg.checkpoints.networks import check_fit
 from nvg.errors import UserError
-from nvg.tokenizer import DinoFeatures, PerceptualDistance
+from nvg.tokenizer import DinoFeatures, Dinov2Features, PerceptualDistance
 
 CLASSIFIER_PARTS = ("classifier.", "head.", "fc.", "fc_norm.")
 
@@ -33,6 +33,31 @@ def load_dino_features(path: str | Path) -> DinoFeatures:
     check_fit(tensors, network.vit, str(path))
     network.vit.load_state_dict(tensors)
     network.zero_key_biases()
+    return network
+
+
+def load_dinov2_features(path: str | Path, *, key: str, network: Dinov2Features | None = None) -> Dinov2Features:
+    """DINOv2's ViT-B/14, frozen; its position table is resampled to the grid of 16×16.
+
+    Args:
+        path: the authors' `dinov2_vitb14_pretrain.pth`, or timm's `vit_base_patch14_dinov2.lvd142m` as safetensors.
+        key: configuration key that names the path, for messages.
+        network: the network to fill; None builds it.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds another network.
+    """
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    network = network or Dinov2Features()
+    where = "dinov2_vitb14_pretrain.pth of DINOv2's release, or timm's vit_base_patch14_dinov2.lvd142m"
+    tensors = read_tensors(path, "DINOv2 ViT-B/14", where, key)
+    tensors.pop("mask_token", None)  # of its own training
+    table = tensors.get("pos_embed")
+    if table is not None and table.shape[1:] != network.vit.pos_embed.shape[1:]:
+        tensors["pos_embed"] = resample_abs_pos_embed(table, list(network.vit.patch_embed.grid_size))
+    check_fit(tensors, network.vit, str(path))
+    network.vit.load_state_dict(tensors)
     return network
 
 

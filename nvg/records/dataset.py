@@ -1,6 +1,7 @@
 """A whole record data set in memory: what `streaming.StreamingDataset` gives, without its machinery.
 
-All of ImageNet is 1.6 GB a view, so the records fit in memory; this reader needs NumPy alone and is also the
+All of ImageNet is 1.6 GB a view, so the records fit in memory; where many views or many processes make that too much,
+the shards are mapped and the processes of a node share their pages. This reader needs NumPy alone and is also the
 oracle that the streaming path is tested against.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from nvg.records.record import RecordLayout
 from nvg.records.shard import INDEX_FILE, read_index, read_shard
 
 MANIFEST_FILE = "manifest.json"
+_SMALL_COLUMNS = ("image", "view", "label")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,7 @@ class RecordDataset:
         image: uint32 (N,), row of sources.txt.
         view: uint8 (N,).
         label: uint16 (N,).
-        content_ids: uint16 (N, 2L - 1), stages in order.
-        structure: uint8 or uint16 (N, L), the finest structure map.
+        shards: Structured arrays of `RecordLayout.dtype`, bytes in memory or mapped.
     """
 
     folder: Path
@@ -40,16 +42,16 @@ class RecordDataset:
     image: np.ndarray
     view: np.ndarray
     label: np.ndarray
-    content_ids: np.ndarray
-    structure: np.ndarray
+    shards: list[np.ndarray]
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify_hashes: bool = False) -> RecordDataset:
-        """Read a data set into memory.
+    def open(cls, folder: str | Path, *, verify_hashes: bool = False, mapped: bool = False) -> RecordDataset:
+        """Open a data set; every record is looked at once.
 
         Args:
             folder: Folder written by `nvg precompute`.
             verify_hashes: Compare the shards' sha256 too; their sizes are always compared.
+            mapped: Map the shards instead of holding their bytes. The folder must then stay as it is.
 
         Returns:
             The data set.
@@ -59,26 +61,39 @@ class RecordDataset:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST_FILE)
-        shards = read_index(folder)
+        entries = read_index(folder)
         layout = RecordLayout(int(manifest["num_positions"]))
-        num_records = sum(int(entry["samples"]) for entry in shards)
+        num_records = sum(int(entry["samples"]) for entry in entries)
         if num_records != manifest["num_records"]:
             raise UserError(
                 f"{folder}: {INDEX_FILE} lists {num_records} records, {MANIFEST_FILE} states "
                 f"{manifest['num_records']}; the two are not of the same run, run `nvg precompute` again"
             )
-        arrays: dict[str, np.ndarray] = {}
-        for name in layout.columns:
-            field = layout.dtype[name]
-            arrays[name] = np.empty((num_records, *field.shape), dtype=field.base)
-        start = 0
-        for entry in shards:
-            records = read_shard(folder, entry, layout, verify_hash=verify_hashes)
-            for name, array in arrays.items():
-                array[start : start + len(records)] = records[name]
-            start += len(records)
-        _check_ranges(folder, arrays, manifest)
-        return cls(folder=folder, manifest=manifest, **arrays)
+        shards = [read_shard(folder, entry, layout, verify_hash=verify_hashes, mapped=mapped) for entry in entries]
+        for shard in shards:
+            _check_ranges(folder, shard, manifest)
+        empty = np.empty(0, layout.dtype)
+        columns = {name: np.concatenate([part[name] for part in (empty, *shards)]) for name in _SMALL_COLUMNS}
+        return cls(folder=folder, manifest=manifest, shards=shards, **columns)
+
+    @cached_property
+    def content_ids(self) -> np.ndarray:
+        """uint16 (N, 2L - 1), stages in order: a copy of all of them."""
+        return np.concatenate([shard["content_ids"] for shard in self.shards])
+
+    @cached_property
+    def structure(self) -> np.ndarray:
+        """uint8 or uint16 (N, L), the finest structure maps: a copy of all of them."""
+        return np.concatenate([shard["structure"] for shard in self.shards])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        counts = np.array([len(shard) for shard in self.shards])
+        return np.cumsum(counts) - counts
+
+    @cached_property
+    def _wide_columns(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(shard["content_ids"], shard["structure"]) for shard in self.shards]
 
     def __len__(self) -> int:
         return len(self.image)
@@ -92,9 +107,19 @@ class RecordDataset:
         Returns:
             int64 "label" (B,), "content_ids" (B, 2L - 1) and "structure" (B, L).
         """
-        rows = np.asarray(indices, dtype=np.int64)
-        fields = {"label": self.label, "content_ids": self.content_ids, "structure": self.structure}
-        return {name: array[rows].astype(np.int64) for name, array in fields.items()}
+        rows_B = np.asarray(indices, dtype=np.int64)
+        if rows_B.size and not 0 <= rows_B.min() <= rows_B.max() < len(self):
+            raise IndexError(f"records {rows_B.min()} to {rows_B.max()} of {len(self)}")
+        layout = RecordLayout(int(self.manifest["num_positions"]))
+        ids_BT = np.empty((len(rows_B), layout.num_tokens), dtype=np.int64)
+        structure_BL = np.empty((len(rows_B), layout.num_positions), dtype=np.int64)
+        shards_B = np.searchsorted(self._starts, rows_B, side="right") - 1
+        places_B = rows_B - self._starts[shards_B]
+        for row, (shard, place) in enumerate(zip(shards_B.tolist(), places_B.tolist(), strict=True)):
+            ids_NT, structure_NL = self._wide_columns[shard]
+            ids_BT[row] = ids_NT[place]
+            structure_BL[row] = structure_NL[place]
+        return {"label": self.label[rows_B].astype(np.int64), "content_ids": ids_BT, "structure": structure_BL}
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -111,7 +136,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_ranges(folder: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
+def _check_ranges(folder: Path, shard: np.ndarray, manifest: dict[str, Any]) -> None:
     """Compare the largest value of each column with what the manifest allows."""
     limits = {
         "content_ids": ("codebook_size", manifest["codebook_size"]),
@@ -119,7 +144,7 @@ def _check_ranges(folder: Path, arrays: dict[str, np.ndarray], manifest: dict[st
         "structure": ("num_positions", manifest["num_positions"]),
     }
     for column, (key, limit) in limits.items():
-        largest = int(arrays[column].max(initial=0))
+        largest = int(shard[column].max(initial=0))
         if largest >= limit:
             raise UserError(
                 f"{folder}: column {column} holds {largest}, but {MANIFEST_FILE} states {key} {limit}; "

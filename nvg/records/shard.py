@@ -9,18 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nvg.errors import UserError
-from nvg.records.record import RecordLayout
 
 INDEX_FILE = "index.json"
 SHARD_HASH = "sha256"
 MDS_COUNT_BYTES = 4
+
+
+class ShardLayout(Protocol):
+    """Samples of fixed size."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Packed structured dtype of a sample, fields sorted by name."""
+        ...
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """MDS columns, name to encoding."""
+        ...
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
@@ -73,15 +87,16 @@ def check_shard_size(folder: Path, entry: Mapping[str, Any]) -> Path:
 
 
 def read_shard(
-    folder: Path, entry: Mapping[str, Any], layout: RecordLayout, *, verify_hash: bool = False
+    folder: Path, entry: Mapping[str, Any], layout: ShardLayout, *, verify_hash: bool = False, mapped: bool = False
 ) -> np.ndarray:
-    """Read one shard.
+    """Read one shard of samples of fixed size.
 
     Args:
         folder: Folder of the shard.
         entry: Its entry in index.json.
-        layout: The records it is expected to hold.
+        layout: The samples it is expected to hold.
         verify_hash: Compare the sha256 of its bytes as well; sizes are always compared.
+        mapped: Map the file into memory instead of reading it: its pages come when they are used.
 
     Returns:
         Structured array (n,) of `layout.dtype`, read-only.
@@ -89,28 +104,67 @@ def read_shard(
     Raises:
         UserError: The shard is missing, damaged, compressed, or holds other columns.
     """
+    path, data, offsets = _open_shard(folder, entry, layout.columns, verify_hash=verify_hash, mapped=mapped)
+    if np.any(np.diff(offsets.astype(np.int64)) != layout.dtype.itemsize):
+        raise _misfit(path, len(offsets) - 1)
+    return np.frombuffer(data, layout.dtype, count=len(offsets) - 1, offset=int(offsets[0]))
+
+
+def map_samples(
+    folder: Path, entry: Mapping[str, Any], columns: Mapping[str, str], *, verify_hash: bool = False
+) -> tuple[memoryview, np.ndarray]:
+    """Map one shard of samples of any size.
+
+    Args:
+        folder: Folder of the shard.
+        entry: Its entry in index.json.
+        columns: MDS columns it is expected to hold.
+        verify_hash: Compare the sha256 of its bytes as well.
+
+    Returns:
+        Its bytes, and the n + 1 offsets of its samples in them.
+
+    Raises:
+        UserError: The shard is missing, damaged, compressed, or holds other columns.
+    """
+    _, data, offsets = _open_shard(folder, entry, columns, verify_hash=verify_hash, mapped=True)
+    return memoryview(data), offsets
+
+
+def _open_shard(
+    folder: Path, entry: Mapping[str, Any], columns: Mapping[str, str], *, verify_hash: bool, mapped: bool
+) -> tuple[Path, bytes | mmap.mmap, np.ndarray]:
+    """Path, bytes and sample offsets of a shard whose size, columns and offset table fit its index."""
     path = check_shard_size(folder, entry)
-    _check_columns(path, entry, layout)
-    data = path.read_bytes()
+    _check_columns(path, entry, columns)
+    if mapped:
+        with path.open("rb") as file:
+            data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    else:
+        data = path.read_bytes()
     if verify_hash:
         expected_hash = entry["raw_data"].get("hashes", {}).get(SHARD_HASH)
         if hashlib.sha256(data).hexdigest() != expected_hash:
             raise UserError(f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again")
     num_samples = int(entry["samples"])
+    header_bytes = MDS_COUNT_BYTES + 4 * (num_samples + 1)
+    if len(data) < header_bytes or int.from_bytes(data[:MDS_COUNT_BYTES], "little") != num_samples:
+        raise _misfit(path, num_samples)
     offsets = np.frombuffer(data, "<u4", count=num_samples + 1, offset=MDS_COUNT_BYTES)
-    expected_offsets = offsets[0] + np.arange(num_samples + 1, dtype=np.int64) * layout.dtype.itemsize
-    if int.from_bytes(data[:MDS_COUNT_BYTES], "little") != num_samples or np.any(offsets != expected_offsets):
-        raise UserError(f"{path}: its offset table does not fit {num_samples} records; copy the shard again")
+    if int(offsets[0]) < header_bytes or np.any(offsets[1:] < offsets[:-1]):
+        raise _misfit(path, num_samples)
     if int(offsets[-1]) != len(data):
         raise UserError(f"{path}: found {len(data)} bytes, expected {int(offsets[-1])} by its own offset table")
-    return np.frombuffer(data, layout.dtype, count=num_samples, offset=int(offsets[0]))
+    return path, data, offsets
 
 
-def _check_columns(path: Path, entry: Mapping[str, Any], layout: RecordLayout) -> None:
+def _misfit(path: Path, num_samples: int) -> UserError:
+    return UserError(f"{path}: its offset table does not fit {num_samples} records; copy the shard again")
+
+
+def _check_columns(path: Path, entry: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     if entry.get("format") != "mds" or entry.get("compression") or entry.get("zip_data"):
         raise UserError(f"{path}: found a compressed or foreign shard, expected plain MDS")
     found = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
-    if found != layout.columns:
-        raise UserError(
-            f"{path}: found columns {found}, expected {layout.columns} for {layout.num_positions} positions"
-        )
+    if found != dict(columns):
+        raise UserError(f"{path}: found columns {found}, expected {dict(columns)}")

@@ -1,6 +1,7 @@
 """Autoencoder, multi-granularity quantiser, and the networks that judge them in training."""
 
 from nvg.tokenizer.dequantizer import Dequantizer, DequantizerConfig
+from nvg.tokenizer.dinov2 import Dinov2Features
 from nvg.tokenizer.discriminator import DinoFeatures, Discriminator
 from nvg.tokenizer.perceptual import PerceptualDistance
 from nvg.tokenizer.quantizer import Quantized, quantize_for_training, quantize_ids
@@ -10,6 +11,7 @@ __all__ = [
     "Dequantizer",
     "DequantizerConfig",
     "DinoFeatures",
+    "Dinov2Features",
     "Discriminator",
     "PerceptualDistance",
     "Quantized",

@@ -156,7 +156,17 @@ class Tokenizer(nn.Module):
 
         Paper: Alg. 1 lines 1, 9
         """
-        latent_BLC = self.encode(images)
+        return self.tokenize_latent(self.encode(images))
+
+    @torch.no_grad()
+    def tokenize_latent(self, latent_BLC: Tensor) -> tuple[Tensor, Tensor]:
+        """Visual granularity sequence of latents; result as of `tokenize`.
+
+        Args:
+            latent_BLC: from `encode`.
+
+        Paper: Alg. 1 lines 2-9
+        """
         structure_BL = self.structure_maps(latent_BLC)
         return quantize_ids(latent_BLC, structure_BL, self.dequantizer), structure_BL
 

@@ -25,6 +25,7 @@ COMMANDS = [
     ["eval", "tokenizer"],
     ["ablate"],
     ["inspect"],
+    ["verify"],
     ["submit"],
     ["import-release"],
     ["export-release"],

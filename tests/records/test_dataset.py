@@ -53,13 +53,14 @@ def edit_manifest(folder: Path, **changes) -> None:
 
 
 @pytest.mark.xdist_group("streaming")
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("num_positions", [16, 256, 1024])
-def test_gives_what_streaming_dataset_gives(tmp_path, num_positions):
+def test_gives_what_streaming_dataset_gives(tmp_path, num_positions, mapped):
     from streaming import StreamingDataset
 
     folder = tmp_path / "data"
     records = write_dataset(folder, num_positions)
-    dataset = RecordDataset.open(folder, verify_hashes=True)
+    dataset = RecordDataset.open(folder, verify_hashes=True, mapped=mapped)
     streaming = StreamingDataset(local=str(folder), batch_size=1)
     assert len(dataset) == len(streaming) == NUM_RECORDS
     for index in range(NUM_RECORDS):
@@ -110,7 +111,7 @@ def test_flipped_bit_is_found_on_demand(folder):
     ("changes", "message"),
     [
         ({"num_records": 301}, r"lists 300 records, manifest\.json states 301"),
-        ({"num_positions": 64}, r"expected .* for 64 positions"),
+        ({"num_positions": 64}, r"expected .*ndarray:uint8:64"),
         ({"codebook_size": 8}, r"column content_ids holds \d+, but manifest\.json states codebook_size 8"),
         ({"num_classes": 2}, r"column label holds \d+"),
     ],

@@ -15,6 +15,7 @@ from nvg.tokenizer import Tokenizer, TokenizerConfig
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.precompute_merge import merge_parts
 from pipelines.precompute_plan import DatasetFolder, Plan, make_plan
+from pipelines.precompute_repa import RepaStream
 from pipelines.precompute_unit import encode_unit
 from pipelines.sources import ImageSource, SourceConfig, open_source
 
@@ -55,11 +56,14 @@ def job(folder: Path, **changes) -> PrecomputeConfig:
 class Prepared:
     """What the driver prepares before it starts actors."""
 
-    def __init__(self, config: PrecomputeConfig, source: ImageSource | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: PrecomputeConfig, source: ImageSource | None = None, repa: RepaStream | None = None
+    ) -> None:
+        self.config, self.repa = config, repa
         self.source = source or open_source(config.source)
         self.tokenizer = load_network(Tokenizer, config.tokenizer)
-        self.plan: Plan = make_plan(config, self.source, weights_hash(config.tokenizer, "ema"))
+        described = None if repa is None else repa.description
+        self.plan: Plan = make_plan(config, self.source, weights_hash(config.tokenizer, "ema"), repa=described)
         self.folder = DatasetFolder(Path(config.output))
         self.folder.adopt(self.plan)
 
@@ -73,6 +77,7 @@ class Prepared:
             config=self.config,
             folder=self.folder,
             plan_fingerprint=self.plan.fingerprint,
+            repa=self.repa,
         )
 
     def merge(self) -> Path:

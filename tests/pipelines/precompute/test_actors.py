@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,3 +87,33 @@ def test_too_many_bad_images_stop_the_job_and_leave_finished_units(case, tmp_pat
     with pytest.raises(UserError, match=r"found 30 bad of 60 inputs(?s:.*): not an image in a known format"):
         precompute(config)
     assert len(list((Path(config.output) / "parts").glob("part-*"))) >= 3
+
+
+def exported_metrics() -> str:
+    """What Prometheus would read from the nodes of the session."""
+    import ray
+
+    addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    texts = []
+    for address in addresses:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            texts.append(answer.read().decode())
+    return "\n".join(texts)
+
+
+@pytest.mark.slow
+def test_dashboard_metrics_show_images_and_units_left(case, tmp_path):
+    precompute(case.job(tmp_path, output=str(tmp_path / "watched")))
+    deadline = time.monotonic() + 60
+    found: dict[str, float] = {}
+    while found.get("units_left") != 0.0 or "images" not in found:
+        assert time.monotonic() < deadline, found
+        lines = [line for line in exported_metrics().splitlines() if 'dataset="watched"' in line]
+        found = {
+            line.split("{")[0].removeprefix("ray_nvg_precompute_").removesuffix("_total"): float(line.split()[-1])
+            for line in lines
+        }
+        time.sleep(0.5)
+    assert found["images"] == 297
+    assert found["skipped"] == 0
+    assert found["images_per_s"] > 0

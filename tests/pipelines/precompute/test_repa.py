@@ -1,0 +1,148 @@
+"""What is stored beside the records for the alignment with DINOv2: written, read back, verified."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nvg.checkpoints import load_dinov2_features
+from nvg.errors import UserError
+from nvg.records import FeatureDataset, FeatureLayout, JpegDataset, RecordDataset, to_int8
+from nvg.tokenizer import Dinov2Features
+from pipelines.precompute_config import RepaStoreConfig
+from pipelines.precompute_repa import FeatureStream, JpegStream
+from pipelines.sources import SourceConfig, to_model_range
+from pipelines.verify_records import verify_records
+
+SIZES = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+def small_dinov2() -> Dinov2Features:
+    torch.manual_seed(0)
+    return Dinov2Features(**SIZES)
+
+
+STREAMS = {"features": lambda: FeatureStream(small_dinov2(), "0" * 64), "jpeg": lambda: JpegStream(95)}
+
+
+@pytest.fixture(scope="module", params=STREAMS)
+def finished(request, case, tmp_path_factory) -> Any:
+    """297 digits with one view each, in two units."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = case.job(folder, source=SourceConfig(split="test"), images_per_unit=150, shard_bytes=1 << 20)
+    prepared = case.Prepared(config, repa=STREAMS[request.param]())
+    prepared.run()
+    return prepared
+
+
+def test_rows_are_those_of_the_records_views(finished):
+    records = RecordDataset.open(finished.folder.root)
+    rows = np.array([250, 3, 77, 296, 150])
+    pixels = np.stack([finished.source.read(int(image), 0) for image in records.image[rows]])
+    if finished.repa.folder == "features":
+        expected = finished.repa.network(torch.from_numpy(to_model_range(pixels))).numpy()
+        found = FeatureDataset.open(records).batch(rows)
+        assert found.shape == (5, 256, 24)
+        cosine = (found * expected).sum(2) / np.linalg.norm(found, axis=2) / np.linalg.norm(expected, axis=2)
+        assert cosine.min() > 0.9995
+    else:
+        for data, original in zip(JpegDataset.open(records).batch(rows), pixels, strict=True):
+            decoded = np.asarray(Image.open(io.BytesIO(data)), dtype=int)
+            assert np.abs(decoded - original[..., 0]).mean() < 3
+
+
+def test_other_batches_and_orders_change_no_byte(case, finished, tmp_path):
+    config = replace(finished.config, output=str(tmp_path / "again"))
+    again = case.Prepared(config, repa=finished.repa)
+    for unit in (1, 0):
+        again.encode(unit)
+    again.merge()
+    assert case.file_hashes(again.folder.root) == case.file_hashes(finished.folder.root)
+
+
+def test_size_is_what_the_manifest_says(finished):
+    stored = RecordDataset.open(finished.folder.root).manifest["repa"]
+    assert stored == finished.repa.description
+    num_bytes = sum(path.stat().st_size for path in (finished.folder.root / finished.repa.folder).glob("*.mds"))
+    if finished.repa.folder == "features":
+        assert num_bytes / 297 == pytest.approx(stored["bytes_per_record"], rel=0.01)
+    assert FeatureLayout().bytes_per_record == 197_641
+
+
+def test_damage_is_named(finished, tmp_path):
+    root = shutil.copytree(finished.folder.root, tmp_path / "records", ignore=shutil.ignore_patterns("parts"))
+    assert verify_records(str(root)).num_records == 297
+    shard = sorted((root / finished.repa.folder).glob("*.mds"))[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{finished.repa.folder}/shard\.00000\.00000\.mds: its bytes do not have"):
+        verify_records(str(root))
+    shard.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="truncated"):
+        (FeatureDataset if finished.repa.folder == "features" else JpegDataset).open(RecordDataset.open(root))
+
+
+def test_streams_of_another_run_are_refused(finished, tmp_path):
+    root = shutil.copytree(finished.folder.root, tmp_path / "records", ignore=shutil.ignore_patterns("parts"))
+    index = root / finished.repa.folder / "index.json"
+    shards = json.loads(index.read_text())["shards"]
+    index.write_text(json.dumps({"version": 2, "shards": shards[::-1]}))
+    reader = (FeatureDataset if finished.repa.folder == "features" else JpegDataset).open(RecordDataset.open(root))
+    with pytest.raises(UserError, match=r"row 0 is of image \d+, view 0, its record of image"):
+        reader.batch([0])
+    index.write_text(json.dumps({"version": 2, "shards": shards[:1]}))
+    with pytest.raises(UserError, match="expected 297, one for each record"):
+        type(reader).open(RecordDataset.open(root))
+
+
+def test_nothing_stored_is_named(case, tmp_path):
+    prepared = case.Prepared(case.job(tmp_path, images_per_unit=300))
+    prepared.run()
+    for reader, name in ((FeatureDataset, "features"), (JpegDataset, "jpeg")):
+        with pytest.raises(UserError, match=f"found no stored {name}; .* repa.store={name}"):
+            reader.open(RecordDataset.open(prepared.folder.root))
+
+
+def test_int8_is_within_half_a_step():
+    features = np.random.default_rng(0).standard_normal((3, 7, 11)).astype(np.float32)
+    features[1, 2] = 0.0
+    steps, scale = to_int8(features)
+    assert np.all(np.abs(steps * scale[..., None] - features) <= 0.5001 * scale[..., None])
+    assert not steps[1, 2].any()
+
+
+def test_dinov2_takes_the_authors_position_table(tmp_path):
+    """A table of 37x37 positions and the token of its own training, as in the authors' file, become 16x16 positions."""
+    network = small_dinov2()
+    tensors = dict(network.vit.state_dict())
+    tensors["pos_embed"] = torch.randn(1, 1 + 37 * 37, 24, generator=torch.Generator().manual_seed(1))
+    tensors["mask_token"] = torch.zeros(1, 24)
+    torch.save(tensors, tmp_path / "dinov2.pth")
+    loaded = load_dinov2_features(tmp_path / "dinov2.pth", key="k", network=Dinov2Features(**SIZES))
+    assert loaded.vit.pos_embed.shape == (1, 257, 24)
+    assert torch.equal(loaded.vit.pos_embed[:, 0], tensors["pos_embed"][:, 0])
+    tokens = loaded(torch.zeros(1, 1, 32, 32))
+    assert tokens.shape == (1, 256, 24)
+    np.testing.assert_allclose(tokens.mean(2), 0.0, atol=1e-5)  # normalised
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"store": "pixels"}, r"repa\.store: found 'pixels'"),
+        ({"store": "features"}, r"repa\.dinov2_weights: found nothing"),
+        ({"jpeg_quality": 0}, r"repa\.jpeg_quality: found 0"),
+    ],
+)
+def test_impossible_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RepaStoreConfig(**changes)
