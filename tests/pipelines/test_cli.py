@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -90,6 +91,24 @@ def test_error_of_a_worker_is_shown_without_its_trace(capsys):
         run_app(raiser(Wrapped("a long remote trace")))
     assert stopped.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err == "nvg: the class folder 'cats' is empty\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tokenizer.optimizer.lrr=1"], "lrr"),
+        (["tokenizer.optimizer.lr=fast"], "tokenizer.optimizer.lr"),
+        (["evaluation.pool.num_actors=0"], "num_actors"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_input_of_the_demo_is_one_block(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        run_app(partial(app, ["demo", f"folder={tmp_path}", *arguments]))
+    assert stopped.value.code == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("nvg: ")
+    assert message in error
 
 
 def test_full_disk_is_one_block(capsys):

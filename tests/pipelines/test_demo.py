@@ -120,20 +120,3 @@ def test_ones_own_class_folders(tmp_path):
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     assert results["scores"]["generated"]["num_images"] == 200
     assert (folder / "report.html").is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["tokenizer.optimizer.lrr=1"], "lrr"),
-        (["tokenizer.optimizer.lr=fast"], "tokenizer.optimizer.lr"),
-        (["evaluation.pool.num_actors=0"], "num_actors"),
-        (["--data", "no/such/folder"], "no/such/folder"),
-    ],
-)
-def test_bad_input_is_one_message_and_exit_code_2(tmp_path, arguments, message):
-    process = start_demo(tmp_path / "demo", *arguments)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert message in output
-    assert "Traceback" not in output
