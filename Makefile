@@ -24,12 +24,14 @@ $(INSTALLED): pyproject.toml requirements.lock tools/install.sh
 demo: $(INSTALLED)
 	$(BIN)/nvg demo
 
-test: quick
-	$(BIN)/python -m pytest -m "slow or cluster"
+# Two processes; tests of one xdist_group stay together in one of them: Ray's and StreamingDataset's in `alone`.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Two processes side by side; tests of one xdist_group stay in one of them.
+test: $(INSTALLED)
+	$(PYTEST)
+
 quick: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist loadgroup
+	$(PYTEST) -m "not slow and not cluster"
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -57,6 +57,7 @@ def expected(tmp_path_factory):
     return losses(folder)
 
 
+@pytest.mark.xdist_group("launchers")
 def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, expected):
     command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]"]
@@ -76,6 +77,7 @@ def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, exp
         run_training(config, build_task)
 
 
+@pytest.mark.xdist_group("launchers")
 def test_torchrun(repository, tmp_path, expected):
     command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
     result = launch(repository, command, f"run_folder={tmp_path}")

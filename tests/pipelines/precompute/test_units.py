@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,13 +23,6 @@ from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
 from pipelines.precompute import precompute
 from pipelines.precompute_plan import DatasetFolder
 from pipelines.sources import SourceConfig, open_source, to_model_range
-
-
-@pytest.fixture(scope="module")
-def finished(case, tmp_path_factory) -> Any:
-    prepared = case.Prepared(case.job(tmp_path_factory.mktemp("finished")))
-    prepared.run()
-    return prepared
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def test_manifest_counts_what_the_records_hold(finished):
     assert manifest["library_versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.xdist_group("streaming")
+@pytest.mark.xdist_group("alone")
 def test_plain_streaming_dataset_opens_it(case, finished):
     from streaming import StreamingDataset
 
@@ -155,10 +148,10 @@ class FailingSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, index: int, view: int) -> np.ndarray:
+    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
         if index == self._failing_index:
             raise OSError(5, "Input/output error")
-        return self._source.read(index, view)
+        return self._source.read_views(index, views)
 
 
 def test_unit_cut_short_leaves_nothing_and_others_stay(case, tmp_path):
