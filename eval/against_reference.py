@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from eval.chunk_pool import PoolResult, run_chunks
+from eval.chunks import arrays_digest
 from eval.extractors import ExtractorSpec
 from eval.feature_job import FeatureJob
-from eval.frechet import Gaussian, frechet, frechet_spread, gather
+from eval.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
 from eval.inception import INCEPTION
 from eval.metrics import inception_scores, manifold_scores
 from eval.pool_config import ChunkPoolConfig
+from eval.protocol import metric_protocol
 from eval.reference_file import NUM_MANIFOLD_IMAGES, Reference
+from eval.timing import timed
 from nvg.errors import UserError
 
 NUM_PUBLISHED_SAMPLES = 50_000
 LEAST_SAMPLES = 2048  # fewer than features: the covariance has no full rank
-FEATURES, LOGITS, SPATIAL = "features_BF", "logits_BV", "spatial_BG"
+SCHEMA_VERSION = 1
+FEATURES, LOGITS, SPATIAL, LABELS = "features_BF", "logits_BV", "spatial_BG", "labels_B"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,58 @@ def score_against(pool: PoolResult, reference: Reference, config: ScoreConfig) -
         **scores,
         **inception_scores(pool.arrays[LOGITS]),
         **manifold_scores(pool.arrays[FEATURES], reference.features_MF),
+    }
+
+
+def results_against(
+    pool: PoolResult,
+    reference: Reference,
+    extractor: ExtractorSpec,
+    *,
+    config: ScoreConfig,
+    facts: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Scores, what they are worth, and how they were made.
+
+    Args:
+        pool: features of the samples, and their labels where they are known.
+        reference: complete.
+        extractor: where features come from.
+        config: what is computed besides.
+        facts: further JSON values of the protocol, e.g. parameter counts.
+        seconds: receives the time of the scores; becomes part of the results.
+
+    Returns:
+        The content of `results.json`.
+    """
+    with timed(seconds, "scores"):
+        scores = score_against(pool, reference, config)
+    reasons = not_comparable_because(scores["num_images"], extractor, reference, pool.arrays.get(LABELS))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "scores": {"generated": scores},
+        "comparable": not reasons,
+        "not_comparable_because": reasons,
+        "left_out": [] if "sfid" in scores else ["sFID: extractor or reference has no spatial features"],
+        "protocol": {
+            **metric_protocol(extractor),
+            "reference": {
+                "file": Path(reference.path).name,
+                "sha256": reference.sha256,
+                "image_size": None if reference.image_size is None else list(reference.image_size),
+                "manifold_images": 0 if reference.features_MF is None else len(reference.features_MF),
+                **({"facts": reference.facts} if reference.facts else {}),
+            },
+            "samples": {
+                **pool.identity,
+                "num_samples": scores["num_images"],
+                "features_sha256": arrays_digest(pool.arrays, (FEATURES,)),
+            },
+            "resamples_for_fid_spread": NUM_RESAMPLES if config.frechet_spread else 0,
+            **facts,
+        },
+        "seconds": seconds,
     }
 
 

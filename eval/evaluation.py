@@ -5,7 +5,6 @@ trained on (what is reachable), of their tokenizer reconstructions (what the tok
 without guidance (what the generators learned). FID, precision and recall compare with the training images.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from cluster.manifest import write_atomically
 from eval.evaluation_config import Evaluation, EvaluationConfig, EvaluationData, EvaluationMaterial
 from eval.extractor_choice import ExtractorConfig, given_extractor, trained_extractor
 from eval.extractors import ExtractorSpec, Features, build_extractor, extract
@@ -24,6 +22,7 @@ from eval.paintings import paint_images, paint_samples
 from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool import SamplePool, run_pool
 from eval.protocol import protocol
+from eval.results import write_results
 from eval.samplers import GeneratorSpec
 from eval.timing import threads, timed
 from nvg.checkpoints import load_network
@@ -64,6 +63,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         sampling=config.sampling,
         seed=config.pool.seed,
         rounding=config.rounding,
+        precision=config.precision,
     )
     spec.identity()
     spec.check()
@@ -120,8 +120,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
         "protocol": protocol(config, data, extractor_spec, pools, judge),
         "seconds": seconds,
     }
-    text = json.dumps(results, indent=2, allow_nan=False)  # a number that is not finite is refused
-    write_atomically(output / "results.json", f"{text}\n".encode())
+    write_results(output, results)
     material = EvaluationMaterial(
         class_names=data.class_names,
         generated=samples.images_BHWC,

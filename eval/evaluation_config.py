@@ -28,6 +28,7 @@ class EvaluationConfig(ExtractorConfig):
         weights: which weights of the generators: `ema` or `model`.
         tokenizer_weights: which weights of the tokenizer.
         rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
+        precision: of the generators' matrix products: `fp32` or `bf16`.
         guidance_one: also draw a pool with both guidance scales at 1, all else unchanged.
         sampling: guidance, top-p, flow steps.
         pool: size and shape of the sampling pool.
@@ -40,6 +41,7 @@ class EvaluationConfig(ExtractorConfig):
     weights: str = "ema"
     tokenizer_weights: str = "ema"
     rounding: str = "release"
+    precision: str = "fp32"
     guidance_one: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 METHOD = "float64 sums merged in order, eigenvalues by torch-fidelity"  # as it stands in protocols
+NUM_RESAMPLES = 10
 BLOCK_ROWS = 2500  # rows that are widened to float64 at a time
 
 FloatArray = NDArray[np.float64]
@@ -134,7 +135,7 @@ def frechet(first: Gaussian, second: Gaussian) -> float:
 
 
 def frechet_spread(
-    features_NF: NDArray[np.floating], reference: Gaussian, *, num_resamples: int = 10, seed: int = 0
+    features_NF: NDArray[np.floating], reference: Gaussian, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> float:
     """How far the distance moves from one draw of samples to the next.
 

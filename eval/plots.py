@@ -77,7 +77,7 @@ def usage_bars(usage: Sequence[float]) -> Picture:
         axes.set_ylim(0, 1.0)
         axes.set_xticks(stages, [f"stage {s}\n{1 << s} token{'s' if s else ''}" for s in stages])
         axes.set_yticks([])
-        _plain(axes, theme, grid=False)
+        plain_axes(axes, theme, grid=False)
         axes.spines["bottom"].set_visible(False)
         return figure
 
@@ -109,7 +109,7 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Them
         margin = 0.06 * (finite.max() - finite.min())
         axes.set_ylim(finite.min() - margin, finite.max() + margin)
     _label_ends(axes, ends)
-    _plain(axes, theme, grid=True)
+    plain_axes(axes, theme, grid=True)
 
 
 def _parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -166,7 +166,8 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def _plain(axes: Axes, theme: Theme, *, grid: bool) -> None:
+def plain_axes(axes: Axes, theme: Theme, *, grid: bool) -> None:
+    """Axes as every plot of a report has them: a base line, faint numbers, faint lines across where asked for."""
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(theme.faint)

@@ -23,6 +23,8 @@ from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
 
+PRECISIONS = ("fp32", "bf16")
+
 
 class Sampler(Protocol):
     """Draws images for labels; sample n depends on the seed and its index alone."""
@@ -72,6 +74,7 @@ class GeneratorSpec:
         sampling: guidance, top-p, flow steps.
         seed: seed of all samples.
         rounding: see `eval.pixels.to_uint8`.
+        precision: `fp32`, or `bf16` for the matrix products of the generators' blocks; all else stays float32.
     """
 
     tokenizer: str
@@ -83,8 +86,11 @@ class GeneratorSpec:
     sampling: SamplingConfig
     seed: int = 0
     rounding: str = "release"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: found {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         for name in ("tokenizer", "content"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: found nothing, expected the folder of its weights")
@@ -109,6 +115,7 @@ class GeneratorSpec:
             "sampling": asdict(self.sampling),
             "seed": self.seed,
             "rounding": self.rounding,
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
         }
 
     def check(self) -> None:
@@ -146,6 +153,10 @@ class GeneratorSampler:
         self.structure = None
         if spec.structure:
             self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
+        if spec.precision == "bf16":
+            for network in (self.content, self.structure):
+                if network is not None:
+                    network.trunk.forward = torch.autocast(self.device.type, torch.bfloat16)(network.trunk.forward)
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(
@@ -182,9 +193,20 @@ class GeneratorSampler:
 
     @torch.inference_mode()
     def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
-        """Draw images; see `Sampler.draw`."""
+        """Draw images; see `Sampler.draw`.
+
+        Raises:
+            UserError: values that are not finite; names the samples.
+        """
         final_BLC = self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1]
-        return to_uint8(self.tokenizer.decode(final_BLC), self.spec.rounding)
+        images_BCHW = self.tokenizer.decode(final_BLC)
+        bad_B = ~images_BCHW.isfinite().flatten(1).all(dim=1).cpu()
+        if bool(bad_B.any()):
+            raise UserError(
+                f"samples {sample_indices_B[bad_B][:5].tolist()}: found values that are not finite; the tokenizer or "
+                f"the generators in {self.spec.content} and {self.spec.structure} have diverged, give older ones"
+            )
+        return to_uint8(images_BCHW, self.spec.rounding)
 
 
 def _check_structure(spec: GeneratorSpec, tokenizer: Tokenizer) -> None:

@@ -7,7 +7,6 @@ these images.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from eval.paintings import paint_tokenized
 from eval.pixels import ROUNDINGS
 from eval.pool_config import ChunkPoolConfig
 from eval.reconstruction import ReconstructionJob, check_lpips
+from eval.results import write_results
 from eval.timing import threads, timed
 from eval.tokenizer_sheet import tokenizer_sheet
 from nvg.checkpoints import load_network
@@ -38,7 +38,6 @@ from nvg.tokenizer import Tokenizer
 from nvg.training.codebook_watch import CodebookWatch
 
 SCHEMA_VERSION = 1
-RESULTS_FILE = "results.json"
 SHEET_FILE = "reconstructions.png"
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
 LEAST_IMAGES = 2
@@ -161,8 +160,7 @@ def evaluate_tokenizer(
         "protocol": _protocol(pool, scores["num_images"], extractor_spec),
         "seconds": seconds,
     }
-    text = json.dumps(results, indent=2, allow_nan=False)  # a number that is not finite is refused
-    write_atomically(output / RESULTS_FILE, f"{text}\n".encode())
+    write_results(output, results)
     return results
 
 

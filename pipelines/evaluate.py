@@ -9,18 +9,20 @@ from rich.table import Table
 
 from cluster.manifest import read_manifest
 from cluster.session import SessionConfig, cluster_session
+from eval.against_reference import ScoreConfig
 from eval.evaluation import evaluate
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.report import ReportContent, write_report
+from eval.results import RESULTS_FILE
 from eval.score_table import score_rows, time_text
 from nvg.checkpoints import weights_hash
 from nvg.errors import UserError
 from pipelines.checkpointing import weights_folder
+from pipelines.evaluate_against import plan_against, run_against
 from pipelines.sources import SourceConfig, load_images, open_source
 from pipelines.training_metrics import read_metrics
 
 REPORT_FILE = "report.html"
-RESULTS_FILE = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,12 @@ class EvaluateConfig(EvaluationConfig):
 
     Attributes:
         source: the images; its parts `train`, `judge` and `test` are read, view 0 of each image, and for the search
-            for copies every view of `train` that its `num_views` names.
+            for copies every view of `train` that its `num_views` names. Not opened where there is a reference.
+        reference: npz file of ADM's or of `nvg eval reference`: samples are scored against it alone, by the protocol
+            of published tables. Empty compares with the images of the source.
+        score: what is computed against a reference beside the scores.
+        samples_file: npz file for the samples drawn against a reference, as ADM's evaluator takes it; may be empty.
+        samples_folder: folder for them as PNG files; may be empty.
         records: record data set the generators were trained on; compared with the tokenizer, and its codebook
             usage is shown. Empty leaves both out.
         curves: name to run folder of the trainings whose loss curves are shown.
@@ -39,6 +46,10 @@ class EvaluateConfig(EvaluationConfig):
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
+    reference: str = ""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    samples_file: str = ""
+    samples_folder: str = ""
     records: str = ""
     curves: dict[str, str] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -50,6 +61,8 @@ class EvaluateConfig(EvaluationConfig):
         for name in ("tokenizer", "content", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: found nothing, expected a folder")
+        if not self.reference and (self.samples_file or self.samples_folder):
+            raise ValueError("samples_file, samples_folder: found them without a reference, expected them with one")
 
 
 def plan_evaluate(config: EvaluateConfig) -> list[str]:
@@ -61,6 +74,8 @@ def plan_evaluate(config: EvaluateConfig) -> list[str]:
     Returns:
         One line per step.
     """
+    if config.reference:
+        return plan_against(config)
     pool = config.pool
     return [
         f"open the {config.source.kind} source {config.source.path or ''}".rstrip() + ": train, judge, test",
@@ -88,14 +103,11 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
         UserError: images, checkpoints or records are missing or do not belong together.
     """
     console = console or Console()
-    output = Path(config.output).expanduser().absolute()
-    resolved = replace(
-        config,
-        output=str(output),
-        tokenizer=str(weights_folder("tokenizer", config.tokenizer)),
-        content=str(weights_folder("content", config.content)),
-        structure=config.structure and str(weights_folder("structure", config.structure)),
-    )
+    resolved = resolve_paths(config)
+    output = Path(resolved.output)
+    if config.reference:
+        output.mkdir(parents=True, exist_ok=True)
+        return run_against(resolved, console=console)
     usage = codebook_usage(resolved)
     data = load_data(resolved.source)
     with cluster_session(resolved.session):
@@ -122,6 +134,24 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
     console.print(f"results  {output / RESULTS_FILE}", highlight=False, soft_wrap=True)
     console.print(f"report   {report}", highlight=False, soft_wrap=True)
     return evaluation.results
+
+
+def resolve_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """The evaluation with absolute paths, runs replaced by their newest valid checkpoints.
+
+    Args:
+        config: as given.
+
+    Raises:
+        UserError: weights are missing.
+    """
+    return replace(
+        config,
+        output=str(Path(config.output).expanduser().absolute()),
+        tokenizer=str(weights_folder("tokenizer", config.tokenizer)),
+        content=str(weights_folder("content", config.content)),
+        structure=config.structure and str(weights_folder("structure", config.structure)),
+    )
 
 
 def load_data(source: SourceConfig) -> EvaluationData:

@@ -15,9 +15,9 @@ from cluster.session import SessionConfig, cluster_session
 from eval.extractor_choice import given_extractor, trained_extractor
 from eval.extractors import ExtractorSpec
 from eval.pixels import ImageArray
+from eval.results import RESULTS_FILE
 from eval.score_table import time_text
 from eval.tokenizer_evaluation import (
-    RESULTS_FILE,
     SHEET_FILE,
     ReferenceSet,
     TokenizerEvaluationConfig,

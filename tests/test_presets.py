@@ -23,6 +23,7 @@ from pipelines.cli import app
 from pipelines.configuration import ConfigError, load_config
 from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
+from pipelines.evaluate_report import PublishedConfig
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.sample_images import SampleConfig
 from pipelines.train_generator import GeneratorRunConfig
@@ -35,7 +36,9 @@ SCHEMAS: dict[str, type] = {
     "ablations": GeneratorRunConfig,
     "content": GeneratorRunConfig,
     "demo": DemoConfig,
+    "eval": EvaluateConfig,
     "precompute": PrecomputeConfig,
+    "published": PublishedConfig,
     "sampling": SamplingConfig,
     "structure": GeneratorRunConfig,
     "tokenizer": TokenizerRunConfig,
@@ -234,3 +237,10 @@ def test_unknown_sampling_preset_is_refused_by_name():
     done = CliRunner().invoke(app, ["sample", "--sampling", "relase", "--dry-run"])
     assert isinstance(done.exception, ConfigError)
     assert "Did you mean 'sampling/release.yaml'?" in str(done.exception)
+
+
+def test_the_evaluation_of_published_tables_samples_as_the_release_does():
+    config = load_config(EvaluateConfig, "eval/imagenet256.yaml")
+    assert config.sampling == load_config(SamplingConfig, "sampling/release.yaml")
+    assert (config.pool.num_samples, config.rounding, config.weights) == (50_000, "release", "ema")
+    assert config.extractor_kind == "inception-v3-compat"

@@ -16,7 +16,7 @@ from eval.chunks import Arrays, arrays_digest, chunk_path, read_chunk, write_chu
 from eval.extractors import ExtractorSpec
 from eval.pool import SamplePool, pool_identity, run_pool
 from eval.pool_config import PoolConfig
-from eval.samplers import GeneratorSpec, Sampler
+from eval.samplers import GeneratorSampler, GeneratorSpec, Sampler
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 
@@ -72,6 +72,7 @@ def test_the_key_follows_what_decides_the_bytes(generator_spec: GeneratorSpec, e
     others = [
         pool_identity(replace(generator_spec, seed=6), CONFIG, extractor_spec),
         pool_identity(replace(generator_spec, rounding="round"), CONFIG, extractor_spec),
+        pool_identity(replace(generator_spec, precision="bf16"), CONFIG, extractor_spec),
         pool_identity(replace(generator_spec, sampling=SamplingConfig()), CONFIG, extractor_spec),
         pool_identity(generator_spec, replace(CONFIG, batch_size=10), extractor_spec),
         pool_identity(generator_spec, replace(CONFIG, threads_per_actor=2), extractor_spec),
@@ -97,6 +98,28 @@ def test_batches_hold_the_same_samples(generator_spec: GeneratorSpec) -> None:
     apart = np.concatenate([sampler.draw(rows % 10, rows) for rows in indices.split(5)])
     same = (np.abs(together.astype(int) - apart).reshape(20, -1).max(axis=1) <= 1).mean()
     assert same >= 0.95
+
+
+def test_samples_that_are_not_finite_are_named(generator_spec: GeneratorSpec) -> None:
+    sampler = generator_spec.build("cpu")
+    assert isinstance(sampler, GeneratorSampler)
+    next(sampler.tokenizer.decoder.parameters()).data.fill_(float("nan"))
+    indices = torch.arange(40, 44)
+    with pytest.raises(UserError, match=r"samples \[40, 41, 42, 43\]: found values that are not finite"):
+        sampler.draw(indices % 10, indices)
+
+
+def test_bfloat16_draws_nearly_the_same_images(generator_spec: GeneratorSpec) -> None:
+    indices = torch.arange(20)
+    exact, rounded = (
+        replace(generator_spec, precision=precision).build("cpu").draw(indices % 10, indices)
+        for precision in ("fp32", "bf16")
+    )
+    same = (np.abs(exact.astype(int) - rounded).reshape(20, -1).max(axis=1) <= 8).mean()
+    assert same > 0.3
+    assert not np.array_equal(exact, rounded)
+    with pytest.raises(ValueError, match="fp16"):
+        replace(generator_spec, precision="fp16")
 
 
 @pytest.fixture(scope="module")

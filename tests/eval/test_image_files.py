@@ -1,0 +1,90 @@
+"""Images in files: what comes back, what is mapped, what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.image_files import FolderImages, NpzImages, open_images, read_npz_array, write_npz, write_png_folder
+from nvg.errors import UserError
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (11, 12, 12, 3), dtype=np.uint8)
+
+
+def test_a_written_file_is_what_numpy_writes(images: np.ndarray, tmp_path: Path) -> None:
+    write_npz(tmp_path / "ours.npz", {"mu": np.arange(3.0)}, (11, iter([images[:4], images[4:10], images[10:]])))
+    with np.load(tmp_path / "ours.npz") as found:
+        assert found.files == ["mu", "arr_0"]
+        assert np.array_equal(found["arr_0"], images)
+        assert np.array_equal(found["mu"], np.arange(3.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.npz"]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_are_read_by_row(images: np.ndarray, tmp_path: Path, save) -> None:
+    path = str(tmp_path / "theirs.npz")
+    save(path, images, labels=np.arange(11))
+    reader = pickle.loads(pickle.dumps(open_images(path)))
+    assert isinstance(reader, NpzImages)
+    assert len(reader) == 11
+    assert isinstance(reader.images, np.memmap) == (save is np.savez)
+    found, readable = reader.read(np.array([7, 0, 7]))
+    assert np.array_equal(found, images[[7, 0, 7]])
+    assert readable.all()
+
+
+def test_grey_images_are_written_as_rgb(tmp_path: Path) -> None:
+    grey = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
+    write_npz(tmp_path / "grey.npz", {}, (2, [grey]))
+    assert np.array_equal(open_images(str(tmp_path / "grey.npz")).read(np.arange(2))[0], grey.repeat(3, axis=-1))
+
+
+def test_a_folder_comes_back_in_order(images: np.ndarray, tmp_path: Path) -> None:
+    write_png_folder(tmp_path / "samples", [images[:4], images[4:]])
+    reader = pickle.loads(pickle.dumps(open_images(str(tmp_path / "samples"))))
+    assert isinstance(reader, FolderImages)
+    assert len(reader) == 11
+    assert np.array_equal(reader.read(np.arange(11))[0], images)
+    assert reader.identity()["shape"] == [11, 12, 12, 3]
+    assert reader.identity()["files"] == [".png"]
+
+
+def test_what_cannot_be_read_is_named(images: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, images)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"images\.npz: cannot be read as an npz file .*cut off"):
+        len(open_images(str(path)))
+    np.savez(path, images.astype(np.float32) * np.nan)
+    with pytest.raises(UserError, match=r"found float32 array of shape .* rounded to bytes"):
+        len(open_images(str(path)))
+    np.savez(path, samples=images)
+    with pytest.raises(UserError, match="found the arrays samples, expected arr_0"):
+        len(open_images(str(path)))
+    np.savez(path, np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match="arr_0 cannot be read"):
+        read_npz_array(str(path), "arr_0")
+    with pytest.raises(UserError, match="found nothing at"):
+        open_images(str(tmp_path / "nowhere.npz"))
+
+
+def test_odd_files_of_a_folder_are_named(images: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="found no image in"):
+        open_images(str(tmp_path / "empty"))
+    folder = tmp_path / "samples"
+    write_png_folder(folder, [images[:2]])
+    Image.fromarray(images[0][:6]).save(folder / "small.png")
+    with pytest.raises(UserError, match=r"small\.png of \(6, 12\) pixels, expected \(12, 12\)"):
+        open_images(str(folder)).read(np.arange(3))
+    (folder / "small.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    with pytest.raises(UserError, match=r"small\.png, which cannot be read as an image"):
+        open_images(str(folder)).read(np.arange(3))
