@@ -66,17 +66,17 @@ def precompute(
     repa = open_repa_stream(config.repa, "cpu")
     plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
     with folder.locked():
-        if is_complete(folder, plan):
+        if is_complete(folder, plan, allow_partial=config.allow_partial):
             console.print(f"{folder.root}: complete, nothing to do")
             return folder.root
         folder.adopt(plan)
         parts = folder.committed(plan)
-        _encode_missing(
+        given_up = _encode_missing(
             config, plan, parts, folder=folder, source=source, tokenizer_folder=tokenizer_folder,
             on_event=on_event, console=console,
         )  # fmt: skip
         folder.remove_unfinished()
-        return merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer)
+        return merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer, given_up=given_up)
 
 
 def _encode_missing(
@@ -89,14 +89,14 @@ def _encode_missing(
     tokenizer_folder: Path,
     on_event: Callable[[PoolEvent], None] | None,
     console: Console,
-) -> None:
-    """Encode the units that `parts` lacks and add their manifests to it."""
+) -> dict[int, str]:
+    """Encode the units that `parts` lacks and add their manifests to it; returns units given up, with reasons."""
     missing = {unit: indices for unit, indices in enumerate(plan.units) if unit not in parts}
     skipped = list(source.skipped)
     for part in parts.values():
         _note_skipped(skipped, part, source, config)
     if not missing:
-        return
+        return {}
     with (
         _progress(console) as progress,
         cluster_session(config.session),
@@ -128,14 +128,15 @@ def _encode_missing(
             plan_fingerprint=plan.fingerprint,
             on_event=handle,
         )
-    if failures:
+    if failures and not config.allow_partial:
         lines = [f"  unit {unit}: {reason}" for unit, reason in sorted(failures.items())]
         raise UserError(
             f"{len(failures)} of {len(plan.units)} units failed {config.max_attempts} times each:\n"
             + "\n".join(lines)
             + f"\nthe other units are finished in {folder.parts} and nothing was merged; run the same "
-            "command again once the cause is gone"
+            "command again once the cause is gone, or with allow_partial=true to go without them"
         )
+    return failures
 
 
 def _note_skipped(

@@ -46,7 +46,7 @@ def read_batches(
 
     def read(index: int) -> list[View] | BadImage:
         try:
-            return [View(index, view, source.read(index, view)) for view in views]
+            return [View(index, view, pixels) for view, pixels in enumerate(source.read_views(index, views))]
         except BadImage as error:
             return error
 
@@ -64,8 +64,8 @@ def read_batches(
 
 
 def _read_ahead(read: Callable[[int], Any], indices: np.ndarray, config: PrecomputeConfig) -> Iterator[tuple[int, Any]]:
-    """Call `read` on threads, up to `BATCHES_AHEAD` batches ahead of the encoder, and yield in order."""
-    ahead = -(-BATCHES_AHEAD * config.batch_size // config.source.num_views)
+    """Call `read` on threads, `BATCHES_AHEAD` batches ahead of the encoder, and yield in order."""
+    ahead = max(2 * config.threads_per_actor, -(-BATCHES_AHEAD * config.batch_size // config.source.num_views))
     waiting: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(config.threads_per_actor, thread_name_prefix="decode") as threads:
         try:

@@ -52,6 +52,7 @@ class PrecomputeConfig:
         images_per_unit: Images per unit of work, what is redone at most after a kill.
         shard_bytes: Largest size of one MDS shard.
         max_attempts: How often a unit is tried before it is given up and named.
+        allow_partial: Merge without the units given up, which the manifest then names; a run without it does them.
         seed: Order of the records.
         repa: What is stored beside the records.
         session: The Ray cluster to start or join.
@@ -72,6 +73,7 @@ class PrecomputeConfig:
     images_per_unit: int = 8192
     shard_bytes: int = 1 << 26
     max_attempts: int = 3
+    allow_partial: bool = False
     seed: int = 0
     repa: RepaStoreConfig = field(default_factory=RepaStoreConfig)
     session: SessionConfig = field(default_factory=SessionConfig)

@@ -39,17 +39,27 @@ SOURCES_FILE = "sources.txt"
 DEQUANTIZER_NAME = "dequantizer"
 
 
-def is_complete(folder: DatasetFolder, plan: Plan) -> bool:
-    """Whether the merged data set of this plan is there, with every shard at its size."""
+def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = False) -> bool:
+    """Whether the merged data set of this plan is there, with every shard at its size.
+
+    Args:
+        folder: The data set.
+        plan: The job.
+        allow_partial: Whether it may lack units.
+    """
     try:
-        if read_manifest(folder.root).get("plan") != plan.fingerprint:
+        manifest = read_manifest(folder.root)
+        entries = read_index(folder.root)
+        counted = sum(entry["samples"] for entry in entries) == manifest["num_records"]
+        if manifest.get("plan") != plan.fingerprint or not counted:
             return False
         for stream in (folder.root, *beside(folder.root, plan.description)):
             for entry in read_index(stream):
                 check_shard_size(stream, entry)
     except (ManifestError, UserError):
         return False
-    return (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
+    whole = allow_partial or "missing_units" not in manifest
+    return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
 
 
 def merge_parts(
@@ -59,15 +69,17 @@ def merge_parts(
     *,
     source: ImageSource,
     tokenizer: Tokenizer,
+    given_up: Mapping[int, str] | None = None,
 ) -> Path:
     """Write the data set from its parts.
 
     Args:
         folder: The data set.
         plan: The job.
-        parts: Part manifests of all units.
+        parts: Part manifests of all units but those given up.
         source: The images, for names and classes.
         tokenizer: On the CPU; its dequantizer is stored with the records.
+        given_up: Units to go without, with reasons.
 
     Returns:
         The data set's folder.
@@ -78,7 +90,8 @@ def merge_parts(
     layout = RecordLayout(tokenizer.config.num_positions)
     usage = _Usage(layout, tokenizer.config.codebook_size, len(source.class_names))
     entries: list[dict[str, Any]] = []
-    for unit in range(len(plan.units)):
+    units = [unit for unit in range(len(plan.units)) if unit not in (given_up or {})]
+    for unit in units:
         part = folder.part(unit)
         for number, entry in enumerate(read_index(part)):
             usage.add(read_shard(part, entry, layout, verify_hash=True))
@@ -86,9 +99,11 @@ def merge_parts(
             with writing(folder.root):
                 _link(part / entry["raw_data"]["basename"], folder.root / merged)
             entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
-    manifest = _manifest(plan, parts, usage, source=source, tokenizer=tokenizer)
+    manifest = _manifest(plan, [parts[unit] for unit in units], usage, source=source, tokenizer=tokenizer)
+    if given_up:
+        manifest["missing_units"] = {str(unit): reason for unit, reason in sorted(given_up.items())}
     for stream in beside(folder.root, plan.description):
-        _merge_beside(folder, plan, stream)
+        _merge_beside(folder, units, stream)
     with writing(folder.root):
         write_atomically(folder.root / SOURCES_FILE, ("\n".join(source.keys) + "\n").encode("utf-8"))
         save_weights(
@@ -109,12 +124,12 @@ def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:
     return [root / description["repa"]["store"]] if "repa" in description else []
 
 
-def _merge_beside(folder: DatasetFolder, plan: Plan, stream: Path) -> None:
+def _merge_beside(folder: DatasetFolder, units: list[int], stream: Path) -> None:
     """Join a stream beside the records; its hashes are left to `nvg verify`, since it is a hundred times as large."""
     entries = []
     with writing(stream):
         stream.mkdir(exist_ok=True)
-    for unit in range(len(plan.units)):
+    for unit in units:
         part = folder.part(unit) / stream.name
         for number, entry in enumerate(read_index(part)):
             merged = f"shard.{unit:05d}.{number:05d}.mds"
@@ -151,13 +166,12 @@ class _Usage:
 
 def _manifest(
     plan: Plan,
-    parts: Mapping[int, Mapping[str, Any]],
+    ordered: list[Mapping[str, Any]],
     usage: _Usage,
     *,
     source: ImageSource,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    ordered = [parts[unit] for unit in range(len(plan.units))]
     skipped = [asdict(item) for item in source.skipped]
     skipped += sorted((item for part in ordered for item in part["skipped"]), key=lambda item: item["key"])
     stages = StageLayout(tokenizer.config.num_positions)

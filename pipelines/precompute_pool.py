@@ -60,6 +60,7 @@ class EncodingActor:
         plan_fingerprint: str,
     ) -> None:
         torch.set_num_threads(config.threads_per_actor)
+        torch.backends.cudnn.deterministic = True  # the same bytes whoever encodes a unit
         tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
         self._tokenizer = tokenizer.to(config.device).eval()
         self._repa = open_repa_stream(config.repa, config.device)

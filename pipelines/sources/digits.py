@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.image_source import SkippedInput
-from pipelines.sources.views import make_view
+from pipelines.sources.views import make_views
 
 NUM_TRAIN = 1000
 NUM_JUDGE = 500
@@ -45,10 +46,16 @@ class DigitsSource:
 
     def read(self, index: int, view: int) -> np.ndarray:
         """Return one view as uint8 (S, S, channels)."""
+        return self.read_views(index, [view])[0]
+
+    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
+        """Return views of a digit, each uint8 (S, S, channels)."""
         image = Image.fromarray(self._pixels_N88[index])
         if self.config.image_channels == 3:
             image = image.convert("RGB")
-        return make_view(image, config=self.config, key=self.keys[index], view=view, resample=Image.Resampling.BICUBIC)
+        return make_views(
+            image, config=self.config, key=self.keys[index], views=views, resample=Image.Resampling.BICUBIC
+        )
 
 
 def split_digits(labels_N: np.ndarray) -> dict[str, np.ndarray]:

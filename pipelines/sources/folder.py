@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipelines.sources.decoding import decode_image
 from pipelines.sources.image_source import BadImage, SkippedInput, check_bad_inputs
 from pipelines.sources.locations import is_file, is_folder, join, list_files, list_folders, location_of, read_bytes
 from pipelines.sources.splitting import select_split
-from pipelines.sources.views import view_of_file
+from pipelines.sources.views import views_of_file
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,12 @@ class FolderSource:
 
     def read(self, index: int, view: int) -> np.ndarray:
         """Return one view as uint8 (S, S, channels); see `ImageSource.read`."""
+        return self.read_views(index, [view])[0]
+
+    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
+        """Return views of an image; see `ImageSource.read_views`."""
         key = self.keys[index]
-        return view_of_file(read_bytes(join(self.root, key)), config=self.config, key=key, view=view)
+        return views_of_file(read_bytes(join(self.root, key)), config=self.config, key=key, views=views)
 
 
 def list_class_folders(config: SourceConfig) -> Listing:

@@ -50,7 +50,11 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int, view: int) -> np.ndarray:
-        """Return one view as uint8 (S, S, channels).
+        """Return one view as uint8 (S, S, channels); errors are those of `read_views`."""
+        ...
+
+    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
+        """Return views of an image that is decoded once, each uint8 (S, S, channels).
 
         Raises:
             BadImage: The input is no readable image.
@@ -111,7 +115,7 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
     skipped = list(source.skipped)
     for index in range(len(source)):
         try:
-            images = [source.read(index, view) for view in views]
+            images = source.read_views(index, views)
         except BadImage as error:
             skipped.append(SkippedInput(source.keys[index], str(error)))
             check_bad_inputs(skipped, source)

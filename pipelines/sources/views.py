@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -25,17 +26,17 @@ CROP_POLICIES = ("crop", "random_crop", "ten_crop", "fresh_crop")
 _MAX_RESIZED_PIXELS = 1 << 26
 
 
-def view_of_file(data: bytes, *, config: SourceConfig, key: str, view: int) -> np.ndarray:
-    """Decode an image file and cut one view.
+def views_of_file(data: bytes, *, config: SourceConfig, key: str, views: Sequence[int]) -> list[np.ndarray]:
+    """Decode an image file once and cut views.
 
-    An image smaller than the view needs is enlarged, which is said once.
+    An image smaller than a view needs is enlarged, which is said once.
 
     Args:
         data: The whole file.
-        config, key, view: See :func:`make_view`.
+        config, key, views: See :func:`make_views`.
 
     Returns:
-        uint8 (S, S, channels).
+        uint8 (S, S, channels) each.
 
     Raises:
         BadImage: The file is no readable image.
@@ -43,18 +44,23 @@ def view_of_file(data: bytes, *, config: SourceConfig, key: str, view: int) -> n
     image = decode_image(data, config.image_channels)
     if min(image.size) < _shorter_side(config):
         _say_enlarged(str(config.path), _shorter_side(config))
-    return make_view(image, config=config, key=key, view=view)
+    return make_views(image, config=config, key=key, views=views)
 
 
-def make_view(
+def make_view(image: Image.Image, *, config: SourceConfig, key: str, view: int) -> np.ndarray:
+    """Cut one view; see :func:`make_views`."""
+    return make_views(image, config=config, key=key, views=[view])[0]
+
+
+def make_views(
     image: Image.Image,
     *,
     config: SourceConfig,
     key: str,
-    view: int,
+    views: Sequence[int],
     resample: Image.Resampling = Image.Resampling.LANCZOS,
-) -> np.ndarray:
-    """Cut one view.
+) -> list[np.ndarray]:
+    """Resize a picture once and cut views.
 
     "center" and "shift" resize the shorter side to `image_size` and take the centre; "shift" then moves the
     picture by a different small offset in each view and fills with zeros. "crop" and "fresh_crop" resize the
@@ -65,24 +71,28 @@ def make_view(
         image: Picture of mode "L" or "RGB", any size.
         config: Sizes, policy and seed.
         key: The picture's name: with the seed it decides offsets.
-        view: 0 <= view < config.num_views; any view >= 0 under "fresh_crop".
+        views: Each 0 <= view < config.num_views; any view >= 0 under "fresh_crop".
         resample: Filter of the resize.
 
     Returns:
-        uint8 (S, S, channels).
+        uint8 (S, S, channels) each.
 
     Raises:
         BadImage: The picture is so elongated that its resized form would not fit in memory.
 
     Release: shorter side to 288 (Lanczos), random 256 crop, no flip
     """
+    for view in views:
+        if view < 0 or (view >= config.num_views and config.view_policy != "fresh_crop"):
+            raise IndexError(f"view {view} of {config.num_views}")
+    resized = np.asarray(_resize_shorter_side(image, _shorter_side(config), resample))
+    return [_cut(resized, config, key, view) for view in views]
+
+
+def _cut(resized: np.ndarray, config: SourceConfig, key: str, view: int) -> np.ndarray:
     size = config.image_size
-    if view < 0 or (view >= config.num_views and config.view_policy != "fresh_crop"):
-        raise IndexError(f"view {view} of {config.num_views}")
-    resized = _resize_shorter_side(image, _shorter_side(config), resample)
-    left, top, mirrored = _place(resized.width - size, resized.height - size, config, key, view)
-    pixels = np.asarray(resized)[top : top + size, left : left + size]
-    pixels = pixels.reshape(size, size, config.image_channels)
+    left, top, mirrored = _place(resized.shape[1] - size, resized.shape[0] - size, config, key, view)
+    pixels = resized[top : top + size, left : left + size].reshape(size, size, config.image_channels)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
     if config.view_policy == "shift" and view > 0:
         return _shift(pixels, *_shift_offset(config, key, view))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,7 @@ from pipelines.sources.locations import (
 )
 from pipelines.sources.splitting import select_split
 from pipelines.sources.tar_index import TarSample, index_tar, read_member
-from pipelines.sources.views import view_of_file
+from pipelines.sources.views import views_of_file
 
 CLASS_NAMES_FILE = "classes.txt"
 COUNTS_FILE = "index.json"
@@ -86,9 +87,13 @@ class WebdatasetSource:
 
     def read(self, index: int, view: int) -> np.ndarray:
         """Return one view as uint8 (S, S, channels); see `ImageSource.read`."""
+        return self.read_views(index, [view])[0]
+
+    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
+        """Return views of an image; see `ImageSource.read_views`."""
         number, offset, num_bytes = self._places[index]
         data = read_member(self.shards[number], offset, num_bytes)
-        return view_of_file(data, config=self.config, key=self.keys[index], view=view)
+        return views_of_file(data, config=self.config, key=self.keys[index], views=views)
 
 
 def _find_shards(path: str) -> list[str]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.sources import SourceConfig
+from pipelines.sources import SourceConfig, open_source
+from pipelines.sources import views as source_views
+from pipelines.sources.decoding import decode_image
 from pipelines.sources.views import make_view
 
 SIDE = 32
@@ -57,6 +59,25 @@ def test_ten_crops_are_centre_and_corners_and_the_same_mirrored(picture):
     for view, (top, left) in enumerate(corners):
         assert np.array_equal(found[view], square(picture, top, left))
         assert np.array_equal(found[view + 5], square(picture, top, left)[:, ::-1])
+
+
+def test_views_of_one_decoding_are_those_of_many(tmp_path, picture, monkeypatch):
+    (tmp_path / "a").mkdir()
+    picture.save(tmp_path / "a" / "b.png")
+    source = open_source(
+        SourceConfig(
+            kind="folder", path=str(tmp_path), split="all", image_size=SIDE, image_channels=3,
+            view_policy="random_crop", num_views=16,
+        )
+    )  # fmt: skip
+    apart = [source.read(0, view) for view in (3, 0, 15)]
+    decoded = []
+    monkeypatch.setattr(
+        source_views, "decode_image", lambda data, channels: decoded.append(1) or decode_image(data, channels)
+    )
+    together = source.read_views(0, [3, 0, 15])
+    assert all(np.array_equal(one, other) for one, other in zip(together, apart, strict=True))
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,10 @@ class Recorder:
         return len(self.source)
 
     def read(self, index, view):
-        self.reads.append((index, view))
+        return self.read_views(index, [view])[0]
+
+    def read_views(self, index, views):
+        self.reads += [(index, view) for view in views]
         if self.bad:
             raise BadImage("nothing")
-        return self.source.read(index, view)
+        return self.source.read_views(index, views)

@@ -105,3 +105,11 @@ def case() -> SimpleNamespace:
     return SimpleNamespace(
         NUM_UNITS=6, Prepared=Prepared, file_hashes=file_hashes, job=job, write_tokenizer=write_tokenizer
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Prepared:
+    """The job done once, for tests that only read it."""
+    prepared = Prepared(job(tmp_path_factory.mktemp("finished")))
+    prepared.run()
+    return prepared

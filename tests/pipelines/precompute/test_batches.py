@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_first_error_ends_it_and_leaves_no_thread(stage):
             raise OSError("disk")
         return item
 
-    stages = [lambda x: x, lambda x: x, lambda x: done.append(x) or x]
+    stages: list[Callable[[int], int]] = [int, int, lambda item: done.append(item) or item]
     stages.insert(stage, fails)
     with pytest.raises(OSError, match="disk"):
         list(in_stages(range(100), stages))

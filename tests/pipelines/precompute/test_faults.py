@@ -1,4 +1,4 @@
-"""Rows F6, F7 and F9 of the fault matrix: bad images, a tar that changes, a merge that is killed.
+"""Rows F2, F6, F7 and F9 of the fault matrix: units given up, bad images, a tar that changes, a merge that is killed.
 
 The others: F1, F2 in test_actors.py, F4, F8 in test_units.py, F10 in test_verify.py and tests/records; F1, F3 and F5
 with real kills in benchmarks/precompute_kills.py.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from PIL import Image
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from pipelines import precompute_merge
-from pipelines.precompute_merge import is_complete
+from pipelines.precompute_merge import is_complete, merge_parts
 from pipelines.sources import SourceConfig
+from pipelines.verify_records import verify_records
 
 
 def picture(number: int) -> Image.Image:
@@ -106,18 +107,11 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing that follows runs."""
 
 
-@pytest.fixture(scope="module")
-def reference(case, tmp_path_factory) -> Any:
-    prepared = case.Prepared(case.job(tmp_path_factory.mktemp("reference")))
-    prepared.run()
-    return case.file_hashes(prepared.folder.root)
-
-
 @pytest.mark.parametrize("step", ["_link", "save_weights", "write_manifest", "write_atomically"])
-def test_f9_a_merge_killed_anywhere_leaves_no_index_and_can_be_repeated(case, tmp_path, monkeypatch, reference, step):
+def test_f9_a_merge_killed_anywhere_leaves_no_index_and_can_be_repeated(case, finished, tmp_path, monkeypatch, step):
     prepared = case.Prepared(case.job(tmp_path))
-    for unit in range(case.NUM_UNITS):
-        prepared.encode(unit)
+    shutil.copytree(finished.folder.parts, prepared.folder.parts, dirs_exist_ok=True)
+    reference = case.file_hashes(finished.folder.root)
     calls = []
 
     def kill(*arguments: object, **options: object) -> None:
@@ -135,3 +129,24 @@ def test_f9_a_merge_killed_anywhere_leaves_no_index_and_can_be_repeated(case, tm
         prepared.merge()
         assert case.file_hashes(prepared.folder.root) == reference
     assert is_complete(prepared.folder, prepared.plan)
+
+
+def test_f2_units_given_up_are_named_and_done_later(case, finished, tmp_path):
+    """That they are given up after three tries, and nothing is merged unless it is allowed, is in test_actors.py."""
+    prepared = case.Prepared(case.job(tmp_path))
+    shutil.copytree(finished.folder.parts, prepared.folder.parts, dirs_exist_ok=True)
+    shutil.rmtree(prepared.folder.part(4))
+    parts = prepared.folder.committed(prepared.plan)
+    merge_parts(
+        prepared.folder, prepared.plan, parts, source=prepared.source, tokenizer=prepared.tokenizer,
+        given_up={4: "the actor died"},
+    )  # fmt: skip
+    manifest = json.loads((prepared.folder.root / "manifest.json").read_text())
+    assert manifest["missing_units"] == {"4": "the actor died"}
+    assert manifest["num_records"] == len(RecordDataset.open(prepared.folder.root)) == 594 - 100
+    verify_records(str(prepared.folder.root))
+    assert is_complete(prepared.folder, prepared.plan, allow_partial=True)
+    assert not is_complete(prepared.folder, prepared.plan)
+    prepared.encode(4)
+    prepared.merge()
+    assert case.file_hashes(prepared.folder.root) == case.file_hashes(finished.folder.root)

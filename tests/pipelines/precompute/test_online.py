@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,13 +13,6 @@ from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
 from pipelines.sources import to_model_range
 
 NEAR_TIE = 1e-5  # relative difference of two distances that rounding may turn round
-
-
-@pytest.fixture(scope="module")
-def finished(case, tmp_path_factory) -> Any:
-    prepared = case.Prepared(case.job(tmp_path_factory.mktemp("finished")))
-    prepared.run()
-    return prepared
 
 
 def first_gap(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +15,6 @@ from nvg.records import RecordDataset
 from pipelines.inspect_image import InspectConfig
 from pipelines.inspect_records import inspect_records
 from pipelines.verify_records import verify_records
-
-
-@pytest.fixture(scope="module")
-def finished(case, tmp_path_factory) -> Any:
-    prepared = case.Prepared(case.job(tmp_path_factory.mktemp("finished")))
-    prepared.run()
-    return prepared
 
 
 @pytest.fixture
