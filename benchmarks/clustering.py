@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/clustering.py --output docs/results/clustering.json
 
 All of them in one run and in turns. The loop is greedy as the paper writes it, for a whole batch at a time: one argmin
-over the flat distance matrix for each pair, L/2 for a level. `--device cuda` compares the loop and the rounds there.
+over the flat distance matrix for each pair, L/2 for a level. `--device cuda` compares the loop and the rounds there,
+and the compiled kernel of the CPU with the copies to it and back.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     ours = merge_compiled if given.device == "cpu" else merge_in_rounds
     ways = {"sequential loop": sequential_loop, "rounds": merge_in_rounds, "ours": ours}
+    if given.device != "cpu":
+        ways["on the CPU and back"] = through_cpu
     random = torch.randn(given.batch, 256, 32, device=given.device)
     together = milliseconds_per_image(ways, random, given.threads, given.repeats)
     kinds = {name: make(random) for name, make in KINDS.items()}
@@ -102,6 +105,11 @@ def sequential_loop(latent_BLC: Tensor, num_levels: int) -> Tensor:
             open_BNN[rows_B[:, None], :, ends_B2] = torch.inf
         members_BNM = members_BNM[rows_B[:, None, None], pairs_BP2].flatten(2)
     return members_BNM
+
+
+def through_cpu(latent_BLC: Tensor, num_levels: int) -> Tensor:
+    """The compiled kernel for latents of another device."""
+    return merge_compiled(latent_BLC.cpu(), num_levels).to(latent_BLC.device)
 
 
 def milliseconds_per_image(

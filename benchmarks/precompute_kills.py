@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def main() -> None:
     kinds = [*KINDS, *generator.choices(KINDS, k=max(0, given.kills - len(KINDS)))][: given.kills]
     generator.shuffle(kinds)
     os.environ.update(session_environment(SessionConfig(address="local")))
-    shared_before = shared_memory()
+    shared_before = orphaned_memory()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_tokenizer(root / "tokenizer", SMALL)
@@ -62,7 +63,7 @@ def main() -> None:
             assert not list((root / "disturbed" / "parts").glob("tmp-*")), "unfinished units were left"
             pids = {*job.pids, *nodes.pids, *nodes.actor_pids()}
         wait_for(lambda: not alive(pids), f"processes {alive(pids)} are still alive")
-    wait_for(lambda: shared_memory() <= shared_before, f"left in /dev/shm: {shared_memory() - shared_before}")
+    wait_for(lambda: orphaned_memory() <= shared_before, f"left in /dev/shm: {orphaned_memory() - shared_before}")
     report = {
         "command": "python " + " ".join(sys.argv),
         "kills": kills,
@@ -130,7 +131,7 @@ class Job:
         self._settings = [
             f"tokenizer={root / 'tokenizer'}", "source.split=all", "source.view_policy=shift",
             f"source.num_views={views}", "batch_size=16", f"images_per_unit={images_per_unit}", "num_actors=2",
-            "shard_bytes=65536", "max_attempts=6", f"session.env_vars={{PYTHONPATH: {os.getcwd()}}}",
+            "shard_bytes=65536", "max_attempts=6",
         ]  # fmt: skip
         self.pids: list[int] = []
 
@@ -210,9 +211,13 @@ def alive(pids: set[int]) -> set[int]:
     return living
 
 
-def shared_memory() -> set[str]:
-    """Files of shared memory on this machine."""
-    return set(os.listdir("/dev/shm"))
+def orphaned_memory() -> set[str]:
+    """Files of shared memory that no living process maps; other jobs of the machine use theirs."""
+    mapped = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            mapped |= {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    return {str(path) for path in Path("/dev/shm").iterdir()} - mapped
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
