@@ -89,13 +89,13 @@ class StreamingSource:
 
 def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnvironment) -> Any:
     """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
-    from streaming import StreamingDataset  # heavy import (transformers, torchvision): only where it is used
+    from pipelines.local_streaming import LocalStreamingDataset  # heavy import: only where it is used
 
     with open(Path(tempfile.gettempdir()) / "nvg-streaming.lock", "w") as lock:
         if place.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)
         barrier(place)  # the node's other ranks wait until their leader holds the lock
-        dataset = StreamingDataset(
+        dataset = LocalStreamingDataset(
             local=config.path,
             remote=None,
             shuffle=True,
