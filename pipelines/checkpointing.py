@@ -132,14 +132,15 @@ def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def newest_valid(checkpoints: Path, report: Callable[[str], None], *, hashes: bool = True) -> Path | None:
+def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside: bool = False) -> Path | None:
     """The newest whole checkpoint.
 
     Args:
         checkpoints: the run's checkpoints folder (may be missing). ``latest`` is not evidence: a kill
             between rename and its move leaves it one behind, so the folders themselves are judged.
         report: called with one line per damaged folder.
-        hashes: see :func:`find_damage`.
+        set_aside: rename the damaged ones to ``….damaged``, so that nobody takes them up again; for whoever holds the
+            run's lock.
 
     Returns:
         Folder, or None when there is none at all.
@@ -150,16 +151,20 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, hashes: bo
     if not checkpoints.is_dir():
         return None
     folders = sorted((path for path in checkpoints.iterdir() if step_of(path) is not None), reverse=True)
-    reasons: list[str] = []
+    damaged: dict[Path, str] = {}
     for folder in folders:
-        reason = find_damage(folder, hashes=hashes)
+        reason = find_damage(folder)
         if reason is None:
+            for other in damaged if set_aside else ():
+                _set_aside(other)
             return folder
-        reasons.append(f"{folder.name}: {reason}")
+        damaged[folder] = reason
         report(f"checkpoint {folder} is damaged ({reason}); using the one before")
-    if reasons:
+    if damaged:  # left where they are: the next start must not take the empty folder for a new run
         raise UserError(
-            f"every checkpoint in {checkpoints} is damaged:\n  " + "\n  ".join(reasons) + "\nremove them to start anew"
+            f"every checkpoint in {checkpoints} is damaged:\n  "
+            + "\n  ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
+            + "\nremove them to start anew"
         )
     return None
 
@@ -242,6 +247,18 @@ def is_out_of_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def require_space(checkpoints: Path, num_bytes: int) -> None:
+    """Raises OSError (no space left) unless so many bytes fit on the disk of a folder that exists."""
+    free = shutil.disk_usage(checkpoints).free
+    if free < num_bytes:
+        raise OSError(errno.ENOSPC, f"{num_bytes / 2**20:.0f} MiB are needed", str(checkpoints))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def no_space_message(temporary: Path, reason: BaseException) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cluster.session import ClusterError
 from nvg.errors import UserError
+from pipelines.training_stop import EXIT_STOPPED, TrainingStopped
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def show_plan(config: object, steps: Sequence[str]) -> None:
 
 
 def run_app(app: Callable[[], object]) -> None:
-    """Run the command line; a user's mistake becomes one block on stderr and exit code 2.
+    """Run the command line; a user's mistake becomes one block on stderr and exit code 2, a stop by request 143.
 
     Args:
         app: The typer application.
@@ -102,6 +103,9 @@ def run_app(app: Callable[[], object]) -> None:
     except (UserError, ClusterError) as error:
         show_error(str(_original(error)))
         sys.exit(EXIT_USER_ERROR)
+    except TrainingStopped as stopped:
+        sys.stderr.write(f"nvg: {stopped}\n")
+        sys.exit(EXIT_STOPPED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

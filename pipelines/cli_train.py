@@ -101,7 +101,10 @@ def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_r
     own_folder = [] if config else [f"run_folder=runs/{kind}"]
     resolved = resolve(GeneratorRunConfig, config, [*own_folder, f"kind={kind}", *(overrides or [])])
     if dry_run:
-        show_plan(resolved, plan_training(f"the {kind} generator", f"records of {resolved.data.path}", resolved))
+        from pipelines.training_plan import plan_costs
+
+        steps = plan_training(f"the {kind} generator", f"records of {resolved.data.path}", resolved)
+        show_plan(resolved, [*steps, *plan_costs(resolved, resolved.launch.num_workers)])
         return
     _train(train_generator, resolved)
 

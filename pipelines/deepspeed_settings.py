@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nvg.errors import UserError
 from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 
@@ -41,6 +43,8 @@ def deepspeed_dict(
         zero |= {"reduce_scatter": True, "allgather_bucket_size": deepspeed.bucket_elements}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": False}
+    if deepspeed.offload_optimizer:
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
     derived: dict[str, Any] = {
         "train_batch_size": optimizer.global_batch,
         "train_micro_batch_size_per_gpu": optimizer.global_batch // world_size // accumulation,
@@ -48,6 +52,7 @@ def deepspeed_dict(
         "gradient_clipping": optimizer.gradient_clipping,
         "prescale_gradients": False,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW updates on the host as well
         "zero_optimization": zero,
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class TrainerState:
         seeds: named seeds of the run.
         config: the settings that must be equal for the run to go on, flat.
         data: fingerprint of the data, flat.
+        accepted: every difference with which the run has gone on by request.
         schema_version: of this file.
     """
 
@@ -40,6 +42,7 @@ class TrainerState:
     seeds: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:
@@ -71,7 +74,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def require_same(saved: dict[str, Any], current: dict[str, Any], what: str, folder: Path) -> None:
+def require_same(
+    saved: dict[str, Any], current: dict[str, Any], what: str, folder: Path, accept: Sequence[str] = ()
+) -> list[str]:
     """Refuse to go on with another configuration or other data.
 
     Args:
@@ -79,19 +84,26 @@ def require_same(saved: dict[str, Any], current: dict[str, Any], what: str, fold
         current: flat fields of this run.
         what: word for the message ("configuration", "data").
         folder: the checkpoint.
+        accept: fields that may differ.
+
+    Returns:
+        The accepted differences, one line each.
 
     Raises:
         UserError: lists every field that differs with both values.
     """
     current = json.loads(json.dumps(current))
     absent = "(absent)"
-    names = sorted(name for name in {*saved, *current} if saved.get(name, absent) != current.get(name, absent))
-    if names:
-        lines = [
-            f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}" for name in names
-        ]
+    lines = {
+        name: f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name, absent) != current.get(name, absent)
+    }
+    refused = [line for name, line in lines.items() if name not in accept]
+    if refused:
         raise UserError(
             f"cannot resume from {folder}: the {what} has changed\n  "
-            + "\n  ".join(lines)
-            + "\nset these back, or start anew in another run folder"
+            + "\n  ".join(refused)
+            + "\nset these back, start anew in another run folder, or name in loop.accept_changed what may differ"
         )
+    return list(lines.values())

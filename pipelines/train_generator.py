@@ -19,12 +19,32 @@ from nvg.records import RecordDataset
 from nvg.tokenizer import Dequantizer
 from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
-from pipelines.training_config import DataConfig, DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.data_config import DataConfig
+from pipelines.initial_weights import begin_with, is_new
+from pipelines.repa_source import RepaSource, open_repa_source
+from pipelines.report_config import SampleSheetConfig
+from pipelines.training_batches import BatchSource
+from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_data import generator_source
 from pipelines.training_run import command, run_training
+from pipelines.training_samples import GeneratorSheets
 from pipelines.training_task import TrainingTask
+from pipelines.training_work import flops_per_image, tokens_per_image
 
 FIXED_BY_RECORDS = ("num_classes", "num_positions", "latent_channels", "codebook_size", "canvas_scales")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the network is computed; none of it changes what is learned.
+
+    Attributes:
+        recompute_activations: compute each block again in the backward pass: less memory, a third more work.
+        compile: torch.compile of each block, for the batch shape of training; ZeRO 0 to 2.
+    """
+
+    recompute_activations: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +58,11 @@ class GeneratorRunConfig:
         validation_path: held-out records for the validation loss, or null.
         content, structure: architecture; the section of the other kind is not read.
         loss: how a step is made.
+        init_from: run, checkpoint or imported weights that a new training begins with; null draws them. With another
+            number of classes the class embedding begins anew.
+        compute: how the network is computed.
+        samples: pictures of samples.
+        dinov2_weights: weight file of DINOv2 ViT-B/14, for ``loss.repa_weight`` on images stored beside the records.
         optimizer, loop, deepspeed, launch: see their classes.
     """
 
@@ -48,6 +73,10 @@ class GeneratorRunConfig:
     content: ContentGeneratorConfig = field(default_factory=ContentGeneratorConfig)
     structure: StructureGeneratorConfig = field(default_factory=StructureGeneratorConfig)
     loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    init_from: str | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    samples: SampleSheetConfig = field(default_factory=SampleSheetConfig)
+    dinov2_weights: str = ""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
@@ -56,6 +85,8 @@ class GeneratorRunConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("content", "structure"):
             raise ValueError(f"kind is {self.kind!r}; choose content or structure")
+        if self.compute.compile and self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
+            raise ValueError("compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; use 0, 1 or 2")
 
 
 ModelConfig = TypeVar("ModelConfig", ContentGeneratorConfig, StructureGeneratorConfig)
@@ -102,31 +133,77 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
     records = RecordDataset.open(Path(config.data.path), mapped=config.data.loader != "memory")
-    dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
-    if config.kind == "content":
-        model = fill_from_manifest(config.content, records.manifest)
-        objective = ContentObjective(ContentGenerator(model), dequantizer, config.loss)
-    else:
-        if _structure(records) == SPATIAL:
-            raise UserError(
-                f"data.path {config.data.path} holds records of spatial structure, the same map for every image; there "
-                "is nothing for a structure generator to learn: train the content generator alone"
-            )
-        model = fill_from_manifest(config.structure, records.manifest)
-        objective = StructureObjective(StructureGenerator(model), dequantizer, config.loss)
-    validation = None
-    if config.validation_path is not None and config.loop.validate_every_steps is not None:
-        held_out = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
-        validation = generator_source(_held_out_records(held_out, records), held_out)
+    repa = _repa(config, records)
+    objective = _objective(config, records, repa)
+    network, model = objective.network, objective.network.config
+    prepare_network(network, config)
     return TrainingTask(
         kind=config.kind,
         name=config.kind,
         objective=objective,
         model_config=dataclasses.asdict(model),
         loss_config=dataclasses.asdict(config.loss),
-        batches=generator_source(records, config.data),
-        validation=validation,
+        batches=generator_source(records, config.data, repa),
+        validation=_validation(config, records),
+        tokens_per_image=tokens_per_image(network, config.loss.stages_per_image),
+        count_flops=lambda: flops_per_image(model, config.loss.stages_per_image),
+        samples=_sheets(config, model, records),
     )
+
+
+def _objective(
+    config: GeneratorRunConfig, records: RecordDataset, repa: RepaSource | None
+) -> ContentObjective | StructureObjective:
+    dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
+    if config.kind == "content":
+        network = ContentGenerator(fill_from_manifest(config.content, records.manifest))
+        target = {} if repa is None else {"feature_width": repa.width, "teacher": repa.teacher}
+        return ContentObjective(network, dequantizer, config.loss, **target)
+    if _structure(records) == SPATIAL:
+        raise UserError(
+            f"data.path {config.data.path} holds records of spatial structure, the same map for every image; there "
+            "is nothing for a structure generator to learn: train the content generator alone"
+        )
+    network = StructureGenerator(fill_from_manifest(config.structure, records.manifest))
+    return StructureObjective(network, dequantizer, config.loss)
+
+
+def _validation(config: GeneratorRunConfig, records: RecordDataset) -> BatchSource | None:
+    if config.validation_path is None or config.loop.validate_every_steps is None:
+        return None
+    data = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
+    held_out = _held_out_records(data, records)
+    return generator_source(held_out, data, _repa(config, held_out))
+
+
+def _repa(config: GeneratorRunConfig, records: RecordDataset) -> RepaSource | None:
+    wanted = config.kind == "content" and config.loss.repa_weight > 0
+    return open_repa_source(records, config.dinov2_weights) if wanted else None
+
+
+def _sheets(config: GeneratorRunConfig, model: Any, records: RecordDataset) -> GeneratorSheets | None:
+    if config.samples.every_steps is None:
+        return None
+    network_type = ContentGenerator if config.kind == "content" else StructureGenerator
+    return GeneratorSheets(network_type=network_type, model=model, records=records, config=config.samples)
+
+
+def prepare_network(network: ContentGenerator | StructureGenerator, config: GeneratorRunConfig) -> None:
+    """Give a new network its first weights and the way it is computed.
+
+    Args:
+        network: freshly initialised.
+        config: the run.
+
+    Raises:
+        UserError: the weights to begin with do not fit.
+    """
+    if config.init_from is not None and is_new(Path(config.run_folder)):
+        begin_with(network, config.init_from)
+    network.trunk.recompute_activations = config.compute.recompute_activations
+    if config.compute.compile:
+        for block in network.trunk.blocks:
+            block.compile()
 
 
 def _held_out_records(config: DataConfig, training: RecordDataset) -> RecordDataset:

@@ -15,13 +15,13 @@ from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
+from pipelines.data_config import check_views_per_epoch
 from pipelines.sources import SourceConfig, open_source
 from pipelines.training_config import (
     DeepSpeedConfig,
     LaunchConfig,
     LoopConfig,
     OptimizerConfig,
-    check_views_per_epoch,
 )
 from pipelines.training_engine import TrainingEngine
 from pipelines.training_images import ImageLoadingConfig, check_loading, image_source

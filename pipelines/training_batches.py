@@ -116,7 +116,7 @@ class EpochSource:
     Args:
         view_rows: rows of each image (one entry per image), a list or an array (N, V).
         fingerprint: content part of the fingerprint.
-        views_per_epoch: one of `training_config.VIEWS_PER_EPOCH`.
+        views_per_epoch: one of `data_config.VIEWS_PER_EPOCH`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ArraySource(EpochSource):
         view_rows: rows of each image (one entry per image), a list or an array (N, V).
         fetch: rows (B,) int64 -> named tensors with B rows.
         fingerprint: content part of the fingerprint.
-        views_per_epoch: one of `training_config.VIEWS_PER_EPOCH`.
+        views_per_epoch: one of `data_config.VIEWS_PER_EPOCH`.
     """
 
     def __init__(

@@ -7,18 +7,8 @@ ranks.
 from dataclasses import dataclass, field
 
 from nvg.errors import UserError
-
-VIEWS_PER_EPOCH = ("one", "in_turn", "all")  # a random view of each image, view (epoch mod their number), or all views
-
-
-def check_views_per_epoch(name: str, value: str) -> None:
-    """Refuse what is no way of choosing views: ValueError names the key."""
-    _check(value in VIEWS_PER_EPOCH, f"{name} is {value!r}; choose one of {', '.join(VIEWS_PER_EPOCH)}")
-
-
-def _check(good: bool, message: str) -> None:
-    if not good:
-        raise ValueError(message)
+from pipelines.config_check import check
+from pipelines.report_config import WandbConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,34 +56,34 @@ class OptimizerConfig:
     micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optimizer.lr is {self.lr}; it must be above 0")
-        _check(
+        check(self.lr > 0, f"optimizer.lr is {self.lr}; it must be above 0")
+        check(
             all(factor > 0 for factor in self.lr_factors.values()),
             f"optimizer.lr_factors is {self.lr_factors}; every factor must be above 0",
         )
-        _check(
+        check(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optimizer.betas is {list(self.betas)}; expected two numbers in [0, 1)",
         )
-        _check(self.eps > 0, f"optimizer.eps is {self.eps}; it must be above 0")
+        check(self.eps > 0, f"optimizer.eps is {self.eps}; it must be above 0")
         for name in ("weight_decay", "gradient_clipping", "warmup_images"):
             value = getattr(self, name)
-            _check(value >= 0, f"optimizer.{name} is {value}; it must be 0 or more")
+            check(value >= 0, f"optimizer.{name} is {value}; it must be 0 or more")
         for name in ("total_images", "global_batch", "ema_half_life_images"):
             value = getattr(self, name)
-            _check(value > 0, f"optimizer.{name} is {value}; it must be above 0")
+            check(value > 0, f"optimizer.{name} is {value}; it must be above 0")
         for name in ("decay_start", "final_factor", "warmup_factor"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"optimizer.{name} is {value}; it must be between 0 and 1")
-        _check(
+            check(0 <= value <= 1, f"optimizer.{name} is {value}; it must be between 0 and 1")
+        check(
             self.decay_shape in ("linear", "cosine"),
             f"optimizer.decay_shape is {self.decay_shape!r}; choose linear or cosine",
         )
-        _check(
+        check(
             self.warmup_images < self.total_images,
             f"optimizer.warmup_images is {self.warmup_images}; it must be below total_images={self.total_images}",
         )
-        _check(
+        check(
             self.micro_batch is None or self.micro_batch > 0,
             f"optimizer.micro_batch is {self.micro_batch}; give a positive number or null",
         )
@@ -126,43 +116,29 @@ class DeepSpeedConfig:
     Attributes:
         zero_stage: 0 replicates everything; 1, 2, 3 shard optimizer states, gradients, parameters.
         bucket_elements: elements per communication bucket of ZeRO.
+        offload_optimizer: keep moments and fp32 weights in host memory and update there; needs ZeRO 1 to 3.
         file: DeepSpeed JSON file of one's own whose other sections are used; what it says about settings
             that are typed here must agree.
     """
 
     zero_stage: int = 1
     bucket_elements: int = 50_000_000
+    offload_optimizer: bool = False
     file: str | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.zero_stage in (0, 1, 2, 3),
             f"deepspeed.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3",
         )
-        _check(
+        check(
+            not self.offload_optimizer or self.zero_stage > 0,
+            "deepspeed.offload_optimizer=true at deepspeed.zero_stage=0 has nothing to offload; choose 1, 2 or 3",
+        )
+        check(
             self.bucket_elements > 0,
             f"deepspeed.bucket_elements is {self.bucket_elements}; it must be above 0",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandbConfig:
-    """Optional log to Weights & Biases by the main rank; ``metrics.jsonl`` is always written.
-
-    Attributes:
-        enabled: off by default.
-        project: project name.
-        group: experiment name shared by the runs of one experiment.
-        mode: "offline" writes files to sync later, "online" sends.
-    """
-
-    enabled: bool = False
-    project: str = "nvg"
-    group: str = ""
-    mode: str = "offline"
-
-    def __post_init__(self) -> None:
-        _check(self.mode in ("offline", "online"), f"loop.wandb.mode is {self.mode!r}; choose offline or online")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +158,13 @@ class LoopConfig:
         max_validation_images: held-out images used for it.
         stop_after_steps: end this session (with a checkpoint) at this step, the schedule unchanged; null
             for none.
-        max_skipped_steps: consecutive steps the engine may refuse (overflow) before the run stops.
+        max_skipped_steps: consecutive steps the engine may refuse (a gradient that is not finite) before the run
+            stops.
+        hang_timeout_s: a rank of which nothing is heard for so long writes its stack and ends; null waits for ever.
+        accept_changed: settings, by their dotted names in the refusal, with which a run may go on although its
+            checkpoint was made with others; noted in the checkpoints from then on.
         wandb: see :class:`WandbConfig`.
+        tensorboard: write event files to ``tensorboard/`` in the run folder.
     """
 
     engine: str = "deepspeed"
@@ -198,64 +179,34 @@ class LoopConfig:
     max_validation_images: int = 1024
     stop_after_steps: int | None = None
     max_skipped_steps: int = 10
+    hang_timeout_s: float | None = 3600.0
+    accept_changed: list[str] = field(default_factory=list)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.engine in ("plain", "deepspeed"),
             f"loop.engine is {self.engine!r}; choose plain or deepspeed",
         )
-        _check(self.precision in ("fp32", "bf16"), f"loop.precision is {self.precision!r}; choose fp32 or bf16")
+        check(self.precision in ("fp32", "bf16"), f"loop.precision is {self.precision!r}; choose fp32 or bf16")
         for name in ("log_every_steps", "checkpoint_every_steps", "keep_last", "max_validation_images"):
             value = getattr(self, name)
-            _check(value > 0, f"loop.{name} is {value}; it must be above 0")
-        for name in ("threads_per_rank", "keep_every_steps", "validate_every_steps", "stop_after_steps"):
+            check(value > 0, f"loop.{name} is {value}; it must be above 0")
+        for name in (
+            "threads_per_rank",
+            "keep_every_steps",
+            "validate_every_steps",
+            "stop_after_steps",
+            "hang_timeout_s",
+        ):
             value = getattr(self, name)
-            _check(value is None or value > 0, f"loop.{name} is {value}; it must be above 0, or null")
-        _check(self.seed >= 0, f"loop.seed is {self.seed}; it must be 0 or more")
-        _check(
+            check(value is None or value > 0, f"loop.{name} is {value}; it must be above 0, or null")
+        check(self.seed >= 0, f"loop.seed is {self.seed}; it must be 0 or more")
+        check(
             self.max_skipped_steps >= 0,
             f"loop.max_skipped_steps is {self.max_skipped_steps}; it must be 0 or more",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Records of a precompute.
-
-    Attributes:
-        path: folder with the MDS shards and manifest.json.
-        loader: "memory" holds all records in each rank (1.6 GB a view of ImageNet); "mapped" reads them where they lie,
-            the ranks of a node sharing one copy; "streaming" uses StreamingDataset.
-        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn" (epoch e takes view
-            e mod their number), or "all" views (streaming always goes over all).
-        num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the
-            fingerprint.
-        num_workers: loader processes per rank (streaming).
-    """
-
-    path: str = ""
-    loader: str = "memory"
-    views_per_epoch: str = "one"
-    num_canonical_nodes: int = 8
-    shuffle_block_size: int = 262_144
-    shuffle_algo: str = "py1s"
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        _check(
-            self.loader in ("memory", "mapped", "streaming"),
-            f"data.loader is {self.loader!r}; choose memory, mapped or streaming",
-        )
-        check_views_per_epoch("data.views_per_epoch", self.views_per_epoch)
-        _check(
-            self.loader != "streaming" or self.views_per_epoch == "all",
-            "data.loader=streaming goes over all views: set data.views_per_epoch=all",
-        )
-        for name in ("num_canonical_nodes", "shuffle_block_size"):
-            value = getattr(self, name)
-            _check(value > 0, f"data.{name} is {value}; it must be above 0")
-        _check(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; it must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,13 +230,13 @@ class LaunchConfig:
     max_failures: int = 1
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.launcher in ("process", "ray"),
             f"launch.launcher is {self.launcher!r}; choose process or ray",
         )
         for name in ("num_workers", "cpus_per_worker"):
             value = getattr(self, name)
-            _check(value > 0, f"launch.{name} is {value}; it must be above 0")
+            check(value > 0, f"launch.{name} is {value}; it must be above 0")
         for name in ("gpus_per_worker", "max_failures"):
             value = getattr(self, name)
-            _check(value >= 0, f"launch.{name} is {value}; it must be 0 or more")
+            check(value >= 0, f"launch.{name} is {value}; it must be 0 or more")

@@ -11,25 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvg.errors import UserError
 from nvg.records import RecordDataset
+from pipelines.data_config import DataConfig
+from pipelines.repa_source import RepaSource
 from pipelines.training_batches import ArraySource, BatchSource
-from pipelines.training_config import DataConfig
 from pipelines.training_streaming import StreamingSource
 
 
-def record_source(records: RecordDataset, config: DataConfig) -> ArraySource:
+def record_source(records: RecordDataset, config: DataConfig, repa: RepaSource | None = None) -> ArraySource:
     """Records in memory or mapped.
 
     Args:
         records: opened records.
         config: how an epoch is made.
+        repa: what joins them for the alignment of hidden tokens.
 
     Returns:
-        Source of {"label" (B,), "content_ids" (B, T), "structure" (B, L)}, all int64.
+        Source of {"label" (B,), "content_ids" (B, T), "structure" (B, L)}, all int64, and what `repa` adds.
     """
 
     def fetch(rows: np.ndarray) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
+        batch = {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
+        return batch if repa is None else {**batch, **repa.fetch(rows)}
 
     view_rows = _view_rows(records.image, records.view)
     return ArraySource(view_rows, fetch, record_fingerprint(config, records.manifest), config.views_per_epoch)
@@ -69,17 +73,23 @@ def record_fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str
     return fingerprint
 
 
-def generator_source(records: RecordDataset, config: DataConfig) -> BatchSource:
+def generator_source(records: RecordDataset, config: DataConfig, repa: RepaSource | None = None) -> BatchSource:
     """The source that ``config.loader`` names.
 
     Args:
         records: opened records; opening has checked every shard's size, which streaming does not.
         config: how they are read.
+        repa: what joins them for the alignment of hidden tokens.
 
     Returns:
         Source of records in memory or mapped, or a streaming source.
+
+    Raises:
+        UserError: the streaming loader has nothing beside the records.
     """
     if config.loader != "streaming":
-        return record_source(records, config)
+        return record_source(records, config, repa)
+    if repa is not None:
+        raise UserError("data.loader=streaming reads no features; set data.loader=mapped, or loss.repa_weight=0")
     num_records = int(records.manifest["num_records"])
     return StreamingSource(config, num_records, record_fingerprint(config, records.manifest))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nvg.errors import UserError
-from nvg.training import PlainEngine, parameter_groups
+from nvg.training import PlainEngine
 from pipelines.deepspeed_settings import deepspeed_dict
 from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.training_env import RankEnvironment
+from pipelines.training_optimizer import build_optimizer, trained_modules
 
 
 class TrainingEngine(Protocol):
@@ -61,27 +62,6 @@ class TrainingEngine(Protocol):
         ...
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with fused updates (no compilation at run time on any device).
-
-    Args:
-        network: the trained network.
-        config: learning rate, betas, weight decay.
-        device: where the weights are.
-
-    Returns:
-        The optimizer; decay on tensors with two or more dimensions.
-    """
-    groups = parameter_groups(network, config.weight_decay, config.lr_factors)
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
-
-
 class _Plain:
     """`nvg.training.PlainEngine`: one process, no process group, nothing to compile."""
 
@@ -90,7 +70,7 @@ class _Plain:
     def __init__(self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device) -> None:
         self.objective = objective
         self.device = device
-        self.optimizer = build_optimizer(objective.network, optimizer, device)
+        self.optimizer = build_optimizer(trained_modules(objective), optimizer, device)
         self.engine = PlainEngine(
             objective,
             self.optimizer,
@@ -137,19 +117,6 @@ class _Plain:
         self.engine.global_steps = state["global_steps"]
 
 
-@contextlib.contextmanager
-def _local_rank_in_environment(place: RankEnvironment) -> Iterator[None]:
-    """DeepSpeed reads LOCAL_RANK and has no argument for it; without a launcher nobody has set it."""
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = str(place.local_rank)
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]
-
-
 class _DeepSpeed:
     """``deepspeed.initialize`` around the objective, with our AdamW as client optimizer."""
 
@@ -163,6 +130,7 @@ class _DeepSpeed:
         sharding: DeepSpeedConfig,
         place: RankEnvironment,
         device: torch.device,
+        universal: bool,
     ) -> None:
         import deepspeed  # here: it probes compilers and devices, which the plain engine does not need
 
@@ -171,11 +139,17 @@ class _DeepSpeed:
             # memory behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         settings = deepspeed_dict(optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size)
-        self.network = objective.network
-        self.stage = sharding.zero_stage
-        self.optimizer = build_optimizer(self.network, optimizer, device)
-        with _local_rank_in_environment(place):
-            self.engine, *_ = deepspeed.initialize(model=objective, optimizer=self.optimizer, config=settings)
+        self.objective, self.modules = objective, trained_modules(objective)
+        self.stage, self.universal, self.device = sharding.zero_stage, universal, device
+        self.refused = False
+        self.optimizer: Any = build_optimizer(self.modules, optimizer, device)
+        # It reads LOCAL_RANK, at ZeRO-3 in every step, and has no argument for it; without a launcher nobody sets it.
+        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+        self.engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=self.optimizer,
+            config={**settings, "checkpoint": {**settings.get("checkpoint", {}), "load_universal": universal}},
+        )
         self.zero = deepspeed.zero
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,18 +159,26 @@ class _DeepSpeed:
         self.engine.backward(loss)
 
     def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
-        norm = None
-        if last and want_grad_norm and self.stage == 0:
-            # Without ZeRO DeepSpeed clips but does not tell the norm; gradients are already averaged here.
-            grads = [p.grad for p in self.network.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
+        if self.stage == 0 and last:
+            return self._step_without_zero()
         self.engine.step()
-        if last and want_grad_norm and self.stage > 0:
-            norm = self.engine.get_global_grad_norm()
+        if not (last and want_grad_norm):
+            return None
+        norm = self.engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
+    def _step_without_zero(self) -> float:
+        """Without ZeRO DeepSpeed tells no norm and would take a gradient that is not finite; here it is averaged."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
+        # Fused AdamW leaves weights, moments and its count of steps alone where this is 1.
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float().to(self.device)
+        self.engine.step()
+        del self.optimizer.found_inf
+        self.refused = not bool(torch.isfinite(norm))
+        return float(norm)
+
     def was_step_applied(self) -> bool:
-        return self.engine.was_step_applied()
+        return self.engine.was_step_applied() and not self.refused
 
     def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
         if self.stage < 3:
@@ -213,17 +195,39 @@ class _DeepSpeed:
 
     @contextlib.contextmanager
     def _gathered(self) -> Iterator[None]:
-        with self.zero.GatheredParameters(list(self.network.parameters())):
+        with self.zero.GatheredParameters(self._parameters()):
             yield
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for module in self.modules for parameter in module.parameters()]
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         # DeepSpeed moves its `latest` before the other ranks have finished; ours moves after all have.
         self.engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False)
 
     def load(self, folder: Path) -> None:
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise UserError(f"DeepSpeed found nothing to load in {folder}; remove this checkpoint folder")
+        if self.universal:
+            self._load_buffers(folder)
+            # At ZeRO-3 every group gets the settings of the first, and all share one count of steps.
+            for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
+                group.update(settings)
+            for state in self.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+    @torch.no_grad()
+    def _load_buffers(self, folder: Path) -> None:
+        """Universal checkpoints restore parameters and moments; averages and counters of the objective are buffers."""
+        file = sorted(folder.glob("*model_states.pt"))[0]
+        module = torch.load(file, map_location=self.device, weights_only=False)["module"]
+        for name, buffer in self.objective.named_buffers():
+            if name in module:
+                buffer.copy_(module[name])
 
 
 def build_engine(
@@ -234,6 +238,7 @@ def build_engine(
     deepspeed: DeepSpeedConfig,
     place: RankEnvironment,
     device: torch.device,
+    universal: bool = False,
 ) -> TrainingEngine:
     """The engine that the configuration asks for.
 
@@ -242,6 +247,7 @@ def build_engine(
         optimizer, loop, deepspeed: typed configuration.
         place: this rank.
         device: its device.
+        universal: whether it will load states that were converted for another number of ranks.
 
     Returns:
         The engine.
@@ -253,4 +259,25 @@ def build_engine(
         if place.world_size > 1:
             raise UserError(f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed")
         return _Plain(objective, optimizer, loop, device)
-    return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device)
+    return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device, universal)
+
+
+@contextlib.contextmanager
+def advice_on_memory(name: str) -> Iterator[None]:
+    """Turn a device that is out of memory into a message that names what can be changed.
+
+    Args:
+        name: of the training.
+
+    Raises:
+        UserError: the device is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{name}: the device is out of memory: {error}\nless at a time: optimizer.micro_batch, "
+            "loss.stages_per_image (generators); less kept for the backward pass: compute.recompute_activations=true "
+            "(generators); less on every device: deepspeed.zero_stage=1, 2 or 3, deepspeed.offload_optimizer=true; "
+            "half as wide: loop.precision=bf16"
+        ) from error

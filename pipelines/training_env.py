@@ -9,7 +9,7 @@ entry points call ``normalise_rank_environment`` before anything else.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,27 @@ def agree(all_good: bool, device: torch.device) -> bool:
     answer = torch.tensor([int(all_good)], device=device)
     dist.all_reduce(answer, op=dist.ReduceOp.MIN)
     return bool(answer.item())
+
+
+def any_rank(place: RankEnvironment) -> Callable[[bool], bool]:
+    """A question to all ranks that no device is waited for (all ranks call, and then ask equally often).
+
+    Args:
+        place: this rank.
+
+    Returns:
+        Function that is true on every rank when its argument is true on one.
+    """
+    if place.world_size == 1:
+        return lambda answer: answer
+    group: Any = dist.new_group(backend="gloo")
+
+    def ask(answer: bool) -> bool:
+        answers = torch.tensor([int(answer)])
+        dist.all_reduce(answers, op=dist.ReduceOp.MAX, group=group)
+        return bool(answers.item())
+
+    return ask
 
 
 def from_main(value: Any, place: RankEnvironment, device: torch.device) -> Any:

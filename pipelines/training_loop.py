@@ -3,37 +3,45 @@
 A step draws the noise of the whole global batch from (seed, step) on the CPU and takes this rank's rows,
 as the data does; so the same images meet the same noise for any number of ranks. The position in the data
 is the number of images seen. Everything else a step depends on (weights, optimizer, moving average) is in
-the checkpoint, hence a resumed run equals the straight one bit for bit at the same number of ranks on a
-CPU.
+the checkpoint, hence a resumed run equals the straight one bit for bit at the same number of ranks on a CPU.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from nvg.errors import NotFiniteError
 from nvg.training import Ema
 from pipelines.resume_state import TrainerState, flatten
 from pipelines.training_batches import Batch
+from pipelines.training_clock import DATA, Speed, TrainingClock
+from pipelines.training_engine import advice_on_memory
 from pipelines.training_env import (
     RankEnvironment,
+    any_rank,
     ensure_process_group,
     local_device,
     normalise_rank_environment,
 )
-from pipelines.training_metrics import SilentReport, TrainingReport
+from pipelines.training_feed import Feed
 from pipelines.training_player import Players
-from pipelines.training_state import resume_checkpoint, run_lock, save_checkpoint
+from pipelines.training_report import open_report
+from pipelines.training_resume import find_resumable, load_checkpoint
+from pipelines.training_state import NoSpaceError, run_lock, save_checkpoint
+from pipelines.training_stop import STOP_FILE, StopRequest, TrainingStopped, on_stop_signals, stopped_text
 from pipelines.training_task import TrainingConfig, TrainingTask
-from pipelines.training_window import LossWindow, NonFiniteLossError
+from pipelines.training_validation import held_out_loss
+from pipelines.training_watchdog import Watchdog, watchdog
+from pipelines.training_window import LossWindow, NonFiniteLossError, not_finite
 
+logger = logging.getLogger(__name__)
 CHECKPOINTS_FOLDER = "checkpoints"
-VALIDATION_STEP = 1 << 30  # noise of held-out batches is never that of a training step
 
 
 def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
@@ -49,6 +57,7 @@ def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
 
     Raises:
         NonFiniteLossError: the loss of a step is not finite; the last checkpoint is untouched.
+        TrainingStopped: a signal or the file ``stop`` asked for the end; the newest checkpoint is of that step.
         UserError: the run cannot go on with this configuration, these data or this disk.
     """
     place = normalise_rank_environment()
@@ -57,8 +66,13 @@ def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
     device = local_device(place)
     if place.world_size > 1 or config.loop.engine == "deepspeed":
         ensure_process_group(place, device)
-    with run_lock(run_folder, place):
-        return _Session(task, config, run_folder, place, device).run()
+    stop = StopRequest(run_folder / STOP_FILE, is_main=place.is_main, any_rank=any_rank(place))
+    with ExitStack() as stack:
+        stack.enter_context(run_lock(run_folder, place))
+        stack.enter_context(on_stop_signals(stop.signalled))
+        dog = stack.enter_context(watchdog(run_folder, place.rank, config.loop.hang_timeout_s))
+        stack.enter_context(advice_on_memory(task.name))
+        return _Session(task, config, run_folder, place, device).run(stop, dog)
 
 
 class _Session:
@@ -75,60 +89,93 @@ class _Session:
         self.task, self.config, self.place, self.device = task, config, place, device
         self.run_folder = run_folder
         self.batch_size = config.optimizer.global_batch
-        self.num_micro = config.optimizer.accumulation_steps(place.world_size)
+        self.feed = Feed(
+            task.objective,
+            global_batch=self.batch_size,
+            num_micro=config.optimizer.accumulation_steps(place.world_size),
+            place=place,
+            device=device,
+        )
         task.objective.to(device)
         # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
         self.ema = Ema(task.objective.network, half_life_images=config.optimizer.ema_half_life_images)
-        self.players = Players(task, config, place, device)
         self.step = 0
+        self.accepted: list[str] = []
+        self.failed_checkpoints = 0
+        self.speed = Speed(task, place, device)
+        self.found = find_resumable(
+            run_folder / CHECKPOINTS_FOLDER,
+            expected=self._trainer_state(),
+            accept_changed=config.loop.accept_changed,
+            place=place,
+            device=device,
+        )
+        universal = self.found is not None and self.found.converted is not None
+        self.players = Players(task, config, place, device, universal=universal)
         self.window = LossWindow(task.name, place)
 
-    def run(self) -> Path:
+    def run(self, stop: StopRequest, dog: Watchdog) -> Path:
         """Resume, train, save; returns the newest checkpoint."""
-        loop, num_steps = self.config.loop, self.config.optimizer.num_steps
         newest = self._resume()
-        last_step = min(num_steps, loop.stop_after_steps or num_steps)
-        if newest is not None and self.step >= last_step:
-            return newest
+        num_steps = self.config.optimizer.num_steps
+        last_step = min(num_steps, self.config.loop.stop_after_steps or num_steps)
+        if newest is None or self.step < last_step:
+            newest = self._run_to(last_step, stop, dog)
+        stop.done()
+        if self.step < last_step:
+            raise TrainingStopped(stopped_text(self.task.name, self.step, num_steps, newest))
+        return newest
+
+    def _run_to(self, last_step: int, stop: StopRequest, dog: Watchdog) -> Path:
+        loop = self.config.loop
         self.players.set_training(True)
-        with self._open_report() as self.report:
+        with open_report(
+            self.run_folder, self.task.name, self.config, self.task.settings(self.config), self.step, self.place
+        ) as self.report:
             stream = self.task.batches.batches(
                 start_step=self.step, global_batch=self.batch_size, seed=loop.seed, place=self.place
             )
-            self.window_started = time.perf_counter()
-            while self.step < last_step:
+            self.clock = TrainingClock(self.device)
+            stopping = False
+            newest = None
+            while self.step < last_step and not stopping:
+                dog.alive()
                 step = self.step + 1
-                at_end = step == last_step
                 at_validation = loop.validate_every_steps is not None and step % loop.validate_every_steps == 0
-                at_log = at_end or at_validation or step % loop.log_every_steps == 0
-                grad_norm, lr = self._train_step(next(stream), want_grad_norm=at_log)
-                if at_log:
+                at_log = step == last_step or at_validation or step % loop.log_every_steps == 0
+                with self.clock.span(DATA):
+                    batch = next(stream)
+                grad_norm, lr = self._train_step(batch, want_grad_norm=at_log)
+                stopping = stop.asked()
+                if at_log or stopping:
                     self._log(grad_norm, lr, self._validate() if at_validation else {})
                 else:
                     self.report.advance(step)
-                if at_end or step % loop.checkpoint_every_steps == 0:
-                    newest = self._save()
-        assert newest is not None  # the last step has saved one
+                self._draw_samples()
+                dog.alive()
+                ending = step == last_step or stopping
+                if ending or step % loop.checkpoint_every_steps == 0:
+                    newest = self._save(needed=ending)
+        assert newest is not None  # the last one was needed
         return newest
 
     def _train_step(self, batch: Batch, *, want_grad_norm: bool) -> tuple[float | None, float]:
         lr = self.players.set_learning_rate(self.step * self.batch_size)
-        noise = self._draw_noise(batch.global_rows, seed=self.config.loop.seed, step=self.step)
         parts: dict[str, list[Tensor]] = {}
         grad_norm = None
 
-        def check(loss: Tensor) -> None:
-            if self.device.type == "cpu":  # free here; on a GPU it would wait for the device at every step
-                self.window.require_finite(loss, self.step + 1, batch.sample_ids)
+        def check(player: str, loss: Tensor) -> None:
+            self.window.check(player, self.step + 1, batch.sample_ids, loss)
 
-        for index, (micro_batch, micro_noise) in enumerate(self._micro_batches(batch.tensors, noise)):
-            loss, metrics, grad_norm = self.players.turn(
-                micro_batch,
-                micro_noise,
-                last=index == self.num_micro - 1,
-                want_grad_norm=want_grad_norm,
-                check=check,
-            )
+        feed = self.feed.micro_batches(batch, seed=self.config.loop.seed, step=self.step)
+        for index, (micro_batch, micro_noise) in enumerate(feed):
+            last = index == self.feed.num_micro - 1
+            try:
+                loss, metrics, grad_norm = self.players.turn(
+                    micro_batch, micro_noise, last=last, want_grad_norm=want_grad_norm, check=check
+                )
+            except NotFiniteError as error:
+                raise not_finite(self.task.name, batch.sample_ids, f"step {self.step + 1}: {error}") from error
             for name, value in {**metrics, "loss": loss}.items():
                 parts.setdefault(name, []).append(value)
         self.step += 1
@@ -153,32 +200,13 @@ class _Session:
                 f"{self.window.last_sample_ids}"
             )
 
-    def _draw_noise(self, global_rows: slice, *, seed: int, step: int) -> dict[str, Tensor]:
-        """These rows of the noise of a global batch."""
-        whole = self.task.objective.draw_noise(seed=seed, step=step, global_batch=self.batch_size)
-        return {name: value[global_rows] for name, value in whole.items()}
-
-    def _micro_batches(
-        self, batch: dict[str, Tensor], noise: dict[str, Tensor]
-    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        size = self.batch_size // self.place.world_size // self.num_micro
-        for index in range(self.num_micro):
-            rows = slice(index * size, (index + 1) * size)
-            yield (
-                {name: value[rows].to(self.device, non_blocking=True) for name, value in batch.items()},
-                {name: value[rows].to(self.device, non_blocking=True) for name, value in noise.items()},
-            )
-
     # Numbers
     def _log(self, grad_norm: float | None, lr: float, extra: dict[str, float]) -> None:
-        """Average the window's losses over steps and ranks: one transfer per window."""
-        if self.device.type != "cpu":
-            self.window.require_all_finite()
+        """Average the window's losses over steps and ranks."""
         means, num_steps = self.window.close()
         if self.task.window_numbers is not None:
             extra = {**self.task.window_numbers(), **extra}
-        now = time.perf_counter()
-        seconds, self.window_started = (now - self.window_started) / num_steps, now
+        times = self.clock.close(num_steps)
         if self.place.is_main:
             self.report.row(
                 {
@@ -188,47 +216,36 @@ class _Session:
                     **extra,
                     "lr": lr,
                     "grad_norm": grad_norm,
-                    "images_per_s": self.batch_size / seconds,
-                    "step_s": seconds,
+                    "skipped_steps": self.players.total_skipped,
+                    "failed_checkpoints": self.failed_checkpoints,
+                    **self.speed.numbers(self.batch_size / times["step_s"]),
+                    **times,
                     "time": time.time(),
                 }
             )
 
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Loss of held-out images with fixed noise; the same images at every call."""
-        source = self.task.validation
-        if source is None:
-            return {}
-        started = time.perf_counter()
-        self.players.set_training(False)
-        wanted = min(self.config.loop.max_validation_images, source.num_images)
-        stream = source.batches(start_step=0, global_batch=self.batch_size, seed=0, place=self.place)
-        losses: list[Tensor] = []
-        for index in range(max(1, wanted // self.batch_size)):
-            batch = next(stream)
-            noise = self._draw_noise(batch.global_rows, seed=0, step=VALIDATION_STEP + index)
-            for micro_batch, micro_noise in self._micro_batches(batch.tensors, noise):
-                losses.append(self.players.main.engine.forward(micro_batch, micro_noise)[0])
-        mean = torch.stack(losses).double().mean()
-        if self.place.world_size > 1:
-            dist.all_reduce(mean)
-            mean /= self.place.world_size
-        self.players.set_training(True)
-        self.window_started += time.perf_counter() - started
-        return {"validation_loss": float(mean)}
+    def _draw_samples(self) -> None:
+        samples = self.task.samples
+        if samples is None or self.step % samples.every_steps:
+            return
+        if not self.place.is_main:  # the others wait for it in the next step
+            return
+        with self.clock.span("samples"):
+            # Parameters are the average's; buffers are whole on every rank, under ZeRO-3 too.
+            png = samples.draw(self.ema.weights(self.task.objective.network), self.device)
+            if png is not None:
+                self.report.picture("samples", png, self.step)
 
-    def _open_report(self) -> TrainingReport | SilentReport:
-        if not self.place.is_main:
-            return SilentReport()
-        return TrainingReport(
-            self.run_folder,
-            name=self.task.name,
-            num_steps=self.config.optimizer.num_steps,
-            first_step=self.step,
-            wandb=self.config.loop.wandb,
-            config=self.task.settings(self.config),
-        )
+    def _validate(self) -> dict[str, float]:
+        if self.task.validation is None:
+            return {}
+        with self.clock.span("validation"):
+            self.players.set_training(False)
+            loss = held_out_loss(
+                self.players.main.engine, self.feed, self.task.validation, self.config.loop.max_validation_images
+            )
+            self.players.set_training(True)
+        return {"validation_loss": loss}
 
     # Checkpoints
     def _trainer_state(self) -> TrainerState:
@@ -245,36 +262,41 @@ class _Session:
             seeds={"training": self.config.loop.seed},
             config=self.task.settings(self.config),
             data=flatten(self.task.batches.fingerprint),
+            accepted=self.accepted,
         )
 
-    def _save(self) -> Path:
-        started = time.perf_counter()
-        folder = save_checkpoint(
-            self.run_folder / CHECKPOINTS_FOLDER,
-            state=self._trainer_state(),
-            kind=self.task.kind,
-            model_config=self.task.model_config,
-            network=self.task.objective.network,
-            ema=self.ema,
-            engines=self.players.engines,
-            place=self.place,
-            loop=self.config.loop,
-        )
-        self.window_started += time.perf_counter() - started
-        return folder
+    def _save(self, *, needed: bool) -> Path | None:
+        """The checkpoint of this step; None where the disk is full and it is not `needed` yet: the next may fit."""
+        self.window.require_finite()
+        try:
+            with self.clock.span("checkpoint"):
+                return save_checkpoint(
+                    self.run_folder / CHECKPOINTS_FOLDER,
+                    state=self._trainer_state(),
+                    task=self.task,
+                    ema=self.ema,
+                    engines=self.players.engines,
+                    place=self.place,
+                    device=self.device,
+                    loop=self.config.loop,
+                )
+        except NoSpaceError as error:
+            if needed:
+                raise
+            self.failed_checkpoints += 1
+            logger.warning("%s", error)
+            return None
 
     def _resume(self) -> Path | None:
-        found = resume_checkpoint(
-            self.run_folder / CHECKPOINTS_FOLDER,
-            expected=self._trainer_state(),
+        if self.found is None:
+            return None
+        load_checkpoint(
+            self.found,
             kind=self.task.kind,
             ema=self.ema,
             engines=self.players.engines,
             place=self.place,
             device=self.device,
         )
-        if found is None:
-            return None
-        folder, state = found
-        self.step = state.step
-        return folder
+        self.step, self.accepted = self.found.state.step, self.found.state.accepted
+        return self.found.folder

@@ -6,6 +6,7 @@ log file; this process starts or joins the cluster, watches both and shows their
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -22,7 +23,10 @@ from pipelines.checkpointing import resolve_checkpoint
 from pipelines.train_generator import GeneratorRunConfig
 from pipelines.training_config import LaunchConfig
 from pipelines.training_metrics import read_metrics
+from pipelines.training_plan import plan_costs
 from pipelines.training_process import failure_text, process_environment, training_process
+from pipelines.training_ray import worker_resources
+from pipelines.training_stop import EXIT_STOPPED, TrainingStopped, on_stop_signals
 
 POLL_S = 0.5
 LINE_EVERY_POLLS = 40
@@ -75,6 +79,7 @@ def plan_generators(config: PairRunConfig) -> list[str]:
             f"train the {run.kind} generator on {run.data.path} for {run.optimizer.num_steps} steps of "
             f"{run.optimizer.global_batch} images with {run.launch.num_workers} worker(s) in {run.run_folder}"
         )
+        lines += [f"  {line}" for line in plan_costs(run, run.launch.num_workers)]
     return lines
 
 
@@ -90,6 +95,7 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
     Raises:
         UserError: one of them failed; the message holds the end of its log. The other is stopped and
             resumes later.
+        TrainingStopped: a signal, or the file ``stop`` in a run folder, asked for the end.
 
     DEVIATION: the two generators share no weight and train as two jobs, each clipped apart; the release clips their
     joint norm.
@@ -106,6 +112,7 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
             )
             for run in config.runs
         }
+        stack.enter_context(on_stop_signals(lambda *_: [driver.terminate() for driver in drivers.values()]))
         _watch(config, drivers)
     content, structure = (resolve_checkpoint(run.run_folder) for run in config.runs)
     return content, structure
@@ -125,7 +132,9 @@ def _watch(config: PairRunConfig, drivers: dict[str, "subprocess.Popen[bytes]"])
 
     Raises:
         UserError: one has failed.
+        TrainingStopped: one was asked to end early; the other has ended too.
     """
+    stopped: list[str] = []
     with _PairProgress(config) as progress:
         running = dict(drivers)
         while running:
@@ -135,7 +144,9 @@ def _watch(config: PairRunConfig, drivers: dict[str, "subprocess.Popen[bytes]"])
                 except subprocess.TimeoutExpired:
                     continue
                 del running[kind]
-                if code != 0:
+                if code in (EXIT_STOPPED, -signal.SIGTERM):
+                    stopped.append(kind)
+                elif code != 0:
                     run = config.content if kind == "content" else config.structure
                     raise UserError(
                         failure_text(f"the {kind} generator", run.run_folder, code)
@@ -143,6 +154,8 @@ def _watch(config: PairRunConfig, drivers: dict[str, "subprocess.Popen[bytes]"])
                         "the newest checkpoints"
                     )
             progress.update()
+    if stopped:
+        raise TrainingStopped(f"stopped as asked: {', '.join(stopped)}. Start the same command again to go on")
 
 
 class _PairProgress:
@@ -179,15 +192,28 @@ class _PairProgress:
         texts: list[str] = []
         for run in self.config.runs:
             rows = read_metrics(Path(run.run_folder))
-            if not rows:
-                continue
-            status = _status(rows[-1])
-            self.bars.update(self.tasks[run.kind], completed=rows[-1]["step"], status=status)
-            texts.append(f"{run.kind} {rows[-1]['step']}/{run.optimizer.num_steps} {status}")
+            step, status = (rows[-1]["step"], _status(rows[-1])) if rows else (0, _waiting(run))
+            self.bars.update(self.tasks[run.kind], completed=step, status=status)
+            texts.append(f"{run.kind} {step}/{run.optimizer.num_steps} {status}")
         if self.bars.disable and texts and self.num_polls % LINE_EVERY_POLLS == 0:
             sys.stderr.write(" | ".join(texts) + "\n")
             sys.stderr.flush()
         self.num_polls += 1
+
+
+def _waiting(run: GeneratorRunConfig) -> str:
+    """Why a training has said nothing yet: the cluster's devices may still be the other's."""
+    if run.launch.launcher != "ray":
+        return "starting"
+    import ray
+
+    free = ray.available_resources()
+    missing = [
+        f"{amount * run.launch.num_workers:g} {name} ({free.get(name, 0.0):g} free)"
+        for name, amount in worker_resources(run.launch).items()
+        if amount * run.launch.num_workers > free.get(name, 0.0)
+    ]
+    return f"starting, or waiting for {', '.join(missing)}" if missing else "starting"
 
 
 def _status(row: dict[str, Any]) -> str:

@@ -22,26 +22,29 @@ class Turn(TypedDict):
     """What all players of a micro batch are told.
 
     last: whether the step ends with it, so that the weights are updated. want_grad_norm: whether the gradient's norm is
-    asked for. check: called with the detached loss before the backward pass.
+    asked for. check: called with the player's name and the detached loss before the backward pass.
     """
 
     last: bool
     want_grad_norm: bool
-    check: Callable[[Tensor], None]
+    check: Callable[[str, Tensor], None]
 
 
 class Player:
     """An objective with its engine.
 
     Args:
+        name: for messages.
         objective: module whose ``network`` is trained, on ``device``.
         optimizer: learning rate, schedule, clipping, batch.
         loop, deepspeed: settings of the engine.
         place, device: this rank.
+        universal: see :func:`pipelines.training_engine.build_engine`.
     """
 
     def __init__(
         self,
+        name: str,
         objective: Any,
         optimizer: OptimizerConfig,
         *,
@@ -49,8 +52,9 @@ class Player:
         deepspeed: DeepSpeedConfig,
         place: RankEnvironment,
         device: torch.device,
+        universal: bool,
     ) -> None:
-        self.objective, self.optimizer = objective, optimizer
+        self.name, self.objective, self.optimizer = name, objective, optimizer
         self.schedule = WsdSchedule(
             total_images=optimizer.total_images,
             warmup_images=optimizer.warmup_images,
@@ -60,9 +64,16 @@ class Player:
             shape=optimizer.decay_shape,
         )
         self.engine: TrainingEngine = build_engine(
-            objective, optimizer=optimizer, loop=loop, deepspeed=deepspeed, place=place, device=device
+            objective,
+            optimizer=optimizer,
+            loop=loop,
+            deepspeed=deepspeed,
+            place=place,
+            device=device,
+            universal=universal,
         )
         self.num_skipped = 0  # updates in a row that the engine refused
+        self.total_skipped = 0
 
     def set_learning_rate(self, images_seen: int) -> float:
         """Follow the schedule; returns the learning rate at factor 1."""
@@ -87,11 +98,13 @@ class Player:
             Detached scalar loss, its named parts, the norm before clipping or None.
         """
         loss, metrics = self.engine.forward(batch, noise)
-        told["check"](loss.detach())
+        told["check"](self.name, loss.detach())
         self.engine.backward(loss)
         grad_norm = self.engine.step(last=told["last"], want_grad_norm=told["want_grad_norm"])
         if told["last"]:
-            self.num_skipped = 0 if self.engine.was_step_applied() else self.num_skipped + 1
+            refused = not self.engine.was_step_applied()
+            self.num_skipped = self.num_skipped + 1 if refused else 0
+            self.total_skipped += refused
         return loss.detach(), metrics, grad_norm
 
 
@@ -102,15 +115,36 @@ class Players:
         task: the main objective and, where there is one, its adversary.
         config: settings of the main optimizer, of loop and engines.
         place, device: this rank.
+        universal: see :func:`pipelines.training_engine.build_engine`.
     """
 
     def __init__(
-        self, task: TrainingTask, config: TrainingConfig, place: RankEnvironment, device: torch.device
+        self,
+        task: TrainingTask,
+        config: TrainingConfig,
+        place: RankEnvironment,
+        device: torch.device,
+        *,
+        universal: bool,
     ) -> None:
-        self.main = _player(task.objective, config.optimizer, config, place, device)
+        def player(name: str, objective: Any, optimizer: OptimizerConfig) -> Player:
+            objective.to(device)
+            return Player(
+                name,
+                objective,
+                optimizer,
+                loop=config.loop,
+                deepspeed=config.deepspeed,
+                place=place,
+                device=device,
+                universal=universal,
+            )
+
+        self.main = player(task.name, task.objective, config.optimizer)
         self.adversary: Player | None = None
         if task.adversary is not None:
-            self.adversary = _player(task.adversary.objective, task.adversary.optimizer, config, place, device)
+            name = f"adversary of the {task.name}"
+            self.adversary = player(name, task.adversary.objective, task.adversary.optimizer)
             self.seen = task.adversary.seen
 
     @property
@@ -124,6 +158,11 @@ class Players:
     def num_skipped(self) -> int:
         """Updates in a row that the unluckiest player's engine refused."""
         return max(self.main.num_skipped, 0 if self.adversary is None else self.adversary.num_skipped)
+
+    @property
+    def total_skipped(self) -> int:
+        """Updates that the engines have refused since this session began."""
+        return self.main.total_skipped + (0 if self.adversary is None else self.adversary.total_skipped)
 
     def set_training(self, training: bool) -> None:
         """Training or evaluation mode for all."""
@@ -154,10 +193,3 @@ class Players:
             adversary_loss, numbers, _ = self.adversary.turn({**batch, **self.seen()}, noise, **told)
             metrics = {**metrics, **numbers, "adversary_loss": adversary_loss}
         return loss, metrics, grad_norm
-
-
-def _player(
-    objective: Any, optimizer: OptimizerConfig, config: TrainingConfig, place: RankEnvironment, device: torch.device
-) -> Player:
-    objective.to(device)
-    return Player(objective, optimizer, loop=config.loop, deepspeed=config.deepspeed, place=place, device=device)

@@ -13,7 +13,7 @@ from pipelines.training_ray import CODE_ROOT
 
 LOG_FILE = "driver.log"
 DRIVER_CONFIG_FILE = "driver.yaml"
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 120.0  # enough for a checkpoint
 NUM_LOG_LINES = 20
 
 

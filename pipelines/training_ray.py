@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ import nvg
 from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpointing import resolve_checkpoint
+from pipelines.resume_state import TrainerState
 from pipelines.training_config import LaunchConfig, LoopConfig
+from pipelines.training_stop import TrainingStopped, ask_to_stop, on_stop_signals, stopped_text
 from pipelines.training_window import NonFiniteLossError
 
 if TYPE_CHECKING:
-    from pipelines.training_run import Config, TaskBuilder
+    from pipelines.training_run import Config, RunConfig, TaskBuilder
 
 RAY_FOLDER = "ray"
 CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
@@ -41,12 +44,13 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
 
     Raises:
         UserError: a worker met something the user can change, or the cluster has too few resources.
+        TrainingStopped: a signal to this process, or the file ``stop``, asked for the end.
     """
     run_folder = Path(config.run_folder).resolve()
     session = SessionConfig(
         address=config.launch.address or "auto", num_cpus=_num_cpus(config.launch), log_to_driver=True
     )
-    with cluster_session(session):
+    with cluster_session(session), on_stop_signals(lambda *_: ask_to_stop(run_folder)):
         import ray.train
         import ray.train.torch
         from ray import cloudpickle
@@ -62,7 +66,7 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.launch.num_workers,
                 use_gpu=config.launch.gpus_per_worker > 0,
-                resources_per_worker=_resources(config.launch),
+                resources_per_worker=worker_resources(config.launch),
             ),
             run_config=ray.train.RunConfig(
                 name=f"nvg-{run_folder.name}",
@@ -78,7 +82,16 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             if message is None:
                 raise
             raise UserError(message) from error
-    return resolve_checkpoint(run_folder)
+    return _require_finished(config, resolve_checkpoint(run_folder))
+
+
+def _require_finished(config: RunConfig, newest: Path) -> Path:
+    """The newest checkpoint. Raises TrainingStopped where the workers were asked to end before the last step."""
+    num_steps = config.optimizer.num_steps
+    step, wanted = TrainerState.read(newest).step, min(num_steps, config.loop.stop_after_steps or num_steps)
+    if step < wanted:
+        raise TrainingStopped(stopped_text(newest.parents[1].name, step, num_steps, newest))
+    return newest
 
 
 def _train_on_worker(given: dict[str, Any]) -> None:
@@ -91,10 +104,12 @@ def _train_on_worker(given: dict[str, Any]) -> None:
     if working_dir.is_dir():  # Ray stands in a folder of its own; paths of the config are the driver's
         os.chdir(working_dir)
     config, build_task = cloudpickle.loads(given["run"])
-    run_on_this_rank(config, build_task)
+    with suppress(TrainingStopped):  # nothing failed, so nothing is to be restarted; the driver tells
+        run_on_this_rank(config, build_task)
 
 
-def _resources(launch: LaunchConfig) -> dict[str, float]:
+def worker_resources(launch: LaunchConfig) -> dict[str, float]:
+    """Ray resources of one rank."""
     resources = {"CPU": launch.cpus_per_worker}
     return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
@@ -118,7 +133,7 @@ def _worker_environment(launch: LaunchConfig, loop: LoopConfig) -> dict[str, str
 
 
 def _require_resources(launch: LaunchConfig, found: Mapping[str, float]) -> None:
-    for name, share in _resources(launch).items():
+    for name, share in worker_resources(launch).items():
         needed, there = share * launch.num_workers, found.get(name, 0.0)
         if needed > there:
             raise UserError(

@@ -21,6 +21,7 @@ from pipelines.configuration import dump_config, load_config
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_env import leave_process_group, normalise_rank_environment
 from pipelines.training_loop import train
+from pipelines.training_stop import EXIT_STOPPED, TrainingStopped, forget_request
 from pipelines.training_task import TrainingConfig, TrainingTask
 from pipelines.training_window import NonFiniteLossError
 
@@ -73,8 +74,9 @@ def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
         The newest checkpoint's folder.
 
     Raises:
-        UserError: something the user can change; see :func:`pipelines.training_loop.train`.
+        UserError, TrainingStopped: see :func:`pipelines.training_loop.train`.
     """
+    forget_request(Path(config.run_folder))
     if config.launch.launcher == "ray":
         from pipelines.training_ray import train_through_ray  # Ray is needed for this launcher only
 
@@ -166,7 +168,7 @@ def command(
         arguments: None reads ``sys.argv``.
 
     Returns:
-        Exit code: 0, or 2 after a message for the user.
+        Exit code: 0, 2 after a message for the user, 143 where a signal or the file ``stop`` ended the training.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=None, help="YAML file; without it the defaults")
@@ -178,5 +180,9 @@ def command(
     except (UserError, NonFiniteLossError) as error:
         sys.stderr.write(f"\nerror: {error}\n")
         return 2
+    except TrainingStopped as stopped:
+        sys.stderr.write(f"\n{stopped}\n")
+        leave_process_group()
+        return EXIT_STOPPED
     leave_process_group()
     return 0

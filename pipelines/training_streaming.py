@@ -20,9 +20,12 @@ import numpy as np
 import torch
 
 from nvg.errors import UserError
+from pipelines.data_config import DataConfig
+from pipelines.streaming_memory import claim, remove_dead
 from pipelines.training_batches import Batch
-from pipelines.training_config import DataConfig
 from pipelines.training_env import RankEnvironment, barrier
+
+CLAIMS_FOLDER = "nvg-streaming"
 
 
 class StreamingSource:
@@ -91,9 +94,11 @@ def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnviro
     """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
     from pipelines.local_streaming import LocalStreamingDataset  # heavy import: only where it is used
 
-    with open(Path(tempfile.gettempdir()) / "nvg-streaming.lock", "w") as lock:
+    folder = Path(tempfile.gettempdir())
+    with open(folder / "nvg-streaming.lock", "w") as lock:
         if place.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_dead(folder / CLAIMS_FOLDER)
         barrier(place)  # the node's other ranks wait until their leader holds the lock
         dataset = LocalStreamingDataset(
             local=config.path,
@@ -105,6 +110,8 @@ def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnviro
             num_canonical_nodes=config.num_canonical_nodes,
             batch_size=share,
         )
+        if place.local_rank == 0:
+            claim(dataset._shm_prefix_int, dataset._filelock_root, folder / CLAIMS_FOLDER)
         barrier(place)
     return dataset
 

@@ -23,6 +23,11 @@ class Objective(Protocol):
         """The trained network (``nn.Module``)."""
         ...
 
+    @property
+    def host_noise(self) -> frozenset[str]:
+        """Noise that decides what is computed: it stays on the host, so that no device is waited for."""
+        ...
+
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         """Random tensors of one step, each with ``global_batch`` leading rows."""
         ...
@@ -69,6 +74,19 @@ class Adversary:
     seen: Callable[[], dict[str, Tensor]]
 
 
+class SampleSheets(Protocol):
+    """Draws pictures of samples now and then."""
+
+    @property
+    def every_steps(self) -> int:
+        """Steps between two pictures."""
+        ...
+
+    def draw(self, weights: dict[str, Tensor], device: torch.device) -> bytes | None:
+        """A PNG file of samples with these weights; None while something is still missing."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
     """What is trained.
@@ -84,6 +102,9 @@ class TrainingTask:
         adversary: the discriminator's side, or None.
         after_update: called after every update of the main network with its engine and the step's number (from 0), or
             None (every rank calls it).
+        tokens_per_image: transformer tokens of an image in a step, or None.
+        count_flops: operations of an image, forward and backward, counted when called; None where nobody counts.
+        samples: pictures of samples, or None.
         window_numbers: further numbers of the steps since the last row of metrics (every rank calls it), or None.
     """
 
@@ -97,6 +118,9 @@ class TrainingTask:
     adversary: Adversary | None = None
     after_update: Callable[[TrainingEngine, int], None] | None = None
     window_numbers: Callable[[], dict[str, float]] | None = None
+    tokens_per_image: int | None = None
+    count_flops: Callable[[], float] | None = None
+    samples: SampleSheets | None = None
 
     def settings(self, config: TrainingConfig) -> dict[str, Any]:
         """What must be equal for a run to go on: everything that moves a weight.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +15,22 @@ class NonFiniteLossError(RuntimeError):
     """The loss is not a number any more; names step and sample ids."""
 
 
+def not_finite(player: str, sample_ids: np.ndarray, what: str) -> NonFiniteLossError:
+    """The error to raise about a step.
+
+    Args:
+        player: who learns.
+        sample_ids: rows of the data set.
+        what: was found.
+    """
+    return NonFiniteLossError(
+        f"{player}: {what}; sample ids {sample_ids.tolist()}. The last checkpoint is untouched. Lower optimizer.lr, or "
+        "look at these samples"
+    )
+
+
 class LossWindow:
-    """Losses and named numbers of some steps; one transfer from the device and one gather over ranks a window.
+    """Losses and named numbers of some steps; few transfers from the device and one gather over ranks a window.
 
     Args:
         name: of the training, for messages.
@@ -24,6 +40,7 @@ class LossWindow:
     def __init__(self, name: str, place: RankEnvironment) -> None:
         self.name, self.place = name, place
         self.steps: list[tuple[int, np.ndarray, Tensor, dict[str, Tensor]]] = []
+        self.unread: list[tuple[str, int, np.ndarray, Tensor]] = []
 
     @property
     def last_sample_ids(self) -> list[int]:
@@ -34,27 +51,40 @@ class LossWindow:
         """Note a step: its rows of the data set, scalar loss and named scalar numbers."""
         self.steps.append((step, sample_ids, loss, parts))
 
-    def require_finite(self, loss: Tensor, step: int, sample_ids: np.ndarray) -> None:
-        """Raises NonFiniteLossError unless the scalar loss of a step is a finite number."""
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteLossError(
-                f"{self.name}: the loss of step {step} is {float(loss)}; sample ids "
-                f"{sample_ids.tolist()}. The last checkpoint is untouched. Lower "
-                "optimizer.lr, or look at these samples"
-            )
+    def check(self, player: str, step: int, sample_ids: np.ndarray, loss: Tensor) -> None:
+        """Refuse a loss that is not finite: at once on a CPU, when the window is read on a device.
 
-    def require_all_finite(self) -> None:
-        """Raises NonFiniteLossError unless every loss of the window is finite."""
-        for step, sample_ids, loss, _ in self.steps:
-            self.require_finite(loss, step, sample_ids)
+        Args:
+            player: whose loss it is, for the message.
+            step: number of the step.
+            sample_ids: rows of the data set.
+            loss: scalar.
+
+        Raises:
+            NonFiniteLossError: it is not finite.
+        """
+        self.unread.append((player, step, sample_ids, loss))
+        if loss.device.type == "cpu":  # elsewhere the host would wait for the device in every step
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raises NonFiniteLossError unless every loss since the last call is finite; one transfer for all."""
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        losses = torch.stack([loss for *_, loss in unread]).tolist()
+        for (player, step, sample_ids, _), loss in zip(unread, losses, strict=True):
+            if not math.isfinite(loss):
+                raise not_finite(player, sample_ids, f"the loss of step {step} is {loss}")
 
     def close(self) -> tuple[dict[str, float], int]:
-        """Empties the window (all ranks call).
+        """Empties the window (all ranks call). Raises NonFiniteLossError where a loss of it is not finite.
 
         Returns:
             Mean of "loss" and of every named number over the steps and ranks that had it (a step may lack some
             stages); the number of steps.
         """
+        self.require_finite()
         names: list[str] = []
         values: list[Tensor] = []
         for _, _, loss, parts in self.steps:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from nvg.errors import UserError
+from nvg.errors import NotFiniteError, UserError
 from nvg.granularity.stages import StageLayout
 
 
@@ -40,7 +40,7 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
     layout = StageLayout(latent_BLC.shape[1])
     if not bool(torch.isfinite(latent_BLC).all()):
         bad = (~torch.isfinite(latent_BLC)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise UserError(
+        raise NotFiniteError(
             f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder"
         )
     return _merged(latent_BLC, layout.last_stage)[:, 0].argsort(1)

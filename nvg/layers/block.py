@@ -73,13 +73,15 @@ class SingleStreamBlock(nn.Module):
         self.key_norm = HeadNorm()
         self.linear_out = nn.Linear(width + self.mlp_width, width)
 
-    def forward(self, x_NSD: Tensor, vec_ND: Tensor, table_NSP: Tensor, branch_scale_N: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_NSD: Tensor, vec_ND: Tensor, table_NSP2: Tensor, branch_scale_N: Tensor | None = None
+    ) -> Tensor:
         """Applies the block.
 
         Args:
             x_NSD: float32 residual stream.
             vec_ND: conditioning vector, any float dtype.
-            table_NSP: complex64 rotations from `rotary_table`.
+            table_NSP2: float32 rotations from `rotary_table`.
             branch_scale_N: drop-path multiplier of the gated branch, one a sequence (0 or 1 / keep rate); None is 1.
 
         Returns:
@@ -88,8 +90,8 @@ class SingleStreamBlock(nn.Module):
         shift, scale, gate = self.modulation(vec_ND)
         qkv, mlp = _split_linear(self.linear_in, modulate(x_NSD, shift, scale), self.mlp_width)
         query, key, value = rearrange(qkv, "n s (three h d) -> three n h s d", three=3, h=self.num_heads)
-        query = rotate(self.query_norm(query), table_NSP)
-        key = rotate(self.key_norm(key), table_NSP)
+        query = rotate(self.query_norm(query), table_NSP2)
+        key = rotate(self.key_norm(key), table_NSP2)
         attended = rearrange(F.scaled_dot_product_attention(query, key, value), "n h s d -> n s (h d)")
         branch = _joined_linear(self.linear_out, attended, F.gelu(mlp, approximate="tanh"))
         gated = gate.float() * branch.float()

@@ -24,7 +24,7 @@ def axis_widths(last_stage: int) -> list[int]:
 
 
 def rotary_table(ids_NSA: Tensor) -> Tensor:
-    """Rotation of every pair of channels as a unit complex number.
+    """Rotation of every pair of channels as cosine and sine.
 
     Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴.
 
@@ -32,7 +32,7 @@ def rotary_table(ids_NSA: Tensor) -> Tensor:
         ids_NSA: int64 id rows from `token_ids`, A = 3 + K.
 
     Returns:
-        complex64 (N, S, 32).
+        float32 (N, S, 32, 2).
 
     Paper: §2.2.2 (structure-aware RoPE); Release: θ = 10⁴, interleaved pairs
     """
@@ -41,23 +41,31 @@ def rotary_table(ids_NSA: Tensor) -> Tensor:
         exponent = torch.arange(0, width, 2, dtype=torch.float32, device=ids_NSA.device) / width
         angles.append(ids_NSA[..., axis, None] * THETA**-exponent)
     angle_NSP = torch.cat(angles, dim=-1)
-    return torch.polar(torch.ones_like(angle_NSP), angle_NSP)
+    return torch.view_as_real(torch.polar(torch.ones_like(angle_NSP), angle_NSP))
 
 
-def rotate(x_NHSD: Tensor, table_NSP: Tensor) -> Tensor:
+def rotate(x_NHSD: Tensor, table_NSP2: Tensor) -> Tensor:
     """Turns the interleaved channel pairs of queries or keys, computed in float32.
+
+    As a product of complex numbers, or written out where it is compiled: no code is generated for complex numbers.
 
     Args:
         x_NHSD: heads of width D = 64, any float dtype.
-        table_NSP: complex64 rotations from `rotary_table`.
+        table_NSP2: rotations from `rotary_table`.
 
     Returns:
         dtype and shape of `x_NHSD`.
 
     Paper: §2.2.2 (structure-aware RoPE)
     """
-    pairs_NHSP = torch.view_as_complex(x_NHSD.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs_NHSP * table_NSP[:, None]).flatten(-2).type_as(x_NHSD)
+    pairs_NHSP2, table_N1SP2 = x_NHSD.float().unflatten(-1, (-1, 2)), table_NSP2[:, None]
+    if torch.compiler.is_compiling():
+        (first, second), (cos, sin) = pairs_NHSP2.unbind(-1), table_N1SP2.unbind(-1)
+        turned_NHSP2 = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    else:
+        product = torch.view_as_complex(pairs_NHSP2.contiguous()) * torch.view_as_complex(table_N1SP2)
+        turned_NHSP2 = torch.view_as_real(product)
+    return turned_NHSP2.flatten(-2).type_as(x_NHSD)
 
 
 def token_ids(structure_NL: Tensor, stage_N: Tensor, kinds: list[int], *, structure_aware: bool = True) -> Tensor:

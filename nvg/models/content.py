@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_mean
-from nvg.layers import ModulatedHead, token_ids
+from nvg.layers import ModulatedHead, rotary_table, token_ids
 from nvg.models.canvas_input import CANVAS, CONTENT_INPUTS, noise_level, noised_canvas
-from nvg.models.trunk import CONTENT_WIDTH_PER_DEPTH, Trunk, check_token_space, initialize, resolve_width
+from nvg.models.trunk import CONTENT_WIDTH_PER_DEPTH, HiddenTokens, Trunk, check_token_space, initialize, resolve_width
 
 CONTENT_KIND = 0
 FINAL_CANVAS = "final_canvas"
@@ -105,6 +105,7 @@ class ContentGenerator(nn.Module):
         class_N: Tensor,
         drop_path_ND: Tensor | None = None,
         noise_NLC: Tensor | None = None,
+        hidden: HiddenTokens | None = None,
     ) -> Tensor:
         """Estimates the final canvas x_K, or with `prediction` next_content the features of the stage's tokens.
 
@@ -115,6 +116,7 @@ class ContentGenerator(nn.Module):
             class_N: int64, 0..num_classes (the last one is the null class).
             drop_path_ND: uniforms for stochastic depth, None to keep every branch.
             noise_NLC: standard normals, for a noised `content_input` alone.
+            hidden: takes the stream (class token and image tokens) after one of the blocks.
 
         Returns:
             float32 (N, L, C) in raw latent units.
@@ -141,7 +143,7 @@ class ContentGenerator(nn.Module):
         x_NSD = torch.cat([class_ND[:, None], self.canvas_in(input_NLC)], dim=1)
         vec_ND = class_ND + self.stage_embedding(stage_N)
         ids_NSA = token_ids(structure_NL, stage_N, [CONTENT_KIND], structure_aware=self.config.structure_rope)
-        x_NSD = self.trunk(x_NSD, vec_ND, ids_NSA, drop_path_ND)
+        x_NSD = self.trunk(x_NSD, vec_ND, rotary_table(ids_NSA), drop_path_ND, hidden)
         return self.head(x_NSD[:, 1:], vec_ND) / self.canvas_scales[-1]
 
     def token_logits(self, final_NLC: Tensor, canvas_NLC: Tensor, structure_NL: Tensor, stage: int) -> Tensor:

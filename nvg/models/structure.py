@@ -5,7 +5,7 @@ Legend: N sequences (image, stage), L positions, C latent channels, K structure 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
-from nvg.layers import ModulatedHead, token_ids
+from nvg.layers import ModulatedHead, rotary_table, token_ids
 from nvg.models.trunk import STRUCTURE_WIDTH_PER_DEPTH, Trunk, check_token_space, initialize, resolve_width
 
 CANVAS_KIND = 2
@@ -80,6 +80,23 @@ class TimeEmbedding(nn.Module):
         return self.linear_out(F.silu(self.linear_in(torch.cat([angle.cos(), angle.sin()], dim=-1))))
 
 
+@dataclass(frozen=True)
+class FlowCondition:
+    """What the structure generator sees at every flow step of a stage, embedded once.
+
+    Attributes:
+        canvas_NLD: canvas tokens.
+        class_ND: class embedding: the class token, and a part of the conditioning vector.
+        stage_ND: stage embedding.
+        table_NSP2: rotations of all tokens.
+    """
+
+    canvas_NLD: Tensor
+    class_ND: Tensor
+    stage_ND: Tensor
+    table_NSP2: Tensor
+
+
 class StructureGenerator(nn.Module):
     """Velocity of the noisy structure embedding, from which the next split is integrated.
 
@@ -131,10 +148,30 @@ class StructureGenerator(nn.Module):
 
         Paper: §2.2.1 (v-prediction)
         """
-        class_ND = self.class_embedding(class_N)
-        x_NSD = torch.cat([class_ND[:, None], self.canvas_in(canvas_NLC), self.structure_in(noisy_NLK)], dim=1)
-        vec_ND = class_ND + self.time_embedding(time_N) + self.stage_embedding(stage_N)
+        condition = self.condition(canvas_NLC, structure_NL, stage_N, class_N)
+        return self.velocity(noisy_NLK, time_N, condition, drop_path_ND)
+
+    def condition(self, canvas_NLC: Tensor, structure_NL: Tensor, stage_N: Tensor, class_N: Tensor) -> FlowCondition:
+        """Embeds everything that stays the same from one flow step to the next; arguments as of `forward`."""
         kinds = [CANVAS_KIND, STRUCTURE_KIND]
         ids_NSA = token_ids(structure_NL, stage_N, kinds, structure_aware=self.config.structure_rope)
-        x_NSD = self.trunk(x_NSD, vec_ND, ids_NSA, drop_path_ND)
+        return FlowCondition(
+            canvas_NLD=self.canvas_in(canvas_NLC),
+            class_ND=self.class_embedding(class_N),
+            stage_ND=self.stage_embedding(stage_N),
+            table_NSP2=rotary_table(ids_NSA),
+        )
+
+    def with_class(self, condition: FlowCondition, class_N: Tensor) -> FlowCondition:
+        """The same condition for other classes, e.g. the null class."""
+        return replace(condition, class_ND=self.class_embedding(class_N))
+
+    def velocity(
+        self, noisy_NLK: Tensor, time_N: Tensor, condition: FlowCondition, drop_path_ND: Tensor | None = None
+    ) -> Tensor:
+        """Predicts the velocity ε - s under a condition; arguments and result as of `forward`."""
+        class_ND = condition.class_ND
+        x_NSD = torch.cat([class_ND[:, None], condition.canvas_NLD, self.structure_in(noisy_NLK)], dim=1)
+        vec_ND = class_ND + self.time_embedding(time_N) + condition.stage_ND
+        x_NSD = self.trunk(x_NSD, vec_ND, condition.table_NSP2, drop_path_ND)
         return self.head(x_NSD[:, 1 + self.layout.num_positions :], vec_ND)

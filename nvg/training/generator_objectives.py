@@ -1,7 +1,7 @@
 """Training losses of the two generators.
 
-Legend: B images, M stages drawn per image, N = B · M sequences, S = K + 1 stages, L positions, C latent channels,
-K structure channels, D blocks, T tokens of all stages.
+Legend: B images, M stages drawn per image, N = B · M sequences, R sequences of one stage, S = K + 1 stages,
+L positions, C latent channels, K structure channels, U tokens of one stage, V codebook size, T tokens of all stages.
 """
 
 from __future__ import annotations
@@ -13,57 +13,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvg.errors import UserError
 from nvg.granularity import structure_embedding
 from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
-from nvg.randomness import Purpose, normals, permutation, uniforms
+from nvg.randomness import Purpose, normals
 from nvg.tokenizer import Dequantizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorLossConfig:
-    """How a generator is trained.
-
-    Attributes:
-        class_dropout_prob: share of images that train the null class.
-        stages_per_image: stages trained of each image in a step; None is all of them, as published.
-
-    Paper: App. A.5
-    """
-
-    class_dropout_prob: float = 0.1
-    stages_per_image: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.class_dropout_prob < 1.0:
-            raise UserError(f"class_dropout_prob is {self.class_dropout_prob}; a share from 0 to below 1 is needed")
-        if self.stages_per_image is not None and self.stages_per_image < 1:
-            raise UserError(f"stages_per_image is {self.stages_per_image}; at least 1, or null for all stages")
+from nvg.training.alignment import Alignment
+from nvg.training.generator_noise import (
+    HOST_NOISE,
+    GeneratorLossConfig,
+    Sequences,
+    common_noise,
+    dropped_labels,
+    kept_branches,
+    noisy_structure,
+)
 
 
 class ContentObjective(nn.Module):
     """Mean squared error of the final canvas plus cross-entropy of the stage's tokens, stages weighing equally.
+
+    With a `repa_weight` the alignment of hidden tokens with given features joins them.
 
     With `prediction` next_content there is no canvas to compare with: the cross-entropy stands alone.
 
     DEVIATION: the paper names no loss of the next-content ablation; here it has no squared error at all, since the
     paper explains its failure by the missing supervision of the final canvas.
 
-    DEVIATION: the alignment of hidden tokens with DINOv2 (REPA, weight 0.5) is not there yet.
-
     Paper: Eq. (3), §2.2.2
     """
 
-    def __init__(self, network: ContentGenerator, dequantizer: Dequantizer, config: GeneratorLossConfig) -> None:
+    def __init__(
+        self,
+        network: ContentGenerator,
+        dequantizer: Dequantizer,
+        config: GeneratorLossConfig,
+        *,
+        feature_width: int | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        """
+        Args:
+            network: is trained.
+            dequantizer: of the records.
+            config: how.
+            feature_width: of the features to align with, where `repa_weight` is above 0.
+            teacher: makes them of images, where batches hold no features.
+        """
         super().__init__()
         self.network = network
         self.dequantizer = frozen(dequantizer)
         self.config = config
+        self.alignment = None
+        if config.repa_weight > 0:
+            assert feature_width is not None
+            self.alignment = Alignment(
+                network, feature_width=feature_width, after_block=config.repa_block, teacher=teacher
+            )
+
+    @property
+    def host_noise(self) -> frozenset[str]:
+        """Noise that is read on the host."""
+        return HOST_NOISE
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         """Random choices of one step for the whole global batch, each with leading dimension global_batch."""
         network = self.network
-        noise = _common_noise(self.config, seed, step, global_batch, network.layout.num_stages, network.config.depth)
+        noise = common_noise(self.config, seed, step, global_batch, network.layout.num_stages, network.config.depth)
         if network.config.needs_noise:
             shape = (global_batch, network.config.num_positions, network.config.latent_channels)
             noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape)
@@ -73,42 +88,48 @@ class ContentObjective(nn.Module):
         """Loss of records.
 
         Args:
-            batch: label (B,), content_ids (B, T) and structure (B, L), int64.
+            batch: label (B,), content_ids (B, T) and structure (B, L), int64; features or image where hidden tokens
+                are aligned (see `Alignment`).
             noise: rows of `draw_noise`; outside training every branch is kept.
 
         Returns:
-            scalar loss; metrics mse, cross_entropy and cross_entropy_0.. per stage.
+            scalar loss; metrics mse, cross_entropy and accuracy (share of tokens whose likeliest id is right), the
+            latter two per stage as cross_entropy_0.., accuracy_0.., and repa.
         """
-        structure_BL, stage_BM = batch["structure"], noise["stages"]
+        structure_BL = batch["structure"]
+        sequences = Sequences(noise["stages"], structure_BL.device)
+        image_N, stage_N = sequences.image_N, sequences.stage_N
         with torch.no_grad():
             canvases_BSLC = self.dequantizer.canvases(batch["content_ids"], structure_BL)
         final_BLC = canvases_BSLC[:, -1]
         before_BSLC = F.pad(canvases_BSLC[:, :-1], (0, 0, 0, 0, 1, 0))
-        image_N, stage_N = _sequences(stage_BM)
         canvas_NLC = before_BSLC[image_N, stage_N]
         structure_NL = structure_BL[image_N]
-        class_N = _dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
+        class_N = dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
         noise_NLC = noise["canvas_noise"][image_N] if self.network.config.needs_noise else None
+        hidden = None if self.alignment is None else self.alignment.hidden()
         estimate_NLC = self.network(
-            canvas_NLC, structure_NL, stage_N, class_N, _drop_path(noise, self.training), noise_NLC
+            canvas_NLC, structure_NL, stage_N, class_N, kept_branches(noise, self.training), noise_NLC, hidden
         )
-        entropy_N = estimate_NLC.new_zeros(len(stage_N))
+        entropy_N, right_N = estimate_NLC.new_zeros(len(stage_N)), estimate_NLC.new_zeros(len(stage_N))
         per_stage: dict[str, Tensor] = {}
-        for stage in range(self.network.layout.num_stages):
-            rows = (stage_N == stage).nonzero().flatten()
-            if len(rows) == 0:
-                continue
+        for stage, rows in sequences.rows:
             logits_RUV = self.network.token_logits(estimate_NLC[rows], canvas_NLC[rows], structure_NL[rows], stage)
             target_RU = batch["content_ids"][image_N[rows]][:, self.network.layout.tokens(stage)]
             entropy_R = F.cross_entropy(logits_RUV.transpose(1, 2), target_RU, reduction="none").mean(1)
-            entropy_N = entropy_N.index_put((rows,), entropy_R)
+            right_R = (logits_RUV.detach().argmax(-1) == target_RU).float().mean(1)
+            entropy_N, right_N = entropy_N.index_put((rows,), entropy_R), right_N.index_put((rows,), right_R)
             per_stage[f"cross_entropy_{stage}"] = entropy_R.detach().mean()
+            per_stage[f"accuracy_{stage}"] = right_R.mean()
         entropy = entropy_N.mean()
-        metrics = {"cross_entropy": entropy.detach(), **per_stage}
-        if self.network.config.prediction != FINAL_CANVAS:
-            return entropy, metrics
-        error = F.mse_loss(estimate_NLC, final_BLC[image_N])
-        return error + entropy, {"mse": error.detach(), **metrics}
+        loss, metrics = entropy, {"cross_entropy": entropy.detach(), "accuracy": right_N.mean(), **per_stage}
+        if self.network.config.prediction == FINAL_CANVAS:
+            error = F.mse_loss(estimate_NLC, final_BLC[image_N])
+            loss, metrics = error + loss, {"mse": error.detach(), **metrics}
+        if self.alignment is not None and hidden is not None:
+            distance = self.alignment(hidden, batch, image_N)
+            loss, metrics = loss + self.config.repa_weight * distance, {**metrics, "repa": distance.detach()}
+        return loss, metrics
 
 
 class StructureObjective(nn.Module):
@@ -123,13 +144,18 @@ class StructureObjective(nn.Module):
         self.dequantizer = frozen(dequantizer)
         self.config = config
 
+    @property
+    def host_noise(self) -> frozenset[str]:
+        """Noise that is read on the host."""
+        return HOST_NOISE
+
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         """Random choices of one step for the whole global batch, each with leading dimension global_batch.
 
         Release: ε is shared by the stages of an image, t = sigmoid(N(0, 1)) is drawn per image and stage
         """
         layout = self.network.layout
-        noise = _common_noise(
+        noise = common_noise(
             self.config, seed, step, global_batch, layout.num_structure_stages, self.network.config.depth
         )
         shape = (global_batch, layout.num_positions, layout.last_stage)
@@ -145,16 +171,17 @@ class StructureObjective(nn.Module):
             noise: rows of `draw_noise`.
 
         Returns:
-            scalar loss (mean over all K channels); metrics velocity_0.. per stage.
+            scalar loss (mean over all K channels); metrics velocity_0.. per stage, accuracy (share of positions put on
+            the right side of the stage's split by the clean data that the velocity implies) and accuracy_0...
         """
-        error_NLK, stage_N = self.squared_errors(batch, noise)
-        error_N = error_NLK.mean((1, 2))
-        metrics = {
-            f"velocity_{stage}": error_N.detach()[stage_N == stage].mean()
-            for stage in range(self.network.layout.num_structure_stages)
-            if bool((stage_N == stage).any())
-        }
-        return error_N.mean(), metrics
+        flow = self._flow(batch, noise)
+        error_N = (flow.velocity_NLK - flow.target_NLK).square().mean((1, 2))
+        right_N = flow.split_accuracy()
+        per_stage: dict[str, Tensor] = {}
+        for stage, rows in flow.sequences.rows:
+            per_stage[f"velocity_{stage}"] = error_N.detach()[rows].mean()
+            per_stage[f"accuracy_{stage}"] = right_N[rows].mean()
+        return error_N.mean(), {"accuracy": right_N.mean(), **per_stage}
 
     def squared_errors(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Squared error of every velocity.
@@ -166,16 +193,21 @@ class StructureObjective(nn.Module):
         Returns:
             float32 (N, L, K), and the stage of each sequence, int64 (N,).
         """
+        flow = self._flow(batch, noise)
+        return (flow.velocity_NLK - flow.target_NLK).square(), flow.sequences.stage_N
+
+    def _flow(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> _Flow:
         layout, structure_BL = self.network.layout, batch["structure"]
         with torch.no_grad():
             canvases_BSLC = self.dequantizer.canvases(batch["content_ids"], structure_BL)
-        image_N, stage_N = _sequences(noise["stages"])
+        sequences = Sequences(noise["stages"], structure_BL.device)
+        image_N, stage_N = sequences.image_N, sequences.stage_N
         time_N = noise["time"].flatten()
         data_NLK = (structure_embedding(structure_BL, layout.last_stage, layout.last_stage) - 1).float()[image_N]
         noisy_NLK, target_NLK = noisy_structure(
             data_NLK, noise["noise"][image_N], time_N, stage_N, known_clean=self.network.config.known_clean
         )
-        class_N = _dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
+        class_N = dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
         velocity_NLK = self.network(
             noisy_NLK,
             canvases_BSLC[image_N, stage_N],
@@ -183,36 +215,28 @@ class StructureObjective(nn.Module):
             stage_N,
             time_N,
             class_N,
-            _drop_path(noise, self.training),
+            kept_branches(noise, self.training),
         )
-        return (velocity_NLK - target_NLK).square(), stage_N
+        return _Flow(sequences, data_NLK, noisy_NLK, target_NLK, velocity_NLK, time_N)
 
 
-def noisy_structure(
-    data_NLK: Tensor, noise_NLK: Tensor, time_N: Tensor, stage_N: Tensor, *, known_clean: bool
-) -> tuple[Tensor, Tensor]:
-    """Input z(t) = t·ε + (1 - t)·s of the structure generator, and the velocity it learns.
+@dataclass(frozen=True)
+class _Flow:
+    """One forward pass of the structure generator: what it saw, what it should have said and what it said."""
 
-    Channels below the stage are known: clean with target 0, or in the ablation with pure noise like all others.
+    sequences: Sequences
+    data_NLK: Tensor
+    noisy_NLK: Tensor
+    target_NLK: Tensor
+    velocity_NLK: Tensor
+    time_N: Tensor
 
-    Args:
-        data_NLK: structure embedding in [-1, 1].
-        noise_NLK: standard normals.
-        time_N: t in [0, 1], 1 is noise.
-        stage_N: int64, 0..K-2.
-        known_clean: False for the ablation.
-
-    Returns:
-        input and target, float32 (N, L, K) each.
-
-    Paper: Eq. (1), §2.2.1; pure noise: §3.2 (b)
-    """
-    time_N11 = time_N[:, None, None]
-    mixed_NLK, velocity_NLK = time_N11 * noise_NLK + (1 - time_N11) * data_NLK, noise_NLK - data_NLK
-    if not known_clean:
-        return mixed_NLK, velocity_NLK
-    known_N1K = torch.arange(data_NLK.shape[-1], device=stage_N.device) < stage_N[:, None, None]
-    return torch.where(known_N1K, data_NLK, mixed_NLK), torch.where(known_N1K, 0.0, velocity_NLK)
+    def split_accuracy(self) -> Tensor:
+        """Share of positions on whose side of the split the clean data z - t·v lies, float32 (N,); 0.5 is chance."""
+        clean_NLK = self.noisy_NLK - self.time_N[:, None, None] * self.velocity_NLK.detach()
+        channel_NL1 = self.sequences.stage_N[:, None, None].expand(-1, clean_NLK.shape[1], 1)
+        right_NL1 = (clean_NLK.gather(2, channel_NL1) > 0) == (self.data_NLK.gather(2, channel_NL1) > 0)
+        return right_NL1.float().mean((1, 2))
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -225,43 +249,3 @@ def frozen(module: Module) -> Module:
             delattr(part, name)
             part.register_buffer(name, parameter.detach().clone())
     return module.eval()
-
-
-def _common_noise(
-    config: GeneratorLossConfig, seed: int, step: int, global_batch: int, num_stages: int, depth: int
-) -> dict[str, Tensor]:
-    """Stages, class dropout and drop-path uniforms of a step."""
-    drawn = num_stages if config.stages_per_image is None else min(config.stages_per_image, num_stages)
-    return {
-        "stages": _draw_stages(seed, step, global_batch, num_stages, drawn),
-        "class_dropped": uniforms(seed, 0, Purpose.TRAIN_CLASS_DROPOUT, step, (global_batch,))
-        < config.class_dropout_prob,
-        "drop_path": uniforms(seed, 0, Purpose.TRAIN_DROP_PATH, step, (global_batch, drawn, depth)).float(),
-    }
-
-
-def _draw_stages(seed: int, step: int, global_batch: int, num_stages: int, drawn: int) -> Tensor:
-    """Distinct stages of each image, int64 (B, drawn); over the batch every stage comes equally often (± 1).
-
-    DEVIATION: where `stages_per_image` picks a subset, it is dealt evenly over the batch; each image's stages stay
-    uniform. The release trains all stages of an image in every step.
-    """
-    order_B = permutation(seed, 0, Purpose.TRAIN_STAGES, step, global_batch)
-    first_B = torch.empty_like(order_B)
-    first_B[order_B] = torch.arange(global_batch)
-    return (first_B[:, None] * drawn + torch.arange(drawn)) % num_stages
-
-
-def _sequences(stage_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Image row and stage of every sequence, int64 (N,) each."""
-    image_B = torch.arange(len(stage_BM), device=stage_BM.device)
-    return image_B.repeat_interleave(stage_BM.shape[1]), stage_BM.flatten()
-
-
-def _drop_path(noise: dict[str, Tensor], training: bool) -> Tensor | None:
-    """Uniforms (N, depth) that decide which branches are dropped; None outside training."""
-    return noise["drop_path"].flatten(0, 1) if training else None
-
-
-def _dropped_labels(label_B: Tensor, dropped_B: Tensor, null_class: int) -> Tensor:
-    return torch.where(dropped_B, null_class, label_B)

@@ -83,6 +83,11 @@ class TokenizerObjective(nn.Module):
             self.revival = CodebookRevival(network.config.codebook_size, config.revive_after_images)
         self._reconstruction: Tensor | None = None
 
+    @property
+    def host_noise(self) -> frozenset[str]:
+        """Noise that is read on the host."""
+        return frozenset({"soft_assignment"})
+
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         """Random choices of one step for the whole global batch, each with leading dimension global_batch.
 

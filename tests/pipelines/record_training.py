@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from faulty_source import FaultySource
+
+from cluster.session import free_port
 from nvg.models import ContentGeneratorConfig, StructureGeneratorConfig
 from pipelines.configuration import dump_config
+from pipelines.data_config import DataConfig
 from pipelines.train_generator import GeneratorRunConfig, build_task
-from pipelines.training_batches import Batch, BatchSource
-from pipelines.training_config import DataConfig, LoopConfig, OptimizerConfig
-from pipelines.training_env import RankEnvironment
+from pipelines.train_tokenizer import TokenizerRunConfig
+from pipelines.training_config import LoopConfig, OptimizerConfig
 from pipelines.training_metrics import read_metrics
 from pipelines.training_task import TrainingTask
 
@@ -47,13 +47,13 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder)]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def launch(repository: Path, config: GeneratorRunConfig, *settings: str, num_ranks: int) -> None:
+def launch(
+    repository: Path,
+    config: GeneratorRunConfig | TokenizerRunConfig,
+    *settings: str,
+    num_ranks: int,
+    module: str = "pipelines.train_generator",
+) -> None:
     """Train under the real ``deepspeed`` launcher, or with one rank as a plain process."""
     folder = Path(config.run_folder)
     file = folder.parent / f"{folder.name}.yaml"
@@ -65,11 +65,11 @@ def launch(repository: Path, config: GeneratorRunConfig, *settings: str, num_ran
             "--num_gpus",
             str(num_ranks),
             "--master_port",
-            str(_free_port()),
+            str(free_port()),
             "--module",
         ]
     done = subprocess.run(
-        [*launcher, "pipelines.train_generator", "--config", str(file), *settings],
+        [*launcher, module, "--config", str(file), *settings],
         env={
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -86,39 +86,8 @@ def launch(repository: Path, config: GeneratorRunConfig, *settings: str, num_ran
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
 
 
-@dataclass(frozen=True, kw_only=True)
-class KilledOnce:
-    """Batches of another source; the last rank dies by SIGKILL before one step, the first time only.
-
-    Attributes:
-        source: the batches.
-        step: the step that is not made, counted from 1.
-        marker: file that is there once the rank was killed.
-    """
-
-    source: BatchSource
-    step: int
-    marker: Path
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        return self.source.fingerprint
-
-    @property
-    def num_images(self) -> int:
-        return self.source.num_images
-
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
-        stream = self.source.batches(start_step=start_step, global_batch=global_batch, seed=seed, place=place)
-        for step, batch in enumerate(stream, start=start_step + 1):
-            if step == self.step and place.rank == place.world_size - 1 and not self.marker.exists():
-                self.marker.write_text(str(os.getpid()))
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
-
-
 def build_task_killed_once(config: GeneratorRunConfig) -> TrainingTask:
     """The real task, of which one rank is killed before step 4."""
     task = build_task(config)
     marker = Path(config.run_folder).with_suffix(".killed")
-    return replace(task, batches=KilledOnce(source=task.batches, step=4, marker=marker))
+    return replace(task, batches=FaultySource(source=task.batches, step=4, fault="kill", marker=marker))

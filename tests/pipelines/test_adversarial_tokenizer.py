@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from record_training import launch
 from torchvision.models import vgg16
 
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.tokenizer import DinoFeatures, Tokenizer, TokenizerConfig
 from nvg.training import TokenizerLossConfig
+from nvg.training.adversarial import hinge_loss
 from pipelines.sources import SourceConfig
-from pipelines.train_tokenizer import JudgesConfig, TokenizerRunConfig, train_tokenizer
-from pipelines.training_config import LoopConfig, OptimizerConfig
+from pipelines.train_tokenizer import JudgesConfig, TokenizerRunConfig, build_task, train_tokenizer
+from pipelines.training_batches import Batch, BatchSource
+from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.training_metrics import read_metrics
+from pipelines.training_run import run_training
+from pipelines.training_window import NonFiniteLossError
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -54,8 +61,30 @@ def straight(tmp_path_factory, judges) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Poisoned:
+    """Batches of another source, the first image of one step not a number."""
+
+    source: BatchSource
+    step: int
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return self.source.fingerprint
+
+    @property
+    def num_images(self) -> int:
+        return self.source.num_images
+
+    def batches(self, *, start_step: int, **given: Any) -> Iterator[Batch]:
+        for step, batch in enumerate(self.source.batches(start_step=start_step, **given), start=start_step + 1):
+            if step == self.step:
+                batch.tensors["image"][0] = float("nan")
+            yield batch
+
+
 def numbers(folder: Path) -> list[dict[str, float]]:
-    timing = {"images_per_s", "step_s", "time"}
+    timing = {"images_per_s", "step_s", "data_s", "checkpoint_s", "memory_gib", "time"}
     return [{name: value for name, value in row.items() if name not in timing} for row in read_metrics(folder)]
 
 
@@ -92,6 +121,54 @@ def test_deepspeed_with_two_engines_gives_the_same_losses(straight, judges, tmp_
             assert found[name] == pytest.approx(expected[name], rel=1e-4)
     assert (checkpoint / "deepspeed-adversary").is_dir()
     assert isinstance(load_network(Tokenizer, checkpoint), Tokenizer)
+
+
+def test_loss_of_the_adversary_that_is_not_finite_stops_the_run_and_the_last_checkpoint_is_good(
+    straight, judges, tmp_path, monkeypatch
+):
+    config, calls = run_config(tmp_path, judges), []
+    with monkeypatch.context() as patch:
+
+        def hinge(*logits):
+            calls.append(logits)
+            return hinge_loss(*logits) * (float("nan") if len(calls) == 3 else 1.0)
+
+        patch.setattr("nvg.training.adversarial.hinge_loss", hinge)
+        with pytest.raises(
+            NonFiniteLossError, match=r"adversary of the tokenizer: the loss of step 3 is nan; sample ids \[\d+, \d+\]"
+        ):
+            train_tokenizer(config)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]
+    for file in ("model.safetensors", "ema.safetensors"):
+        name = Path("checkpoints", "step-00000002", file)
+        assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
+    train_tokenizer(config)
+    assert numbers(tmp_path) == numbers(straight)
+
+
+def test_image_that_is_not_finite_stops_the_run(judges, tmp_path):
+    config = run_config(tmp_path, judges)
+    task = build_task(config)
+
+    def poisoned(config):
+        return replace(task, batches=Poisoned(task.batches, step=3))
+
+    with pytest.raises(
+        NonFiniteLossError, match=r"tokenizer: step 3: latents of batch rows \[0\] .*; sample ids \[\d+, \d+\]"
+    ):
+        run_training(config, poisoned)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]
+
+
+@pytest.mark.cluster
+def test_two_ranks_of_zero_2_give_the_losses_of_one_process(repository, straight, judges, tmp_path):
+    config = run_config(tmp_path / "run", judges, engine="deepspeed", threads_per_rank=1)
+    config = replace(config, deepspeed=DeepSpeedConfig(zero_stage=2))
+    launch(repository, config, num_ranks=2, module="pipelines.train_tokenizer")
+    for found, expected in zip(numbers(tmp_path / "run"), numbers(straight), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        for name in ("adversarial", "discriminator", "lecam", "adversary_loss"):  # two players enlarge what is rounded
+            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
 
 
 def test_weights_that_are_needed_and_missing_are_named(judges, tmp_path):

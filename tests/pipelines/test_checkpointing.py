@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import pytest
 from tiny_training import build_task, tiny_config
@@ -9,6 +11,7 @@ from tiny_training import build_task, tiny_config
 from nvg.errors import UserError
 from pipelines import checkpointing
 from pipelines.checkpointing import resolve_checkpoint
+from pipelines.resume_state import TrainerState
 from pipelines.training_metrics import read_metrics
 from pipelines.training_run import run_training
 
@@ -77,6 +80,36 @@ def test_latest_is_not_needed_and_left_overs_are_removed(run_folder):
     assert not (run_folder / "checkpoints" / "step-00000016.tmp").exists()
 
 
+def test_damaged_ones_are_set_aside_once_a_good_one_is_found(run_folder, caplog):
+    for step in (8, 12):
+        truncate(checkpoint(run_folder, step))
+    run_training(tiny_config(run_folder, checkpoint_every_steps=5), build_task)
+    assert caplog.text.count("is damaged") == 2
+    names = sorted(path.name for path in (run_folder / "checkpoints").iterdir())
+    assert names == [
+        "latest",
+        "step-00000004",
+        "step-00000005",
+        "step-00000008.damaged",
+        "step-00000010",
+        "step-00000012",
+        "step-00000012.damaged",
+    ]
+
+
+def test_change_that_is_accepted_is_noted_in_the_checkpoints(tmp_path, caplog):
+    run_training(tiny_config(tmp_path, stop_after_steps=4), build_task)
+    config = tiny_config(tmp_path, accept_changed=["optimizer.lr"])
+    config = replace(config, optimizer=replace(config.optimizer, lr=0.005))
+    with pytest.raises(UserError, match=r"optimizer.lr: checkpoint 0.01, this run 0.005(?s:.*)loop.accept_changed"):
+        run_training(replace(config, loop=replace(config.loop, accept_changed=[])), build_task)
+    newest = run_training(config, build_task)
+    assert "going on with a changed setting: optimizer.lr" in caplog.text
+    note = "from step 4: optimizer.lr: checkpoint 0.01, this run 0.005"
+    assert TrainerState.read(newest).accepted == [note]
+    assert run_training(config, build_task) == newest
+
+
 def test_all_damaged_is_an_error_not_a_fresh_start(run_folder):
     for step in (4, 8, 12):
         truncate(checkpoint(run_folder, step))
@@ -85,8 +118,6 @@ def test_all_damaged_is_an_error_not_a_fresh_start(run_folder):
 
 
 def test_changed_configuration_is_refused_by_name(run_folder):
-    from dataclasses import replace
-
     config = tiny_config(run_folder, seed=5)
     with pytest.raises(UserError, match=r"model.depth: checkpoint 2, this run 3") as error:
         run_training(replace(config, depth=3), build_task)
@@ -120,10 +151,25 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.training_state.save_weights", full)
-        with pytest.raises(UserError, match="step-00000008 could not be written: no space left"):
+        with pytest.raises(UserError, match="step-00000012 could not be written: no space left"):
             run_training(tiny_config(tmp_path), build_task)
+    assert [row["failed_checkpoints"] for row in read_metrics(tmp_path)] == [0] * 8 + [1] * 4  # step 8 had none
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000004"]
     assert resolve_checkpoint(run_training(tiny_config(tmp_path), build_task)).name == "step-00000012"
+
+
+def test_save_that_would_not_fit_is_put_off_and_the_next_one_is_written(tmp_path, monkeypatch, caplog):
+    usage, calls = shutil.disk_usage, []
+
+    def scarce(path):
+        calls.append(path)
+        return usage(path)._replace(free=1000 if 2 <= len(calls) <= 3 else 1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", scarce)
+    run_training(tiny_config(tmp_path, keep_last=1, checkpoint_every_steps=3), build_task)
+    assert "step-00000006 could not be written: no space left" in caplog.text
+    assert [row["failed_checkpoints"] for row in read_metrics(tmp_path)] == [0] * 6 + [1] * 6
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000012"]
 
 
 def test_second_training_in_the_same_folder_is_refused(tmp_path):

@@ -41,6 +41,25 @@ def test_shipped_files_fit_their_stage(repository, stage):
         derive(zero_stage=(stage + 1) % 4, file=file)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_shipped_files_with_offload_add_it_to_their_stage(repository, stage):
+    file = str(repository / "configs" / "deepspeed" / f"zero{stage}_offload.json")
+    found = derive(zero_stage=stage, file=file)
+    assert found["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert found["zero_optimization"].items() >= derive(zero_stage=stage)["zero_optimization"].items()
+    assert found["zero_force_ds_cpu_optimizer"] is False  # torch's fused AdamW, also on the host
+
+
+def test_offload_needs_something_to_offload():
+    with pytest.raises(ValueError, match=r"deepspeed.offload_optimizer=true at deepspeed.zero_stage=0"):
+        DeepSpeedConfig(zero_stage=0, offload_optimizer=True)
+
+
+def test_compile_and_zero_3_do_not_go_together():
+    with pytest.raises(ConfigError, match=r"compute.compile=true at deepspeed.zero_stage=3"):
+        load_config(GeneratorRunConfig, None, ["compute.compile=true", "deepspeed.zero_stage=3"])
+
+
 def test_own_file_adds_sections_and_contradictions_are_named(tmp_path):
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"comms_logger": {"enabled": True}, "gradient_clipping": "auto"}))

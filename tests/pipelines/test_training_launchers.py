@@ -1,15 +1,16 @@
 """The same losses under the deepspeed launcher, torchrun and Ray Train, with two real ranks."""
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_training import build_task, tiny_config
 
+from cluster.session import free_port
 from nvg.errors import UserError
 from pipelines.training_config import LaunchConfig
 from pipelines.training_metrics import read_metrics
@@ -23,12 +24,6 @@ BIN = Path(sys.executable).parent
 
 def losses(folder):
     return [row["loss"] for row in read_metrics(folder)]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(repository, command, *settings):
@@ -71,10 +66,43 @@ def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, exp
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected, rel=1e-5)
     assert [row["step"] for row in read_metrics(tmp_path / "zero1")] == list(range(1, 13))
 
-    # Two ranks' optimizer states are refused by one rank, with the reason.
-    config = tiny_config(tmp_path / "zero1", engine="deepspeed")
-    with pytest.raises(UserError, match=r"written by 2 rank\(s\) of deepspeed-zero1, this run has 1"):
-        run_training(config, build_task)
+    # Optimizer states of DeepSpeed are refused by the plain engine, with the reason.
+    with pytest.raises(UserError, match=r"written by 2 rank\(s\) of deepspeed-zero1, this run has 1 of plain"):
+        run_training(tiny_config(tmp_path / "zero1"), build_task)
+
+
+def test_another_number_of_ranks_takes_every_zero_stage_up(repository, tmp_path, expected):
+    """Two ranks, then one, then two again; the step between and the end are those of one rank throughout."""
+    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]"]
+    for num_ranks, last_step in ((2, 4), (1, 8), (2, 12)):
+        command = [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+        done = launch(repository, command, *settings, f"loop.stop_after_steps={last_step}")
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    for stage in range(4):
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected, rel=1e-5)
+        assert not list((tmp_path / f"zero{stage}" / "checkpoints").glob("*.tmp"))
+
+
+def test_signal_to_the_launcher_saves_on_both_ranks_and_resumes(repository, tmp_path, expected):
+    command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    first = launch(repository, command, f"run_folder={tmp_path}", "fault=term")
+    assert first.returncode != 0
+    assert "tiny: stopped after step 6 of 12" in first.stdout + first.stderr
+    second = launch(repository, command, f"run_folder={tmp_path}")
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
+
+
+def test_killed_rank_ends_the_launch_at_once_and_the_same_command_goes_on(repository, tmp_path, expected):
+    command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    first = launch(repository, command, f"run_folder={tmp_path}", "fault=kill")
+    assert first.returncode != 0
+    assert not psutil.pid_exists(int((tmp_path / "fault").read_text()))
+    second = launch(repository, command, f"run_folder={tmp_path}")
+    assert second.returncode == 0, second.stderr[-3000:]
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.xdist_group("launchers")

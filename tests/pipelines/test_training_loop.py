@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
+from nvg.errors import UserError
 from pipelines.training_batches import ArraySource
 from pipelines.training_config import DeepSpeedConfig
 from pipelines.training_env import RankEnvironment
@@ -79,12 +80,48 @@ def test_metrics_rows_hold_the_promised_numbers(tmp_path):
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [5, 6, 10, 12]
     assert [row["step"] for row in rows if "validation_loss" in row] == [6, 12]
-    wanted = {"step", "images", "loss", "absolute", "lr", "grad_norm", "images_per_s", "step_s", "time"}
+    wanted = {"step", "images", "loss", "absolute", "lr", "grad_norm", "images_per_s", "step_s", "data_s", "time"}
+    wanted |= {"memory_gib", "skipped_steps", "failed_checkpoints"}
     assert all(wanted <= row.keys() for row in rows)
+    assert all(0 <= row["data_s"] <= row["step_s"] for row in rows)
+    assert ["checkpoint_s" in row for row in rows] == [True, False, True, False]  # saved after steps 4, 8 and 12
+    assert ["validation_s" in row for row in rows] == [False, True, False, True]
     assert rows[0]["lr"] == pytest.approx(0.01)
     assert rows[-1]["lr"] < 0.01
     assert (tmp_path / "config.yaml").is_file()
     assert (tmp_path / "provenance.json").is_file()
+
+
+def test_tensorboard_holds_the_rows_and_forgets_what_came_after_the_checkpoint(tmp_path):
+    config = tiny_config(tmp_path, tensorboard=True, checkpoint_every_steps=4, stop_after_steps=4)
+    run_training(config, build_task)
+    run_training(replace(config, loop=replace(config.loop, stop_after_steps=None)), build_task)
+    files = sorted((tmp_path / "tensorboard").glob("events.*"))
+    assert len(files) == 2
+    assert all(b"grad_norm" in path.read_bytes() for path in files)
+
+
+def test_device_out_of_memory_names_what_can_be_changed(tmp_path, monkeypatch):
+    def too_large(config):
+        def forward(batch, noise):
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+        task = build_task(config)
+        monkeypatch.setattr(task.objective, "forward", forward)
+        return task
+
+    with pytest.raises(UserError, match=r"tiny: the device is out of memory(?s:.*)optimizer.micro_batch") as error:
+        run_training(tiny_config(tmp_path), too_large)
+    for knob in ("stages_per_image", "recompute_activations", "zero_stage", "offload_optimizer", "precision"):
+        assert knob in str(error.value)
+
+
+def test_offloaded_optimizer_gives_the_same_losses(tmp_path):
+    run_training(tiny_config(tmp_path / "plain"), build_task)
+    config = tiny_config(tmp_path / "offload", engine="deepspeed")
+    config = replace(config, deepspeed=DeepSpeedConfig(zero_stage=2, offload_optimizer=True))
+    run_training(config, build_task)
+    assert losses(tmp_path / "offload") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
 
 
 def take(source, num_steps, **options):

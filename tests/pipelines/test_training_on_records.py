@@ -19,11 +19,12 @@ from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from pipelines.checkpointing import find_damage
+from pipelines.data_config import DataConfig
 from pipelines.precompute import precompute
 from pipelines.precompute_config import PrecomputeConfig
 from pipelines.sources import SourceConfig
 from pipelines.train_generator import train_generator
-from pipelines.training_config import DataConfig, LaunchConfig
+from pipelines.training_config import LaunchConfig
 from pipelines.training_metrics import read_metrics
 from pipelines.training_pair import PairRunConfig, train_generators
 from pipelines.training_run import run_training

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from faulty_source import FaultySource
 from torch import Tensor, nn
 
-from pipelines.training_batches import ArraySource
+from pipelines.training_batches import ArraySource, BatchSource
 from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.training_run import command, run_training
 from pipelines.training_task import TrainingTask
@@ -23,28 +24,41 @@ WIDTH = 8
 class TinyObjective(nn.Module):
     """Regression with noise: enough to tell whether noise, data and order are the same."""
 
-    def __init__(self, depth: int) -> None:
+    host_noise = frozenset({"bad"})
+
+    def __init__(self, depth: int, bad_gradients: list[int]) -> None:
         super().__init__()
+        self.bad_gradients = bad_gradients
         self.network = nn.Sequential(
             *(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(depth)), nn.Linear(WIDTH, 1)
         )
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        return {"noise": 0.1 * torch.randn(global_batch, WIDTH, generator=generator)}
+        bad = torch.full((global_batch,), step in self.bad_gradients)
+        return {"noise": 0.1 * torch.randn(global_batch, WIDTH, generator=generator), "bad": bad}
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         error = self.network(batch["x"] + noise["noise"])[:, 0] - batch["y"]
+        if noise["bad"].any():
+            error = error + (0.0 * error).square().sqrt()  # 0, with the slope 0 / 0
         return error.square().mean(), {"absolute": error.abs().mean()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyRunConfig:
-    """Fields of a run config; ``depth`` stands for an architecture, ``bad_image`` gives one sample a NaN."""
+    """Fields of a run config and ways to disturb it.
+
+    ``depth`` stands for an architecture, ``bad_image`` gives one sample a NaN, the steps in ``bad_gradients`` (counted
+    from 0) have a finite loss whose gradient is not; for ``fault`` see `FaultySource`.
+    """
 
     run_folder: str = "runs/tiny"
     depth: int = 2
     bad_image: int | None = None
+    bad_gradients: list[int] = field(default_factory=list)
+    fault: str = ""
+    fault_step: int = 6
     stages: list[int] = field(default_factory=list)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
@@ -75,12 +89,16 @@ def build_task(config: TinyRunConfig) -> TrainingTask:
         y[config.bad_image] = float("nan")
     rows = list(np.arange(NUM_IMAGES).reshape(-1, 1))
     source = ArraySource(rows, lambda rows: {"x": x[rows], "y": y[rows]}, {"name": "tiny"})
+    batches: BatchSource = source
+    if config.fault:
+        marker = Path(config.run_folder) / "fault"
+        batches = FaultySource(source=source, step=config.fault_step, fault=config.fault, marker=marker)
     return TrainingTask(
         kind="tiny",
         name="tiny",
-        objective=TinyObjective(config.depth),
+        objective=TinyObjective(config.depth, config.bad_gradients),
         model_config={"depth": config.depth},
-        batches=source,
+        batches=batches,
         validation=source,
     )
 

@@ -1,0 +1,51 @@
+"""Which records a generator is trained on, and in which order."""
+
+from dataclasses import dataclass
+
+from pipelines.config_check import check
+
+VIEWS_PER_EPOCH = ("one", "in_turn", "all")  # a random view of each image, view (epoch mod their number), or all views
+
+
+def check_views_per_epoch(name: str, value: str) -> None:
+    """Refuse what is no way of choosing views: ValueError names the key."""
+    check(value in VIEWS_PER_EPOCH, f"{name} is {value!r}; choose one of {', '.join(VIEWS_PER_EPOCH)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Records of a precompute.
+
+    Attributes:
+        path: folder with the MDS shards and manifest.json.
+        loader: "memory" holds all records in each rank (1.6 GB a view of ImageNet); "mapped" reads them where they lie,
+            the ranks of a node sharing one copy; "streaming" uses StreamingDataset.
+        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn" (epoch e takes view
+            e mod their number), or "all" views (streaming always goes over all).
+        num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the
+            fingerprint.
+        num_workers: loader processes per rank (streaming).
+    """
+
+    path: str = ""
+    loader: str = "memory"
+    views_per_epoch: str = "one"
+    num_canonical_nodes: int = 8
+    shuffle_block_size: int = 262_144
+    shuffle_algo: str = "py1s"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check(
+            self.loader in ("memory", "mapped", "streaming"),
+            f"data.loader is {self.loader!r}; choose memory, mapped or streaming",
+        )
+        check_views_per_epoch("data.views_per_epoch", self.views_per_epoch)
+        check(
+            self.loader != "streaming" or self.views_per_epoch == "all",
+            "data.loader=streaming goes over all views: set data.views_per_epoch=all",
+        )
+        for name in ("num_canonical_nodes", "shuffle_block_size"):
+            value = getattr(self, name)
+            check(value > 0, f"data.{name} is {value}; it must be above 0")
+        check(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; it must be 0 or more")

@@ -1,0 +1,100 @@
+"""Ending a training early and in order: a signal or a file asks for it, the loop saves and stops.
+
+Schedulers announce the end of a job with SIGTERM (Slurm also with SIGUSR1, where asked to) some seconds before they
+kill it. A rank that gets the signal tells the others; under Ray the driver gets it, and tells the ranks through the
+file ``stop`` in the run folder, which anybody may also make by hand.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE = "stop"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_STOPPED = 128 + signal.SIGTERM
+POLL_S = 1.0
+
+
+class TrainingStopped(Exception):  # noqa: N818  nothing went wrong
+    """A training ended early because it was asked to; its checkpoint is whole."""
+
+
+def stopped_text(name: str, step: int, num_steps: int, checkpoint: Path) -> str:
+    """What to tell about a training that ended early.
+
+    Args:
+        name: of the training.
+        step, num_steps: where it stands.
+        checkpoint: its newest.
+    """
+    return (
+        f"{name}: stopped after step {step} of {num_steps}, as asked; {checkpoint} is whole. Start the same command "
+        "again to go on"
+    )
+
+
+class StopRequest:
+    """Whether somebody has asked this training to end early.
+
+    Args:
+        file: ends the training once it is there; the main rank looks for it.
+        is_main: whether this is the main rank.
+        any_rank: true where it is given true on at least one rank (a collective).
+    """
+
+    def __init__(self, file: Path, *, is_main: bool, any_rank: Callable[[bool], bool]) -> None:
+        self._file, self._is_main, self._any_rank = file, is_main, any_rank
+        self._signalled = False
+        self._looked_at = -POLL_S
+
+    def signalled(self, *_: object) -> None:
+        """Note a signal; as a handler it must not do more."""
+        self._signalled = True
+
+    def asked(self) -> bool:
+        """Whether to end after this step, the same on all ranks (every rank calls, once a step)."""
+        now = time.monotonic()
+        if self._is_main and now - self._looked_at >= POLL_S:
+            self._looked_at = now
+            self._signalled = self._signalled or self._file.exists()
+        return self._any_rank(self._signalled)
+
+    def done(self) -> None:
+        """Take the file away: the request has been met (main rank)."""
+        if self._is_main:
+            self._file.unlink(missing_ok=True)
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Call a handler on SIGTERM and SIGUSR1 inside the block; outside the main thread nothing changes.
+
+    Args:
+        handler: as for ``signal.signal``.
+    """
+    if threading.current_thread() is not threading.main_thread():  # a Ray worker: its driver gets the signal
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def forget_request(run_folder: Path) -> None:
+    """Take away a request that an earlier session did not live to meet."""
+    (run_folder / STOP_FILE).unlink(missing_ok=True)
+
+
+def ask_to_stop(run_folder: Path) -> None:
+    """Ask the training in a run folder to save and end, from any process."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    (run_folder / STOP_FILE).touch()

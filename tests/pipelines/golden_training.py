@@ -1,0 +1,107 @@
+"""Thirty steps of each generator on made-up records, and the numbers they gave when they were written down.
+
+python tests/pipelines/golden_training.py writes tests/golden/ anew; see CHANGELOG.md, Numerics, before you do.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.tokenizer import Dequantizer, DequantizerConfig
+from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
+from pipelines.training_batches import ArraySource
+from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.training_metrics import read_metrics
+from pipelines.training_run import run_training
+from pipelines.training_task import TrainingTask
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+KINDS = ("content", "structure")
+NUM_STEPS, BATCH, NUM_IMAGES = 30, 8, 40
+SPACE = {"num_positions": 16, "latent_channels": 4}
+CODEBOOK_SIZE = 16
+NUMBERS = ("loss", "accuracy", "grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenRunConfig:
+    """One of the two curves."""
+
+    kind: str
+    run_folder: str
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr=2e-3,
+            total_images=NUM_STEPS * BATCH,
+            warmup_images=4 * BATCH,
+            ema_half_life_images=64,
+            global_batch=BATCH,
+        )
+    )
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            engine="plain", log_every_steps=1, checkpoint_every_steps=NUM_STEPS, threads_per_rank=1
+        )
+    )
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+def build_task(config: GoldenRunConfig) -> TrainingTask:
+    """Small networks and records of one class rule: ids follow the class, maps are shuffled."""
+    stream = np.random.Generator(np.random.Philox(key=[7, 0]))
+    label = torch.from_numpy(stream.integers(0, 10, NUM_IMAGES))
+    noise = torch.from_numpy(stream.integers(0, 2, (NUM_IMAGES, 2 * SPACE["num_positions"] - 1)))
+    structure = torch.from_numpy(np.stack([stream.permutation(SPACE["num_positions"]) for _ in range(NUM_IMAGES)]))
+    columns = {"label": label, "content_ids": label[:, None] + noise, "structure": structure}
+
+    def fetch(rows: np.ndarray) -> dict[str, Tensor]:
+        return {name: values[rows] for name, values in columns.items()}
+
+    dequantizer = Dequantizer(DequantizerConfig(**SPACE, codebook_size=CODEBOOK_SIZE))
+    torch.nn.init.normal_(dequantizer.codebook, std=0.3)
+    loss = GeneratorLossConfig()
+    network: dict[str, Any] = {"depth": 2, "width": 64, "num_classes": 10, **SPACE}
+    model: Any
+    if config.kind == "content":
+        model = ContentGeneratorConfig(**network, codebook_size=CODEBOOK_SIZE)
+        objective = ContentObjective(ContentGenerator(model), dequantizer, loss)
+    else:
+        model = StructureGeneratorConfig(**network)
+        objective = StructureObjective(StructureGenerator(model), dequantizer, loss)
+    return TrainingTask(
+        kind=config.kind,
+        name=config.kind,
+        objective=objective,
+        model_config=asdict(model),
+        batches=ArraySource(np.arange(NUM_IMAGES).reshape(-1, 1), fetch, {"name": "golden"}),
+    )
+
+
+def curve(kind: str, folder: Path) -> dict[str, list[float]]:
+    """Train; the numbers of every step."""
+    config = GoldenRunConfig(kind=kind, run_folder=str(folder))
+    run_training(config, build_task)
+    rows = read_metrics(folder)
+    return {name: [row[name] for row in rows] for name in NUMBERS}
+
+
+def write() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            found = curve(kind, Path(folder))
+        (GOLDEN / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(f"{kind}: loss {found['loss'][0]:.4f} -> {found['loss'][-1]:.4f}\n")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,124 @@
+"""The alignment head trains with the generator under every engine, is resumed exactly and saved beside it."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden_training import NUM_STEPS, SPACE, GoldenRunConfig, build_task
+from PIL import Image
+
+from nvg.checkpoints import load_network
+from nvg.errors import UserError
+from nvg.models import ContentGenerator, RepaHead
+from nvg.records import RecordDataset
+from nvg.training import ContentObjective, GeneratorLossConfig
+from pipelines.repa_source import open_repa_source
+from pipelines.training_batches import ArraySource
+from pipelines.training_config import DeepSpeedConfig
+from pipelines.training_metrics import read_metrics
+from pipelines.training_run import run_training
+
+WIDTH, STEPS = 6, 6
+
+
+def aligned_task(config):
+    """The golden content task with made-up features beside its records."""
+    torch.manual_seed(0)
+    task = build_task(config)
+    plain = task.objective
+    assert isinstance(plain, ContentObjective)
+    loss = GeneratorLossConfig(repa_weight=0.5, repa_block=1)
+    objective = ContentObjective(plain.network, plain.dequantizer, loss, feature_width=WIDTH)
+    features = torch.randn(40, SPACE["num_positions"], WIDTH, generator=torch.Generator().manual_seed(2))
+    source = task.batches
+    assert isinstance(source, ArraySource)
+    fetch = source._fetch
+    source._fetch = lambda rows: {**fetch(rows), "features": features[rows]}
+    return replace(task, objective=objective)
+
+
+def run_config(folder, engine="plain", zero_stage=1, stop=STEPS):
+    config = GoldenRunConfig(kind="content", run_folder=str(folder))
+    loop = replace(config.loop, engine=engine, stop_after_steps=stop)
+    return replace(config, loop=loop, deepspeed=DeepSpeedConfig(zero_stage=zero_stage))
+
+
+def numbers(folder):
+    return [(row["loss"], row["repa"], row["grad_norm"]) for row in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    run_training(run_config(folder), aligned_task)
+    assert STEPS < NUM_STEPS
+    return folder
+
+
+def test_head_learns_and_is_saved_beside_the_generator(straight):
+    rows = read_metrics(straight)
+    assert rows[-1]["repa"] < rows[0]["repa"]
+    checkpoint = straight / "checkpoints" / f"step-{STEPS:08d}"
+    assert load_network(RepaHead, checkpoint, "repa").config.out == WIDTH
+    assert load_network(ContentGenerator, checkpoint).config.depth == 2
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_deepspeed_gives_the_same_losses(straight, tmp_path, zero_stage):
+    run_training(run_config(tmp_path, "deepspeed", zero_stage), aligned_task)
+    np.testing.assert_allclose(numbers(tmp_path), numbers(straight), rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["plain", "deepspeed"])
+def test_resumed_run_equals_the_straight_one_bitwise(tmp_path, engine):
+    run_training(run_config(tmp_path / "straight", engine), aligned_task)
+    run_training(run_config(tmp_path / "stopped", engine, stop=3), aligned_task)
+    resumed = run_training(run_config(tmp_path / "stopped", engine), aligned_task)
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "straight")
+    for name in ("model", "ema", "repa"):
+        twin = tmp_path / "straight" / resumed.relative_to(tmp_path / "stopped") / f"{name}.safetensors"
+        assert (resumed / f"{name}.safetensors").read_bytes() == twin.read_bytes()
+
+
+@dataclass
+class Stored:
+    """What a reader of stored features or JPEGs gives."""
+
+    rows: dict
+
+    def batch(self, indices):
+        return [self.rows[int(index)] for index in indices]
+
+
+def records(**repa):
+    empty = np.zeros(0)
+    return RecordDataset(folder=Path("here"), manifest={"repa": repa}, image=empty, view=empty, label=empty, shards=[])
+
+
+def test_source_is_what_the_records_have(monkeypatch):
+    features = np.ones((2, 16, WIDTH), dtype=np.float32)
+    stored = SimpleNamespace(layout=SimpleNamespace(width=WIDTH), batch=lambda rows: features[rows])
+    monkeypatch.setattr("pipelines.repa_source.FeatureDataset.open", lambda records: stored)
+    source = open_repa_source(records(store="features"), "")
+    assert (source.width, source.teacher) == (WIDTH, None)
+    assert source.fetch(np.array([1]))["features"].shape == (1, 16, WIDTH)
+    with pytest.raises(UserError, match=r"loss.repa_weight is above 0, but here has neither .* repa.store=features"):
+        open_repa_source(records(), "")
+
+
+def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4), 255).save(buffer, "jpeg")
+    monkeypatch.setattr("pipelines.repa_source.JpegDataset.open", lambda records: Stored({7: buffer.getvalue()}))
+    monkeypatch.setattr(
+        "pipelines.repa_source.load_dinov2_features", lambda path, key: SimpleNamespace(width=768, path=path, key=key)
+    )
+    source = open_repa_source(records(store="jpeg"), "dinov2.pth")
+    assert (source.teacher.path, source.teacher.key) == ("dinov2.pth", "dinov2_weights")  # type: ignore[union-attr]
+    image = source.fetch(np.array([7]))["image"]
+    assert image.shape == (1, 3, 4, 4)
+    assert torch.equal(image, torch.ones_like(image))

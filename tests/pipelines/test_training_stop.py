@@ -1,0 +1,69 @@
+"""A training that is asked to end saves what it has, on every rank alike, and goes on later."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_training import build_task, tiny_config
+
+from pipelines import training_stop
+from pipelines.training_metrics import read_metrics
+from pipelines.training_run import run_training
+from pipelines.training_stop import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
+
+SCRIPT = Path(__file__).with_name("tiny_training.py")
+
+
+def losses(folder):
+    return [row["loss"] for row in read_metrics(folder)]
+
+
+@pytest.mark.parametrize("fault", ["term", "stop"])
+@pytest.mark.parametrize("engine", ["plain", "deepspeed"])
+def test_asked_to_end_it_saves_the_step_and_the_whole_equals_a_straight_run(tmp_path, engine, fault, monkeypatch):
+    monkeypatch.setattr(training_stop, "POLL_S", 0.0)
+    straight = run_training(tiny_config(tmp_path / "straight", engine=engine), build_task)
+    config = replace(tiny_config(tmp_path / "stopped", engine=engine, log_every_steps=4), fault=fault)
+    with pytest.raises(TrainingStopped, match=r"tiny: stopped after step 6 of 12.*step-00000006 is whole"):
+        run_training(config, build_task)
+    assert [row["step"] for row in read_metrics(tmp_path / "stopped")] == [4, 6]
+    assert not (tmp_path / "stopped" / STOP_FILE).exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = run_training(config, build_task)
+    for name in ("model", "ema"):
+        file = f"{name}.safetensors"
+        assert (resumed / file).read_bytes() == (straight / file).read_bytes()
+
+
+def test_request_of_an_earlier_session_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_stop, "POLL_S", 0.0)
+    ask_to_stop(tmp_path)
+    assert run_training(tiny_config(tmp_path), build_task).name == "step-00000012"
+
+
+def test_one_rank_that_was_signalled_stops_all(tmp_path):
+    told = []
+    request = StopRequest(
+        tmp_path / STOP_FILE, is_main=False, any_rank=lambda answer: bool(told.append(answer)) or True
+    )
+    assert request.asked()  # another rank says so
+    request.signalled(signal.SIGTERM, None)
+    request.asked()
+    assert told == [False, True]
+
+
+def test_exit_code_says_that_it_was_stopped(repository, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), f"run_folder={tmp_path}", "fault=term"],
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == EXIT_STOPPED, done.stderr
+    assert "stopped after step 6 of 12" in done.stderr
