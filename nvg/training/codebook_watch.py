@@ -24,7 +24,8 @@ class CodebookWatch(nn.Module):
 
     Args:
         layout, codebook_size: of the token space.
-        warn_below: share of what even draws would use below which a stage is warned of; 0 never warns.
+        warn_below: share of what even draws would use below which a stage is warned of, once for each time it falls
+            below; 0 never warns.
 
     Paper: Table 3, App. B.1 (usage)
     """
@@ -35,6 +36,7 @@ class CodebookWatch(nn.Module):
         super().__init__()
         self.layout = layout
         self.warn_below = warn_below
+        self._low_stages: set[int] = set()
         counts_SV = torch.zeros(layout.num_stages, codebook_size, dtype=torch.int64)
         self.register_buffer("counts_SV", counts_SV, persistent=False)
 
@@ -56,14 +58,21 @@ class CodebookWatch(nn.Module):
             dist.all_reduce(counts_SV)
         if not counts_SV.any():
             return {}
-        if warning := collapse_warning(counts_SV, self.warn_below):
-            logger.warning(warning)
+        low = low_stages(counts_SV, self.warn_below)
+        if not low.keys() <= self._low_stages:
+            found = ", ".join(f"stage {stage}: {used} of {counts_SV.shape[1]}" for stage, used in low.items())
+            logger.warning(
+                f"the codebook may collapse: entries drawn since the last row of metrics are {found}, below "
+                f"{self.warn_below:g} of what even draws would use. Train longer with soft_assignment_images, set "
+                "loss.revive_after_images, or lower lr"
+            )
+        self._low_stages = set(low)
         overall = codebook_use(counts_SV.sum(0, keepdim=True), "codebook")
         return overall | codebook_use(counts_SV, "codebook_{stage}")
 
 
-def collapse_warning(counts_SV: Tensor, warn_below: float) -> str | None:
-    """What to say of stages that use few entries for as many draws, or None.
+def low_stages(counts_SV: Tensor, warn_below: float) -> dict[int, int]:
+    """Stages that use few entries for as many draws, each with the number it uses.
 
     Args:
         counts_SV: how often each entry was drawn.
@@ -75,14 +84,7 @@ def collapse_warning(counts_SV: Tensor, warn_below: float) -> str | None:
     draws_S = counts_SV.sum(1).double()
     even_S = num_entries * (1.0 - (1.0 - 1.0 / num_entries) ** draws_S)
     used_S = (counts_SV > 0).sum(1)
-    low = [stage for stage in range(len(used_S)) if used_S[stage] < warn_below * even_S[stage]]
-    if not low:
-        return None
-    found = ", ".join(f"stage {stage}: {int(used_S[stage])} of {num_entries}" for stage in low)
-    return (
-        f"the codebook may collapse: entries drawn since the last row of metrics are {found}, below {warn_below:g} of "
-        "what even draws would use. Train longer with soft_assignment_images, set loss.revive_after_images, or lower lr"
-    )
+    return {stage: int(used_S[stage]) for stage in range(len(used_S)) if used_S[stage] < warn_below * even_S[stage]}
 
 
 def codebook_use(counts_SV: Tensor, name: str) -> dict[str, float]:

@@ -49,6 +49,19 @@ def test_a_stage_that_uses_far_fewer_entries_than_even_draws_is_named(caplog):
     assert "stage 1" not in caplog.text
 
 
+def test_a_warning_comes_once_for_each_fall(caplog):
+    layout = StageLayout(4)
+    watch = CodebookWatch(layout, codebook_size=64, warn_below=0.5)
+    even = torch.randint(0, 64, (100, layout.num_tokens), generator=torch.Generator().manual_seed(0))
+    collapsed = torch.cat([even[:, :1] % 3, even[:, 1:]], dim=1)
+    warnings = []
+    for ids in (collapsed, collapsed, even, collapsed):
+        watch.add(ids)
+        watch.close()
+        warnings.append(len(caplog.records))
+    assert warnings == [1, 1, 1, 2]
+
+
 def test_few_images_are_no_collapse(caplog):
     layout = StageLayout(4)
     watch = CodebookWatch(layout, codebook_size=4096, warn_below=0.5)
