@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-METHOD = "float64 sums merged in order, eigenvalues by torch-fidelity"  # as it stands in protocols
+METHOD = "float64 sums merged in order, eigenvalues of the symmetric product"  # as it stands in protocols
 NUM_RESAMPLES = 10
 BLOCK_ROWS = 2500  # rows that are widened to float64 at a time
 
@@ -110,8 +109,9 @@ def gather(chunks: Iterable[NDArray[np.floating]]) -> FeatureSums:
 def frechet(first: Gaussian, second: Gaussian) -> float:
     """Squared Fréchet distance |m₁ - m₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of two normal distributions.
 
-    torch-fidelity takes the trace of the root from the eigenvalues of Σ₁ Σ₂, so covariances without full rank need no
-    jitter on their diagonal.
+    The trace of the root comes from the symmetric √Σ₁ Σ₂ √Σ₁, which has the same eigenvalues: no complex numbers, no
+    jitter where covariances lack full rank, and a fraction of the time (a general eigenvalue solver took a minute at
+    2,048 correlated features, this one seconds).
 
     Args:
         first: of the images in question.
@@ -130,8 +130,13 @@ def frechet(first: Gaussian, second: Gaussian) -> float:
             f"features: found {len(first.mean_F)} columns beside {len(second.mean_F)} of the reference; "
             "both must come from the same extractor"
         )
-    sides = ({"mu": side.mean_F, "sigma": side.covariance_FF} for side in (first, second))
-    return max(0.0, fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+    values_F, vectors_FF = torch.linalg.eigh(torch.from_numpy(first.covariance_FF))
+    root_FF = vectors_FF * values_F.clamp_min(0).sqrt()
+    inner_FF = root_FF.T @ torch.from_numpy(second.covariance_FF) @ root_FF
+    cross = float(torch.linalg.eigvalsh((inner_FF + inner_FF.T) / 2).clamp_min(0).sqrt().sum())
+    gap_F = first.mean_F - second.mean_F
+    traces = np.trace(first.covariance_FF) + np.trace(second.covariance_FF)
+    return max(0.0, float(gap_F @ gap_F + traces - 2 * cross))
 
 
 def frechet_spread(

@@ -188,7 +188,8 @@ def integrate_flow(
 ) -> Tensor:
     """Euler steps of the rectified flow from noise (t = 1) to structure data (t = 0).
 
-    Channels of known splits are set clean before the first step and after each one.
+    Channels of known splits are set clean before the first step and after each one. Rotations and embeddings of what
+    stays the same are computed once.
 
     Args:
         model: predicts velocities.
@@ -209,16 +210,15 @@ def integrate_flow(
     embedding_BLK = structure_embedding(structure_BL, stage, model.layout.last_stage)
     known_K = torch.arange(model.layout.last_stage, device=noise_BLK.device) < (stage if known_clean else 0)
     clean_BLK = (embedding_BLK - 1).float()
-    null_B = torch.full_like(labels_B, model.null_class)
-    stage_B = torch.full_like(labels_B, stage)
+    asked = model.condition(canvas_BLC, structure_BL, torch.full_like(labels_B, stage), labels_B)
+    free = model.with_class(asked, torch.full_like(labels_B, model.null_class))
     z_BLK = torch.where(known_K, clean_BLK, noise_BLK)
     times = flow_times(num_steps, model.layout.num_positions)
     for now, then in pairwise(times):
         time_B = torch.full((len(labels_B),), now, device=noise_BLK.device)
-        velocity = model(z_BLK, canvas_BLC, structure_BL, stage_B, time_B, labels_B)
+        velocity = model.velocity(z_BLK, time_B, asked)
         if guidance_scale != 1.0:
-            free = model(z_BLK, canvas_BLC, structure_BL, stage_B, time_B, null_B)
-            velocity = guide(velocity, free, guidance_scale)
+            velocity = guide(velocity, model.velocity(z_BLK, time_B, free), guidance_scale)
         z_BLK = torch.where(known_K, clean_BLK, z_BLK + (then - now) * velocity)
     return z_BLK
 

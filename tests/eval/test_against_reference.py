@@ -85,6 +85,7 @@ def test_a_reference_comes_back(tmp_path: Path, extractor_spec: ExtractorSpec) -
     found = read_reference(str(path), extractor_spec)
     assert found.pool is not None
     assert np.array_equal(found.pool.covariance_FF, gather([features]).gaussian().covariance_FF)
+    assert found.features_MF is not None
     assert np.array_equal(found.features_MF, features)
     assert found.facts == facts
     found.check_size(16, 16)

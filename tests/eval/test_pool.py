@@ -117,7 +117,15 @@ def test_bfloat16_draws_nearly_the_same_images(generator_spec: GeneratorSpec) ->
     )
     same = (np.abs(exact.astype(int) - rounded).reshape(20, -1).max(axis=1) <= 8).mean()
     assert same > 0.3
-    assert not np.array_equal(exact, rounded)
+    states = []
+    for precision in ("fp32", "bf16"):
+        sampler = replace(generator_spec, precision=precision).build("cpu")
+        assert isinstance(sampler, GeneratorSampler)
+        canvas, maps = torch.ones(2, 16, 4), torch.arange(16).repeat(2, 1)
+        with torch.no_grad():
+            states.append(sampler.content(canvas, maps, torch.tensor([1, 2]), torch.tensor([3, 4])))
+    assert not torch.equal(*states)
+    torch.testing.assert_close(*states, rtol=0.1, atol=0.1)
     with pytest.raises(ValueError, match="fp16"):
         replace(generator_spec, precision="fp16")
 

@@ -53,7 +53,13 @@ class Seen(nn.Module):
         super().__init__()
         self.layout, self.null_class, self.inputs = like.layout, like.null_class, []
 
-    def forward(self, noisy, canvas, structure, stage, time, labels):
+    def condition(self, *_):
+        return None
+
+    def with_class(self, *_):
+        return None
+
+    def velocity(self, noisy, time, condition):
         self.inputs.append(noisy)
         return torch.ones_like(noisy)
 
