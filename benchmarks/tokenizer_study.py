@@ -198,9 +198,16 @@ def table(cells: list[dict[str, Any]]) -> str:
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for title, figure in rows.items():
         columns = [[figure(cell) for cell in cells if cell["variant"] == name] for name in names]
-        texts = [f"{statistics.fmean(values):.4g} ({min(values):.4g}–{max(values):.4g})" for values in columns]
+        texts = [spread(values) for values in columns]
         lines.append(f"| {title} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and range; a dash where there is no such figure."""
+    if math.isnan(values[0]):
+        return "–"
+    return f"{statistics.fmean(values):.4g} ({min(values):.4g}–{max(values):.4g})"
 
 
 if __name__ == "__main__":
