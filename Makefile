@@ -24,14 +24,15 @@ $(INSTALLED): pyproject.toml requirements.lock tools/install.sh
 demo: $(INSTALLED)
 	$(BIN)/nvg demo
 
-# Two processes; tests of one xdist_group stay together in one of them: Ray's and StreamingDataset's in `alone`.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# What starts Ray, DeepSpeed's launcher or StreamingDataset runs one at a time, all else in two processes.
+PYTEST := $(BIN)/python -m pytest
 
 test: $(INSTALLED)
-	$(PYTEST)
+	$(PYTEST) -n 2 -m "not cluster"
+	$(PYTEST) -m cluster
 
 quick: $(INSTALLED)
-	$(PYTEST) -m "not slow and not cluster"
+	$(PYTEST) -n 2 -m "not slow and not cluster"
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -52,7 +52,6 @@ def expected(tmp_path_factory):
     return losses(folder)
 
 
-@pytest.mark.xdist_group("launchers")
 def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, expected):
     command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]"]
@@ -105,7 +104,6 @@ def test_killed_rank_ends_the_launch_at_once_and_the_same_command_goes_on(reposi
     assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.xdist_group("launchers")
 def test_torchrun(repository, tmp_path, expected):
     command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
     result = launch(repository, command, f"run_folder={tmp_path}")

@@ -47,7 +47,7 @@ def test_ranks_together_hold_the_global_batches_of_one_rank(num_nodes, ranks_per
     np.testing.assert_array_equal(found, whole)
 
 
-@pytest.mark.xdist_group("streaming")
+@pytest.mark.cluster
 def test_local_shards_come_in_the_librarys_order(tmp_path):
     from streaming import MDSWriter, StreamingDataset
 

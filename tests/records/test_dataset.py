@@ -52,7 +52,7 @@ def edit_manifest(folder: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.xdist_group("alone")
+@pytest.mark.cluster
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("num_positions", [16, 256, 1024])
 def test_gives_what_streaming_dataset_gives(tmp_path, num_positions, mapped):

@@ -91,7 +91,7 @@ def test_manifest_counts_what_the_records_hold(finished):
     assert manifest["library_versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.xdist_group("alone")
+@pytest.mark.cluster
 def test_plain_streaming_dataset_opens_it(case, finished):
     from streaming import StreamingDataset
 
