@@ -53,18 +53,7 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
     output.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     num_classes = len(data.class_names)
-    spec = GeneratorSpec(
-        tokenizer=config.tokenizer,
-        content=config.content,
-        structure=config.structure,
-        weights=config.weights,
-        tokenizer_weights=config.tokenizer_weights,
-        num_classes=num_classes,
-        sampling=config.sampling,
-        seed=config.pool.seed,
-        rounding=config.rounding,
-        precision=config.precision,
-    )
+    spec = config.generator_spec(num_classes)
     spec.identity()
     spec.check()
     with timed(seconds, "feature network"), threads(config.pool.threads_per_actor):

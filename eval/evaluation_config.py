@@ -11,6 +11,7 @@ from eval.manifold import NEIGHBOURHOOD
 from eval.paintings import Painting
 from eval.pixels import ImageArray, check_images, check_labels
 from eval.pool_config import PoolConfig
+from eval.samplers import GeneratorSpec
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 
@@ -46,6 +47,25 @@ class EvaluationConfig(ExtractorConfig):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def generator_spec(self, num_classes: int) -> GeneratorSpec:
+        """What the pool draws from.
+
+        Args:
+            num_classes: classes the generators know.
+        """
+        return GeneratorSpec(
+            tokenizer=self.tokenizer,
+            content=self.content,
+            structure=self.structure,
+            weights=self.weights,
+            tokenizer_weights=self.tokenizer_weights,
+            num_classes=num_classes,
+            sampling=self.sampling,
+            seed=self.pool.seed,
+            rounding=self.rounding,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,18 +107,7 @@ def open_against(config: EvaluateConfig) -> Opened:
     content = ContentGeneratorConfig(**load_config(config.content, "content", config.weights))
     side = load_config(config.tokenizer, "tokenizer", config.tokenizer_weights)["image_size"]
     reference.check_size(side, side)
-    spec = GeneratorSpec(
-        tokenizer=config.tokenizer,
-        content=config.content,
-        structure=config.structure,
-        weights=config.weights,
-        tokenizer_weights=config.tokenizer_weights,
-        num_classes=content.num_classes,
-        sampling=config.sampling,
-        seed=config.pool.seed,
-        rounding=config.rounding,
-        precision=config.precision,
-    )
+    spec = config.generator_spec(content.num_classes)
     spec.check()
     return Opened(spec=spec, content=content, extractor=extractor, reference=reference)
 
