@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import time
 import tomllib
 
 import pytest
@@ -43,8 +45,40 @@ def test_sbatch_script_parses_and_starts_an_nvg_command(repository):
     text = script.read_text()
     directives = re.findall(r"^#SBATCH (--\S+)$", text, flags=re.MULTILINE)
     assert len(directives) == text.count("\n#SBATCH")
-    assert "-- nvg train generators" in text
+    assert "exec nvg train generators" in text
     assert "RAY_AUTH_MODE" in text
+
+
+STUBS = {
+    "srun": """[[ "$*" == *hostname* ]] && exec echo 127.0.0.1; while [ "$1" != -- ]; do shift; done; shift; "$@" """,
+    "scontrol": """if [ "$1" = requeue ]; then echo "$*" >> told; else echo node0; fi""",
+    "nvg": """trap 'echo saved >> told; exit 143' TERM; touch started; while true; do sleep 0.05; done""",
+}
+
+
+def test_before_its_end_a_slurm_job_has_its_driver_save_and_queues_up_again(repository, tmp_path):
+    commands = tmp_path / ".venv" / "bin"  # the script's first place to look
+    commands.mkdir(parents=True)
+    for name, body in STUBS.items():
+        (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+        (commands / name).chmod(0o755)
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n",
+        "SLURM_JOB_NUM_NODES": "1",
+    }
+    (tmp_path / "runs").mkdir()  # where Slurm writes the log
+    script = repository / "cluster" / "slurm" / "demo.sbatch"
+    job = subprocess.Popen(["bash", str(script), "generators.yaml"], env={**os.environ, **slurm})
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "started").exists():
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(30) == 0
+    assert (tmp_path / "told").read_text().splitlines() == ["saved", "requeue 7"]
 
 
 def test_dockerfile_copies_what_the_package_needs(repository):
