@@ -40,7 +40,7 @@ def one_hot_canvases(dequantizer: Dequantizer, ids_BT: Tensor, structure_BL: Ten
 
 def main() -> None:
     """Prints milliseconds of both and their ratio, and the same as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--positions", type=int, default=256)

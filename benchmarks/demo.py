@@ -25,7 +25,7 @@ POLL_S = 1.0
 
 def main() -> None:
     """Measures, then writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/demo.json"))

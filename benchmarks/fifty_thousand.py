@@ -34,7 +34,7 @@ NVG = str(Path(sys.executable).with_name("nvg"))
 
 def main() -> None:
     """Runs everything and prints what was found as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished demo")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=50_000)

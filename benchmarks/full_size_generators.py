@@ -49,7 +49,7 @@ OVERRIDES = [
 
 def main() -> None:
     """The rank's part where the launcher started this, else the whole table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", default=None, help="JSON file for the table")
     parser.add_argument("--presets", nargs="*", default=PRESETS)
     parser.add_argument("--rank-of", default=None, help="preset that this process trains; set by the launcher's call")

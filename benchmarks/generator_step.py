@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kind", choices=["content", "structure"], default="content")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--width", type=int, default=None, help="of the model; the published one by default")
@@ -191,7 +191,7 @@ class Online(nn.Module):
         self.host_noise, self.draw_noise = objective.host_noise, objective.draw_noise
         self.tokenizer = Tokenizer(TokenizerConfig()).eval().requires_grad_(False)
         vit = timm.create_model("vit_base_patch14_dinov2", pretrained=False, img_size=224, num_classes=0)
-        self.features = vit.eval().requires_grad_(False)
+        self.features: Any = vit.eval().requires_grad_(False)
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective's loss of the records of these images."""

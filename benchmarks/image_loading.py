@@ -36,7 +36,7 @@ NUM_CLASSES = 8
 
 def main() -> None:
     """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--width", type=int, default=500, help="of the JPEGs; ImageNet's mean is 473 x 406")
     parser.add_argument("--height", type=int, default=375)
@@ -90,7 +90,7 @@ def make_folders(root: Path, num_images: int, width: int, height: int) -> int:
     for number in range(num_images):
         top, left = generator.integers(0, height), generator.integers(0, width)
         path = root / f"class{number % NUM_CLASSES}" / f"{number:05d}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(field[top : top + height, left : left + width]).save(path, quality=90)
         num_bytes += path.stat().st_size
     return num_bytes

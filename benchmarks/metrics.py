@@ -31,7 +31,7 @@ NUM_FEATURES, NUM_LOGITS = 2048, 1008
 
 def main() -> None:
     """Runs every part in a process of its own and prints one line each, then all as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--real", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -27,7 +27,7 @@ from pipelines.sources import ImageSource, open_source, to_model_range
 
 def main() -> None:
     """Compares and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", required=True, help="of the precompute job")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 7, 64])
     parser.add_argument("--records", type=int, default=2000, help="how many are compared, spread over the data set")

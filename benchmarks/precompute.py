@@ -80,7 +80,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line; `--root` and `--by-hand` are for the processes that this script starts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--size", type=int, default=256, help="of the views, pixels")

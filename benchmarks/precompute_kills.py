@@ -35,7 +35,7 @@ TIMEOUT_S = 180.0
 
 def main() -> None:
     """Runs undisturbed, runs with kills, compares."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images-per-unit", type=int, default=40)

@@ -25,7 +25,7 @@ NUMBERS = ("loss", "accuracy", "cross_entropy", "mse", "repa", "velocity", "grad
 
 def main() -> None:
     """Reads the runs, writes the two files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="path of both files without their ending")
     given = parser.parse_args()

@@ -38,7 +38,7 @@ DEMO = {"num_positions": 16, "latent_channels": 8, "num_classes": 10, "depth": 6
 
 def main() -> None:
     """Prints seconds of both, images a second, and the hours for 50,000."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", default="demo", help="demo, or a depth of the paper: d12, d16, d20, d24")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -74,7 +74,7 @@ class Race:
         torch.manual_seed(SEED)
         self.device = torch.device(given.device)
         size: dict[str, Any] = DEMO if given.preset == "demo" else {"depth": int(given.preset.removeprefix("d"))}
-        codebook = {"codebook_size": 64} if given.preset == "demo" else {}
+        codebook: dict[str, Any] = {"codebook_size": 64} if given.preset == "demo" else {}
         self.content = ContentGenerator(ContentGeneratorConfig(**size, **codebook)).to(self.device).eval()
         self.structure = StructureGenerator(StructureGeneratorConfig(**size)).to(self.device).eval()
         space = self.content.config

@@ -39,7 +39,7 @@ NOISE_LEVELS = (0.02, 0.05, 0.1)  # of the latents' standard deviation: how brit
 
 def main() -> None:
     """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--split", default="test", help="digits whose structure is given: test, or judge to choose on")
     parser.add_argument("--candidates", type=int, nargs="*", default=[4, 8])

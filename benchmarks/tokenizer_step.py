@@ -41,7 +41,7 @@ from nvg.training import (
 
 def main() -> None:
     """Prints the table, one line a part, and the same as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--side", type=int, default=64, help="of the images")
     parser.add_argument("--batch", type=int, default=4)

@@ -47,7 +47,7 @@ CURVES_OF = next(iter(VARIANTS))
 
 def main() -> None:
     """Trains, scores, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/tokenizer_study"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/tokenizer_study.json"))

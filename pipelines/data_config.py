@@ -18,6 +18,8 @@ class DataConfig:
 
     Attributes:
         path: folder with the MDS shards and manifest.json.
+        remote: URL or path of where the records lie; ``path`` is then a folder of each node to which they are copied
+            when they are first read (streaming).
         loader: "memory" holds all records in each rank (1.6 GB a view of ImageNet); "mapped" reads them where they lie,
             the ranks of a node sharing one copy; "streaming" uses StreamingDataset.
         views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn" (epoch e takes view
@@ -28,6 +30,7 @@ class DataConfig:
     """
 
     path: str = ""
+    remote: str = ""
     loader: str = "memory"
     views_per_epoch: str = "one"
     num_canonical_nodes: int = 8
@@ -44,6 +47,11 @@ class DataConfig:
         check(
             self.loader != "streaming" or self.views_per_epoch == "all",
             "data.loader=streaming goes over all views: set data.views_per_epoch=all",
+        )
+        check(
+            not self.remote or self.loader == "streaming",
+            f"data.remote is {self.remote!r} and data.loader {self.loader!r}; set data.loader=streaming, or copy the "
+            "records and leave data.remote out",
         )
         for name in ("num_canonical_nodes", "shuffle_block_size"):
             value = getattr(self, name)

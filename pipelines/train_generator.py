@@ -21,6 +21,7 @@ from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.data_config import DataConfig
 from pipelines.initial_weights import begin_with, is_new
+from pipelines.remote_records import open_records
 from pipelines.repa_source import RepaSource, open_repa_source
 from pipelines.report_config import SampleSheetConfig
 from pipelines.training_batches import BatchSource
@@ -132,7 +133,7 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
     Raises:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
-    records = RecordDataset.open(Path(config.data.path), mapped=config.data.loader != "memory")
+    records = open_records(config.data)
     repa = _repa(config, records)
     objective = _objective(config, records, repa)
     network, model = objective.network, objective.network.config

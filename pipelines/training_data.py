@@ -77,7 +77,7 @@ def generator_source(records: RecordDataset, config: DataConfig, repa: RepaSourc
     """The source that ``config.loader`` names.
 
     Args:
-        records: opened records; opening has checked every shard's size, which streaming does not.
+        records: opened records; opening has checked every shard's size where they lie here, which streaming does not.
         config: how they are read.
         repa: what joins them for the alignment of hidden tokens.
 

@@ -46,6 +46,11 @@ class GeneratorSheets:
             raise UserError(
                 "samples.partner is empty; a structure generator needs the content generator's run to paint"
             )
+        if not self.config.partner and not len(self.records):
+            raise UserError(
+                "samples.partner is empty, and the maps of records in data.remote are not at hand: give a structure "
+                "generator's run, or leave samples.every_steps out"
+            )
         folder = weights_folder("samples.tokenizer", self.config.tokenizer)
         found, expected = weights_hash(folder, "ema"), self.records.manifest["tokenizer_hash"]
         if found != expected:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from nvg.errors import UserError
+from nvg.records.shard import SHARD_HASH
 from pipelines.data_config import DataConfig
 from pipelines.streaming_memory import claim, remove_dead
 from pipelines.training_batches import Batch
@@ -92,17 +93,19 @@ class StreamingSource:
 
 def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnvironment) -> Any:
     """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
-    from pipelines.local_streaming import LocalStreamingDataset  # heavy import: only where it is used
+    from streaming import StreamingDataset  # heavy import: only where it is used
 
+    from pipelines.local_streaming import LocalStreamingDataset
+
+    far = partial(StreamingDataset, remote=config.remote, validate_hash=SHARD_HASH)
     folder = Path(tempfile.gettempdir())
     with open(folder / "nvg-streaming.lock", "w") as lock:
         if place.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)
             remove_dead(folder / CLAIMS_FOLDER)
         barrier(place)  # the node's other ranks wait until their leader holds the lock
-        dataset = LocalStreamingDataset(
+        dataset = (far if config.remote else LocalStreamingDataset)(
             local=config.path,
-            remote=None,
             shuffle=True,
             shuffle_algo=config.shuffle_algo,
             shuffle_seed=seed,
@@ -124,12 +127,11 @@ def _global_rows(place: RankEnvironment) -> slice:
 
 
 def _collate(samples: list[dict[str, Any]], global_rows: slice) -> Batch:
-    tensors = {
-        name: torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]).astype(np.int64))
-        for name in ("label", "content_ids", "structure")
-    }
-    image = np.array([int(sample["image"]) for sample in samples], dtype=np.int64)
-    return Batch(tensors=tensors, sample_ids=image, global_rows=global_rows)
+    def column(name: str) -> np.ndarray:
+        return np.array([sample[name] for sample in samples], dtype=np.int64)
+
+    tensors = {name: torch.from_numpy(column(name)) for name in ("label", "content_ids", "structure")}
+    return Batch(tensors=tensors, sample_ids=column("image"), global_rows=global_rows)
 
 
 def _die_with_parent(worker: int) -> None:

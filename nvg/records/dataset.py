@@ -60,19 +60,30 @@ class RecordDataset:
             UserError: A file is missing, truncated or damaged, or manifest and shards do not fit each other.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST_FILE)
-        entries = read_index(folder)
+        manifest, entries = _read_description(folder)
         layout = RecordLayout(int(manifest["num_positions"]))
-        num_records = sum(int(entry["samples"]) for entry in entries)
-        if num_records != manifest["num_records"]:
-            raise UserError(
-                f"{folder}: {INDEX_FILE} lists {num_records} records, {MANIFEST_FILE} states "
-                f"{manifest['num_records']}; the two are not of the same run, run `nvg precompute` again"
-            )
         shards = [read_shard(folder, entry, layout, verify_hash=verify_hashes, mapped=mapped) for entry in entries]
         for shard in shards:
             _check_ranges(folder, shard, manifest)
-        empty = np.empty(0, layout.dtype)
+        return cls._of_shards(folder, manifest, shards)
+
+    @classmethod
+    def open_description(cls, folder: str | Path) -> RecordDataset:
+        """Open what describes a data set whose shards lie elsewhere: it has a manifest and no records.
+
+        Args:
+            folder: Folder with the manifest and the index.
+
+        Raises:
+            UserError: One of them is missing or damaged, or they do not fit each other.
+        """
+        folder = Path(folder)
+        manifest, _ = _read_description(folder)
+        return cls._of_shards(folder, manifest, [])
+
+    @classmethod
+    def _of_shards(cls, folder: Path, manifest: dict[str, Any], shards: list[np.ndarray]) -> RecordDataset:
+        empty = np.empty(0, RecordLayout(int(manifest["num_positions"])).dtype)
         columns = {name: np.concatenate([part[name] for part in (empty, *shards)]) for name in _SMALL_COLUMNS}
         return cls(folder=folder, manifest=manifest, shards=shards, **columns)
 
@@ -120,6 +131,18 @@ class RecordDataset:
             ids_BT[row] = ids_NT[place]
             structure_BL[row] = structure_NL[place]
         return {"label": self.label[rows_B].astype(np.int64), "content_ids": ids_BT, "structure": structure_BL}
+
+
+def _read_description(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Manifest and index entries, of which the records' numbers agree."""
+    manifest, entries = _read_manifest(folder / MANIFEST_FILE), read_index(folder)
+    num_records = sum(int(entry["samples"]) for entry in entries)
+    if num_records != manifest["num_records"]:
+        raise UserError(
+            f"{folder}: {INDEX_FILE} lists {num_records} records, {MANIFEST_FILE} states "
+            f"{manifest['num_records']}; the two are not of the same run, run `nvg precompute` again"
+        )
+    return manifest, entries
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipelines.training_run import run_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+LONG_IMAGES = 192
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 BIN = Path(sys.executable).parent
 
@@ -52,33 +53,41 @@ def expected(tmp_path_factory):
     return losses(folder)
 
 
-def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, expected):
+@pytest.fixture(scope="module")
+def expected_long(tmp_path_factory):
+    """The same over 24 steps."""
+    config = tiny_config(tmp_path_factory.mktemp("long"))
+    run_training(replace(config, optimizer=replace(config.optimizer, total_images=LONG_IMAGES)), build_task)
+    return losses(Path(config.run_folder))
+
+
+def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, expected_long):
     command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
-    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]"]
+    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]", f"optimizer.total_images={LONG_IMAGES}"]
     first = launch(repository, command, *settings, "loop.stop_after_steps=6")
     assert first.returncode == 0, first.stderr[-3000:]
     for stage in range(4):
-        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected[:6], rel=1e-5)
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected_long[:6], rel=1e-5)
     second = launch(repository, command, *settings)
     assert second.returncode == 0, second.stderr[-3000:]
     for stage in range(4):
-        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected, rel=1e-5)
-    assert [row["step"] for row in read_metrics(tmp_path / "zero1")] == list(range(1, 13))
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected_long, rel=1e-5)
+    assert [row["step"] for row in read_metrics(tmp_path / "zero1")] == list(range(1, 25))
 
     # Optimizer states of DeepSpeed are refused by the plain engine, with the reason.
     with pytest.raises(UserError, match=r"written by 2 rank\(s\) of deepspeed-zero1, this run has 1 of plain"):
         run_training(tiny_config(tmp_path / "zero1"), build_task)
 
 
-def test_another_number_of_ranks_takes_every_zero_stage_up(repository, tmp_path, expected):
-    """Two ranks, then one, then two again; the step between and the end are those of one rank throughout."""
-    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]"]
-    for num_ranks, last_step in ((2, 4), (1, 8), (2, 12)):
+def test_another_number_of_ranks_takes_every_zero_stage_up(repository, tmp_path, expected_long):
+    """Two ranks, then one, then two again for 20 steps; every loss is that of one rank throughout."""
+    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]", f"optimizer.total_images={LONG_IMAGES}"]
+    for num_ranks, last_step in ((2, 2), (1, 4), (2, 24)):
         command = [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
         done = launch(repository, command, *settings, f"loop.stop_after_steps={last_step}")
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     for stage in range(4):
-        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected, rel=1e-5)
+        assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected_long, rel=1e-5)
         assert not list((tmp_path / f"zero{stage}" / "checkpoints").glob("*.tmp"))
 
 
