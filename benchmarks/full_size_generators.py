@@ -4,7 +4,8 @@
 
 d16 content and structure take two steps in bf16 (one image, one stage of it), save, are started again, resume and take
 a third. d20 and d24 take one step and save nothing. Every process says how much memory it held at most. What the
-machine has too little memory for is left out and named. Records are made up; sizes are the presets'.
+machine has too little memory for is left out and named. Records are made up, without features of DINOv2; sizes are
+the presets'.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ SPARE = 1.1  # of the memory that the states need, for activations of one sequen
 PRESETS = [f"{kind}/d{depth}.yaml" for depth in (16, 20, 24) for kind in ("content", "structure")]
 OVERRIDES = [
     "data.path=made-up", "optimizer.global_batch=1", "optimizer.micro_batch=1", "loss.stages_per_image=1",
+    "loss.repa_weight=0",
     "launch.launcher=process", "loop.log_every_steps=1", "loop.checkpoint_every_steps=1000", "deepspeed.zero_stage=1",
 ]  # fmt: skip
 
