@@ -147,7 +147,8 @@ class LoopConfig:
 
     Attributes:
         engine: "plain" (one process, no DeepSpeed) or "deepspeed".
-        precision: "fp32", or "bf16": bf16 matrix products over fp32 weights (autocast).
+        precision: "fp32"; "tf32": on a GPU, fp32 with convolutions and matrix products rounded to TF32; or "bf16": bf16
+            matrix products over fp32 weights (autocast).
         seed: of initialisation, noise and data order.
         threads_per_rank: torch threads of each rank; null leaves torch's choice.
         log_every_steps: steps between rows of metrics.jsonl.
@@ -189,7 +190,10 @@ class LoopConfig:
             self.engine in ("plain", "deepspeed"),
             f"loop.engine is {self.engine!r}; choose plain or deepspeed",
         )
-        check(self.precision in ("fp32", "bf16"), f"loop.precision is {self.precision!r}; choose fp32 or bf16")
+        check(
+            self.precision in ("fp32", "tf32", "bf16"),
+            f"loop.precision is {self.precision!r}; choose fp32, tf32 or bf16",
+        )
         for name in ("log_every_steps", "checkpoint_every_steps", "keep_last", "max_validation_images"):
             value = getattr(self, name)
             check(value > 0, f"loop.{name} is {value}; it must be above 0")

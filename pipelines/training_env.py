@@ -88,6 +88,11 @@ def local_device(place: RankEnvironment) -> torch.device:
     return device
 
 
+def round_to_tf32(wanted: bool) -> None:
+    """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32, in this whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
+
+
 def ensure_process_group(place: RankEnvironment, device: torch.device) -> None:
     """Join the job's process group unless that is done (Ray Train does it, or an earlier call has).
 

@@ -28,6 +28,7 @@ from pipelines.training_env import (
     ensure_process_group,
     local_device,
     normalise_rank_environment,
+    round_to_tf32,
 )
 from pipelines.training_feed import Feed
 from pipelines.training_player import Players
@@ -63,6 +64,7 @@ def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
     place = normalise_rank_environment()
     if config.loop.threads_per_rank is not None:
         torch.set_num_threads(config.loop.threads_per_rank)
+    round_to_tf32(config.loop.precision == "tf32")
     device = local_device(place)
     if place.world_size > 1 or config.loop.engine == "deepspeed":
         ensure_process_group(place, device)

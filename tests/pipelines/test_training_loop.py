@@ -10,7 +10,7 @@ from tiny_training import NUM_IMAGES, build_task, tiny_config
 from nvg.errors import UserError
 from pipelines.training_batches import ArraySource
 from pipelines.training_config import DeepSpeedConfig
-from pipelines.training_env import RankEnvironment
+from pipelines.training_env import RankEnvironment, round_to_tf32
 from pipelines.training_metrics import read_metrics
 from pipelines.training_run import run_training
 from pipelines.training_window import NonFiniteLossError
@@ -54,6 +54,13 @@ def test_accumulation_changes_only_rounding(tmp_path, engine):
     config = tiny_config(tmp_path / "parts", engine=engine)
     run_training(replace(config, optimizer=replace(config.optimizer, micro_batch=2)), build_task)
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_products_are_rounded_to_tf32_where_asked_and_nowhere_else(tmp_path, precision, rounded):
+    round_to_tf32(not rounded)
+    run_training(tiny_config(tmp_path, precision=precision, stop_after_steps=1), build_task)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (rounded, rounded)
 
 
 def test_bf16_products_train_fp32_weights(tmp_path):
