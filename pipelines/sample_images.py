@@ -15,6 +15,7 @@ from eval.samplers import GeneratorSpec
 from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
+from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpointing import weights_folder
 from pipelines.control import ControlConfig, plan_control
 from pipelines.sample_control import ADHERENCE_FILE, CONTROL_FILE, STAGES_FILE, sample_controlled
@@ -29,7 +30,8 @@ class SampleConfig:
 
     Attributes:
         run: folder of a demo (or of one's own trainings) with tokenizer, content, structure and records below it;
-            imported weights have no records, their classes are numbers.
+            imported weights have no records, their classes are numbers; with a tokenizer of spatial structure there is
+            no structure generator.
         classes: class ids; empty draws all.
         num_per_class: images of each.
         sampling: guidance, top-p, flow steps.
@@ -37,6 +39,7 @@ class SampleConfig:
         seed: of all samples; the image of a class and number depends on it alone.
         weights: "ema" or "model".
         rounding: "round" or "release" (cut off), from network output to bytes.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
         output: folder for the images, the grid and the stages of the first few.
     """
 
@@ -48,11 +51,14 @@ class SampleConfig:
     seed: int = 0
     weights: str = "ema"
     rounding: str = "round"
+    device: str = "auto"
     output: str = "samples"
 
     def __post_init__(self) -> None:
         if self.num_per_class < 1:
             raise ValueError(f"num_per_class: found {self.num_per_class}, expected at least 1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device: found {self.device!r}, expected auto, cpu or cuda")
 
 
 def plan_sample(config: SampleConfig) -> list[str]:
@@ -86,10 +92,12 @@ def sample_images(config: SampleConfig) -> Path:
     classes = config.classes or list(range(len(names)))
     if odd := [label for label in classes if not 0 <= label < len(names)]:
         raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
+    tokenizer = weights_folder("run", str(run / "tokenizer"))
+    spatial = load_config(tokenizer, "tokenizer", "ema").get("structure") == SPATIAL
     spec = GeneratorSpec(
-        tokenizer=str(weights_folder("run", str(run / "tokenizer"))),
+        tokenizer=str(tokenizer),
         content=str(weights_folder("run", str(run / "content"))),
-        structure=str(weights_folder("run", str(run / "structure"))),
+        structure="" if spatial else str(weights_folder("run", str(run / "structure"))),
         weights=config.weights,
         num_classes=len(names),
         sampling=config.sampling,
@@ -102,7 +110,7 @@ def sample_images(config: SampleConfig) -> Path:
     indices = labels + numbers * len(names)
     output = Path(config.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
-    sampler = spec.build("cpu")
+    sampler = spec.build(_device(config.device))
     if config.control.active:
         images = sample_controlled(sampler, config.control, labels, indices, output)
     else:
@@ -118,6 +126,12 @@ def sample_images(config: SampleConfig) -> Path:
     grid = sample_grid(images, remap[labels], [name for name, keep in zip(names, shown, strict=True) if keep])
     write_atomically(output / GRID_FILE, grid.light)
     return output / GRID_FILE
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: found cuda, torch sees no GPU here; use auto or cpu")
+    return "cpu" if wanted == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
 def _class_names(run: Path, weights: str) -> list[str]:

@@ -14,7 +14,7 @@ from nvg.tokenizer import Tokenizer, TokenizerConfig
 CODEBOOK_SIZE = 16
 
 
-def save_tokenizer(folder: Path) -> Path:
+def save_tokenizer(folder: Path, structure: str = "granularity") -> Path:
     """Grey 16x16 images to 4x4 latents of 4 channels; codes spread as wide as the latents are."""
     torch.manual_seed(0)
     config = TokenizerConfig(
@@ -26,6 +26,7 @@ def save_tokenizer(folder: Path) -> Path:
         norm_groups=4,
         latent_channels=4,
         codebook_size=CODEBOOK_SIZE,
+        structure=structure,
     )
     tokenizer = Tokenizer(config)
     torch.nn.init.normal_(tokenizer.dequantizer.codebook, std=0.3)

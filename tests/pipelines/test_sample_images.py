@@ -1,0 +1,52 @@
+"""`nvg sample` with nothing given."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_networks import save_generators, save_tokenizer
+
+from nvg.errors import UserError
+from nvg.sampling import SamplingConfig
+from pipelines.sample_images import SampleConfig, sample_images
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Random networks as a run's folders, without records: classes are numbers."""
+    save_tokenizer(tmp_path / "run" / "tokenizer")
+    save_generators(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def draw(run, output, **settings):
+    config = SampleConfig(
+        run=str(run), output=str(output), num_per_class=2, sampling=SamplingConfig(num_flow_steps=2), **settings
+    )
+    sample_images(config)
+    return {path.name: np.asarray(Image.open(path)) for path in output.glob("[0-9]*.png")}
+
+
+def test_an_image_depends_on_its_class_and_number_alone(run, tmp_path):
+    every = draw(run, tmp_path / "every")
+    one = draw(run, tmp_path / "one", classes=[3])
+    assert sorted(one) == ["3-000.png", "3-001.png"]
+    assert len(every) == 20
+    for name, image in one.items():
+        np.testing.assert_allclose(image.astype(int), every[name].astype(int), atol=1)  # batches of another size
+
+
+def test_spatial_structure_needs_no_structure_generator(run, tmp_path):
+    save_tokenizer(run / "tokenizer", structure="spatial")
+    shutil.rmtree(run / "structure")
+    assert len(draw(run, tmp_path / "samples", classes=[0, 7])) == 4
+
+
+def test_a_device_that_is_not_there_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"device: found cuda, torch sees no GPU here; use auto or cpu"):
+        draw(run, tmp_path / "samples", device="cuda")
+    with pytest.raises(ValueError, match=r"device: found 'tpu', expected auto, cpu or cuda"):
+        SampleConfig(device="tpu")
