@@ -53,12 +53,17 @@ def expected(tmp_path_factory):
     return losses(folder)
 
 
+def long_config(folder):
+    config = tiny_config(folder)
+    return replace(config, optimizer=replace(config.optimizer, total_images=LONG_IMAGES))
+
+
 @pytest.fixture(scope="module")
 def expected_long(tmp_path_factory):
     """The same over 24 steps."""
-    config = tiny_config(tmp_path_factory.mktemp("long"))
-    run_training(replace(config, optimizer=replace(config.optimizer, total_images=LONG_IMAGES)), build_task)
-    return losses(Path(config.run_folder))
+    folder = tmp_path_factory.mktemp("long")
+    run_training(long_config(folder), build_task)
+    return losses(folder)
 
 
 def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, expected_long):
@@ -76,7 +81,7 @@ def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, exp
 
     # Optimizer states of DeepSpeed are refused by the plain engine, with the reason.
     with pytest.raises(UserError, match=r"written by 2 rank\(s\) of deepspeed-zero1, this run has 1 of plain"):
-        run_training(tiny_config(tmp_path / "zero1"), build_task)
+        run_training(long_config(tmp_path / "zero1"), build_task)
 
 
 def test_another_number_of_ranks_takes_every_zero_stage_up(repository, tmp_path, expected_long):
