@@ -15,8 +15,25 @@ fi
 module=$1
 shift
 
+# The launcher would train on this node alone where the file is missing, and wait for ever for a host that is dead.
+check_hosts() {
+    [[ -r "$HOSTFILE" ]] || { echo "nvg: HOSTFILE: found no file $HOSTFILE, expected lines such as 'host slots=8'" >&2; exit 2; }
+    local hosts dead=() host
+    mapfile -t hosts < <(sed -e 's/#.*//' "$HOSTFILE" | awk 'NF { print $1 }')
+    ((${#hosts[@]})) || { echo "nvg: HOSTFILE: $HOSTFILE names no host, expected lines such as 'host slots=8'" >&2; exit 2; }
+    ((${#hosts[@]} > 1)) || return 0
+    for host in "${hosts[@]}"; do
+        ssh -n -o BatchMode=yes -o ConnectTimeout=5 "$host" true >/dev/null 2>&1 || dead+=("$host")
+    done
+    ((${#dead[@]})) || return 0
+    echo "nvg: HOSTFILE: of the ${#hosts[@]} hosts in $HOSTFILE these cannot be reached by ssh without a password: ${dead[*]}." \
+        "Try 'ssh ${dead[0]} true'; or take them out: a run goes on with fewer ranks from its newest checkpoint" >&2
+    exit 2
+}
+
 launcher=(deepspeed --master_port "${MASTER_PORT:-29500}")
 if [[ -n "${HOSTFILE:-}" ]]; then
+    check_hosts
     launcher+=(--hostfile "$HOSTFILE")
 elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     [[ -z "${NUM_RANKS:-}" ]] || launcher+=(--num_gpus "$NUM_RANKS")

@@ -81,6 +81,53 @@ def test_before_its_end_a_slurm_job_has_its_driver_save_and_queues_up_again(repo
     assert (tmp_path / "told").read_text().splitlines() == ["saved", "requeue 7"]
 
 
+@pytest.fixture
+def deepspeed_train(repository, tmp_path):
+    """Runs the script where the launcher prints its arguments and ssh reaches every host but those called dead."""
+    for name, body in {"deepspeed": 'echo "$@"', "ssh": '[[ "$*" != *dead* ]]'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def start(hosts=None):
+        hostfile = tmp_path / "hostfile"
+        if hosts is not None:
+            hostfile.write_text(hosts)
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        script = repository / "cluster" / "deepspeed" / "train.sh"
+        return subprocess.run(
+            ["bash", str(script), "pipelines.train_generator", "kind=content"],
+            env={**os.environ, "PATH": path, "HOSTFILE": str(hostfile)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "hosts", ["one slots=8\n", "dead slots=8\n", "# both\none slots=8\n\ntwo slots=8  # the second\n"]
+)
+def test_the_launcher_gets_a_hostfile_whose_hosts_answer(deepspeed_train, hosts):
+    done = deepspeed_train(hosts)  # a single host may be this machine, which needs no ssh
+    assert done.returncode == 0, done.stderr
+    assert "--hostfile" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("hosts", "said"),
+    [
+        ("one slots=8\ndead-1 slots=8\ndead-2 slots=8\n", r"of the 3 hosts .*: dead-1 dead-2\. Try 'ssh dead-1"),
+        ("# none\n", "names no host"),
+        (None, "found no file"),
+    ],
+)  # fmt: skip
+def test_hosts_that_are_dead_or_missing_are_named(deepspeed_train, hosts, said):
+    done = deepspeed_train(hosts)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(said, done.stderr)
+
+
 def test_dockerfile_copies_what_the_package_needs(repository):
     text = (repository / "cluster" / "docker" / "Dockerfile").read_text()
     project = tomllib.loads((repository / "pyproject.toml").read_text())
