@@ -81,12 +81,7 @@ class _Session:
     """State of one call of :func:`train`."""
 
     def __init__(
-        self,
-        task: TrainingTask,
-        config: TrainingConfig,
-        run_folder: Path,
-        place: RankEnvironment,
-        device: torch.device,
+        self, task: TrainingTask, config: TrainingConfig, run_folder: Path, place: RankEnvironment, device: torch.device
     ) -> None:
         self.task, self.config, self.place, self.device = task, config, place, device
         self.run_folder = run_folder
