@@ -12,11 +12,11 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from device_clock import seconds_of
 from torch import Tensor
 
 from nvg.granularity import stage_map
@@ -56,14 +56,7 @@ def main() -> None:
     structure_BL = torch.stack(maps)
 
     def clock(call: Callable[[], Tensor]) -> float:
-        seconds = []
-        for _ in range(given.repeats):
-            _wait(given.device)
-            start = time.perf_counter()
-            call()
-            _wait(given.device)
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds)
+        return statistics.median(seconds_of(call, given.device) for _ in range(given.repeats))
 
     with torch.no_grad():
         fast = dequantizer.canvases(ids_BT, structure_BL)
@@ -75,11 +68,6 @@ def main() -> None:
     )
     facts = {**vars(given), "torch": torch.__version__, "threads": torch.get_num_threads()}
     sys.stdout.write(json.dumps({"settings": facts, "one_pass_s": one_pass, "loop_s": loop}) + "\n")
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from device_clock import seconds_of
 from torch import Tensor
 
 from nvg.granularity.clustering import merge_compiled, merge_in_rounds
@@ -120,12 +121,9 @@ def milliseconds_per_image(
     found: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):  # the first round warms up
         for name, way in ways.items():
-            began = time.perf_counter()
-            way(latent_BLC, LEVELS)
-            if latent_BLC.is_cuda:
-                torch.cuda.synchronize()
+            seconds = seconds_of(partial(way, latent_BLC, LEVELS), latent_BLC.device)
             if repeat:
-                found[name].append(1e3 * (time.perf_counter() - began) / len(latent_BLC))
+                found[name].append(1e3 * seconds / len(latent_BLC))
     return {
         name: {
             "lowest": round(min(times), 3),

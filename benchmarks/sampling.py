@@ -15,12 +15,11 @@ import json
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
+from device_clock import seconds_of, wait_for
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -53,7 +52,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(given.repeats):  # in turn, so that a disturbance meets both
         for name, run in (("plain", race.plain), ("ours", race.ours)):
-            seconds[name].append(race.clock(run))
+            seconds[name].append(seconds_of(run, race.device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rate = given.batch / medians["ours"]
     lines = [
@@ -160,30 +159,18 @@ class Race:
         """Share of samples with identical ids; also the warm-up."""
         return float((self.ours() == self.plain()).all(dim=1).float().mean())
 
-    def clock(self, run: Callable[[], Tensor]) -> float:
-        """Seconds of one batch, the device waited for."""
-        self._wait()
-        began = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - began
-
     def share_of_products(self) -> float:
         """Self time of matrix products over all self time."""
         on_gpu = self.device.type == "cuda"
         with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
             self.ours()
-            self._wait()
+            wait_for(self.device)
         times = {
             event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
             for event in found.key_averages()
         }
         products = sum(spent for key, spent in times.items() if any(word in key.lower() for word in PRODUCTS))
         return products / max(sum(times.values()), 1e-9)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from device_clock import seconds_of
 from torch import Tensor
 
 from nvg.tokenizer import (
@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     step = Step(given)
     step.whole()  # warm-up
-    whole = statistics.median(step.clock(step.whole) for _ in range(given.repeats))
+    whole = statistics.median(seconds_of(step.whole, step.device) for _ in range(given.repeats))
     parts: dict[str, list[float]] = {}
     for _ in range(given.repeats):
         for name, seconds in step.split().items():
@@ -112,7 +112,7 @@ class Step:
 
         def timed(name: str, call: Callable[[], Any]) -> Any:
             found: list[Any] = []
-            seconds[name] = self.clock(lambda: found.append(call()))
+            seconds[name] = seconds_of(lambda: found.append(call()), self.device)
             return found[0]
 
         latent = timed("encode", lambda: network.encode(images))
@@ -137,14 +137,6 @@ class Step:
         timed("discriminator, clip and update", lambda: self._update(1))
         return seconds
 
-    def clock(self, call: Callable[[], object]) -> float:
-        """Seconds of a call, the device waited for before and after."""
-        self._wait()
-        start = time.perf_counter()
-        call()
-        self._wait()
-        return time.perf_counter() - start
-
     def _tokenizer_loss(self) -> Tensor:
         return self.objective(self.batch, self.noise)[0]
 
@@ -160,10 +152,6 @@ class Step:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
