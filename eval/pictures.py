@@ -30,6 +30,7 @@ from eval.tokenizer_sheet import absolute_error
 from nvg.errors import UserError
 
 MOST_CLASSES_SHOWN = 12
+LARGEST_TILE = 1.1  # inches
 
 
 def sample_grid(
@@ -41,7 +42,7 @@ def sample_grid(
         images_BHWC: uint8 images.
         labels_B: their classes.
         class_names: names in order of the labels; at most twelve rows are shown.
-        per_class: images in a row.
+        per_class: most images in a row.
 
     Returns:
         The picture.
@@ -50,6 +51,7 @@ def sample_grid(
         ValueError: not such images.
     """
     check_images(images_BHWC, "samples")
+    per_class = min(per_class, int(np.bincount(labels_B, minlength=1).max()))
     rows = _rows_by_class(images_BHWC, labels_B, len(class_names), per_class)
     names = [class_names[label] for label in rows]
     ground = mosaic(list(rows.values()))
@@ -256,12 +258,13 @@ def _short(name: str) -> str:
 
 
 def _named_rows(ground: ImageArray, names: Sequence[str], margin: float) -> Picture:
-    """A mosaic over the whole width with the name of each of its rows in a margin (inches) at the left."""
+    """A mosaic with the name of each row in a margin (inches) at its left, at most as wide as a page."""
 
     def draw(theme: Theme) -> Figure:
-        width = 7.6 - margin
-        height = width * ground.shape[0] / ground.shape[1]
-        figure = new_figure(7.6, height + 0.1)
+        aspect = ground.shape[0] / ground.shape[1]
+        width = min(7.6 - margin, LARGEST_TILE * len(names) / aspect)
+        height = width * aspect
+        figure = new_figure(margin + width, height + 0.1)
         show(place(figure, margin, 0.05, width, height), ground)
         _row_names(figure, names, margin, 0.05, height, theme)
         return figure

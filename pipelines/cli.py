@@ -107,15 +107,19 @@ def sample(
     """Draw images of chosen classes and write them as a grid and as files.
 
     They follow an image's structure, a drawn mask or an image's first contents where one is given; how well they do
-    is measured, printed and written beside the pictures.
+    is measured, printed and written beside the pictures. Without --config and --sampling the settings are those the
+    run was scored with.
 
     Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8 --sampling release
     sampling.content_guidance=2[/bold] · [bold]nvg sample run=runs/demo classes='[8]' --structure-mask circle.png[/bold]
     """
-    from pipelines.sample_images import SampleConfig, plan_sample, sample_images
+    from pipelines.sample_images import SampleConfig, plan_sample, run_sampling, sample_images
 
     given = control_overrides(structure_from, structure_mask, fix_content_from, stages, mask_foreground)
-    resolved = resolve(SampleConfig, config, [*given, *(overrides or [])], sampling=sampling)
+    settings = [*given, *(overrides or [])]
+    resolved = resolve(SampleConfig, config, settings, sampling=sampling)
+    if config is None and sampling is None:
+        resolved = resolve(SampleConfig, None, [*run_sampling(resolved.run), *settings])
     if dry_run:
         show_plan(resolved, plan_sample(resolved))
         return

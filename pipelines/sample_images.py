@@ -1,10 +1,12 @@
 """`nvg sample`: images of chosen classes, as single files, a grid, and the stages they were painted in."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from cluster.manifest import read_manifest, write_atomically
@@ -21,6 +23,7 @@ from pipelines.control import ControlConfig, plan_control
 from pipelines.sample_control import ADHERENCE_FILE, CONTROL_FILE, STAGES_FILE, sample_controlled
 
 GRID_FILE = "grid.png"
+EVALUATION_FILE = "configs/evaluation.yaml"
 STAGES_SHOWN = 4
 
 
@@ -34,7 +37,7 @@ class SampleConfig:
             no structure generator.
         classes: class ids; empty draws all.
         num_per_class: images of each.
-        sampling: guidance, top-p, flow steps.
+        sampling: guidance, top-p, flow steps; the command takes those of `run_sampling` where nothing else is given.
         control: what the samples shall follow: maps of an image, a drawn mask, first contents of an image.
         seed: of all samples; the image of a class and number depends on it alone.
         weights: "ema" or "model".
@@ -59,6 +62,22 @@ class SampleConfig:
             raise ValueError(f"num_per_class: found {self.num_per_class}, expected at least 1")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device: found {self.device!r}, expected auto, cpu or cuda")
+
+
+def run_sampling(run: str) -> list[str]:
+    """The sampling settings that a run was scored with, as an override `sampling={…}`.
+
+    Args:
+        run: folder of a demo.
+
+    Returns:
+        One override; none where the run keeps no `configs/evaluation.yaml`.
+    """
+    file = Path(run) / EVALUATION_FILE
+    if not file.is_file():
+        return []
+    sampling = yaml.safe_load(file.read_text()).get("sampling")
+    return [f"sampling={json.dumps(sampling)}"] if sampling else []
 
 
 def plan_sample(config: SampleConfig) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.canvas import map_colours, mosaic
+from eval.canvas import DPI, map_colours, mosaic
 from eval.evaluation_config import EvaluationMaterial
 from eval.paintings import Painting, paint_images, paint_samples
 from eval.pictures import (
@@ -179,7 +179,18 @@ def test_colour_images_and_many_classes() -> None:
     images = np.random.default_rng(0).integers(0, 256, (90, 12, 12, 3), dtype=np.uint8)
     labels = np.arange(90) % 30
     picture = sample_grid(images, labels, [f"a rather long class name {n}" for n in range(30)], per_class=3)
-    assert size(picture.light)[0] > 1000
+    assert size(picture.light)[0] > 700
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 20])
+def test_a_grid_is_as_wide_as_its_images_and_never_wider_than_a_page(per_class: int) -> None:
+    images, labels = np.full((40, 16, 16, 1), 200, np.uint8), np.arange(40) // 20
+    rows = (np.arange(40) % 20) < per_class
+    grid = np.asarray(Image.open(io.BytesIO(sample_grid(images[rows], labels[rows], ["a", "b"], per_class=20).light)))
+    shown = grid[:, :, 3].any(0)
+    assert shown[-grid.shape[1] // 20 :].any()
+    assert grid.shape[1] <= 7.6 * DPI
+    assert grid.shape[0] <= 2 * 1.3 * DPI
 
 
 def test_children_keep_shades_of_their_parent() -> None:

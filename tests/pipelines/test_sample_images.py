@@ -7,10 +7,16 @@ import pytest
 import torch
 from PIL import Image
 from tiny_networks import save_generators, save_tokenizer
+from typer.testing import CliRunner
 
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
+from pipelines.cli import app
+from pipelines.configuration import dump_config
+from pipelines.evaluate import EvaluateConfig
 from pipelines.sample_images import SampleConfig, sample_images
+
+EVALUATION = {"tokenizer": "tokenizer", "content": "content", "structure": "structure", "output": "evaluation"}
 
 
 @pytest.fixture
@@ -50,3 +56,24 @@ def test_a_device_that_is_not_there_is_refused(run, tmp_path, monkeypatch):
         draw(run, tmp_path / "samples", device="cuda")
     with pytest.raises(ValueError, match=r"device: found 'tpu', expected auto, cpu or cuda"):
         SampleConfig(device="tpu")
+
+
+def test_settings_are_those_the_run_was_scored_with(run, tmp_path):
+    def resolved(*arguments):
+        result = CliRunner().invoke(app, ["sample", f"run={run}", "--dry-run", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "content_guidance: 3.5" in resolved()
+    (run / "configs").mkdir()
+    (run / "configs" / "evaluation.yaml").write_text(
+        dump_config(EvaluateConfig(**EVALUATION, sampling=SamplingConfig(content_guidance=7.0, num_flow_steps=10)))
+    )
+    assert "content_guidance: 7.0" in resolved()
+    one_value = resolved("sampling.content_guidance=2")
+    assert "content_guidance: 2.0" in one_value
+    assert "num_flow_steps: 10" in one_value
+    assert "content_guidance: 3.5" in resolved("--sampling", "paper")
+    own = tmp_path / "own.yaml"
+    own.write_text("sampling: {top_p_last: 0.3}\n")
+    assert "content_guidance: 3.5" in resolved("--config", str(own))
