@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from device_clock import wait_for
 from image_loading import make_folders
 from random_tokenizer import write_tokenizer
 
@@ -167,12 +168,10 @@ def milliseconds_of_parts(config: PrecomputeConfig) -> dict[str, float]:
     spent: dict[str, float] = {}
 
     def timed(name: str, run: Callable[..., Any], *inputs: Any) -> Any:
-        if config.device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(config.device)
         began = time.perf_counter()
         result = run(*inputs)
-        if config.device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(config.device)
         spent[name] = round(1e3 * (time.perf_counter() - began) / config.batch_size, 3)
         return result
 
