@@ -16,8 +16,6 @@ from pipelines.configuration import dump_config
 from pipelines.evaluate import EvaluateConfig
 from pipelines.sample_images import SampleConfig, sample_images
 
-EVALUATION = {"tokenizer": "tokenizer", "content": "content", "structure": "structure", "output": "evaluation"}
-
 
 @pytest.fixture
 def run(tmp_path):
@@ -66,9 +64,11 @@ def test_settings_are_those_the_run_was_scored_with(run, tmp_path):
 
     assert "content_guidance: 3.5" in resolved()
     (run / "configs").mkdir()
-    (run / "configs" / "evaluation.yaml").write_text(
-        dump_config(EvaluateConfig(**EVALUATION, sampling=SamplingConfig(content_guidance=7.0, num_flow_steps=10)))
+    scored_with = SamplingConfig(content_guidance=7.0, num_flow_steps=10)
+    evaluation = EvaluateConfig(
+        tokenizer="tokenizer", content="content", structure="structure", output="evaluation", sampling=scored_with
     )
+    (run / "configs" / "evaluation.yaml").write_text(dump_config(evaluation))
     assert "content_guidance: 7.0" in resolved()
     one_value = resolved("sampling.content_guidance=2")
     assert "content_guidance: 2.0" in one_value
