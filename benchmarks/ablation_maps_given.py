@@ -19,20 +19,11 @@ import torch
 from eval.controlled import draw_samples
 from eval.judge import class_accuracy, train_judge
 from eval.pixels import to_model_range
-from eval.samplers import GeneratorSpec
 from nvg.sampling import give_structure
-from pipelines.ablate_plan import AblateConfig
-from pipelines.checkpointing import weights_folder
+from pipelines.ablate_plan import AblateConfig, make_plan
+from pipelines.ablate_scores import cell_spec
 from pipelines.configuration import load_config
 from pipelines.sources import load_images, open_source
-
-STRUCTURE_OF = {  # content generator: the structure generator beside it
-    "base": "base",
-    "no_structure_rope": "no_structure_rope",
-    "content_noised": "base",
-    "content_mixed": "base",
-    "next_content": "base",
-}
 
 
 def main() -> None:
@@ -41,32 +32,24 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=Path("runs/ablate"))
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures")
     given = parser.parse_args()
-    config = load_config(AblateConfig, "ablate/digits.yaml", [])
+    config = load_config(AblateConfig, "ablate/digits.yaml", [f"folder={given.study}"])
+    plan = make_plan(config)
     source = replace(config.tokenizer.source, num_views=1, view_policy="center")
     digits, judged = (load_images(open_source(replace(source, split=name))) for name in ("test", "judge"))
     judge = train_judge(judged.images, judged.labels, num_classes=10)
     labels_B = torch.from_numpy(digits.labels).long()
     shares: dict[str, dict[str, list[float]]] = {}
-    for content, structure in STRUCTURE_OF.items():
-        rows = shares[content] = {"maps drawn": [], "maps given": []}
-        for seed in config.seeds:
-            trained = {"content": content, "structure": structure}
-            sampler = GeneratorSpec(
-                tokenizer=str(weights_folder("study", str(given.study / "tokenizer-granularity"))),
-                **{
-                    kind: str(weights_folder("study", str(given.study / "trainings" / f"{kind}-{name}-seed{seed}")))
-                    for kind, name in trained.items()
-                },
-                num_classes=10,
-                sampling=config.sampling,
-                seed=seed,
-            ).build("cpu")
-            _, maps_BL = sampler.tokenizer.tokenize(to_model_range(digits.images))
-            prefix = give_structure(maps_BL, sampler.tokenizer.dequantizer.layout.num_structure_stages)
-            for name, fixed in (("maps drawn", None), ("maps given", prefix)):
-                samples = draw_samples(sampler, labels_B, torch.arange(len(labels_B)), fixed)
-                rows[name].append(class_accuracy(judge.read(samples.images_BHWC), digits.labels, 10)[0])
-        sys.stdout.write(f"{content}: {rows}\n")
+    for cell in plan.cells:
+        if cell.structure is None:
+            continue
+        sampler = cell_spec(cell, plan, config.sampling, num_classes=10).build("cpu")
+        _, maps_BL = sampler.tokenizer.tokenize(to_model_range(digits.images))
+        prefix = give_structure(maps_BL, sampler.tokenizer.dequantizer.layout.num_structure_stages)
+        rows = shares.setdefault(cell.variant, {"maps drawn": [], "maps given": []})
+        for name, fixed in (("maps drawn", None), ("maps given", prefix)):
+            samples = draw_samples(sampler, labels_B, torch.arange(len(labels_B)), fixed)
+            rows[name].append(class_accuracy(judge.read(samples.images_BHWC), digits.labels, 10)[0])
+        sys.stdout.write(f"{cell.variant}, seed {cell.seed}: {rows}\n")
     if given.output is not None:
         given.output.write_text(json.dumps(shares, indent=2) + "\n")
 

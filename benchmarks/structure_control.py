@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from eval.adherence import encode_images, measure, split_agreement
 from eval.controlled import ControlledSamples, compare, draw_best, draw_samples
 from eval.judge import Judge, class_accuracy, train_judge
-from eval.pixels import to_model_range
+from eval.pixels import ImageArray, to_model_range
 from eval.samplers import GeneratorSampler, GeneratorSpec
 from nvg.granularity import StageLayout
 from nvg.sampling import give_contents, give_structure, mask_structure
+from nvg.tokenizer import Tokenizer
 from pipelines.checkpointing import weights_folder
 from pipelines.configuration import load_config
 from pipelines.evaluate import EvaluateConfig
@@ -49,7 +50,8 @@ def main() -> None:
     config = load_config(EvaluateConfig, given.run / "configs" / "evaluation.yaml", given.overrides)
     began = time.monotonic()
     bench = Bench(config, given.run, given.split)
-    results: dict[str, Any] = {"reach": bench.reach(), "structures": bench.structures(given.candidates)}
+    reached = reach(bench.sampler.tokenizer, bench.images_BHWC, bench.labels_B)
+    results: dict[str, Any] = {"reach": reached, "structures": bench.structures(given.candidates)}
     results |= {"contents": bench.contents(), "masks": bench.masks()}
     results["protocol"] = {
         "command": "python " + " ".join(sys.argv),
@@ -85,32 +87,6 @@ class Bench:
         self.ids_BT, self.structure_BL = self.sampler.tokenizer.tokenize(to_model_range(self.images_BHWC))
         self.layout = StageLayout(self.structure_BL.shape[1])
         self.free = draw_samples(self.sampler, self.labels_B, self.indices_B)
-
-    def reach(self) -> dict[str, Any]:
-        """Agreement of the digits themselves with their own maps, as they lose precision on the way."""
-        tokenizer, maps_BL, splits = self.sampler.tokenizer, self.structure_BL, self.layout.num_structure_stages
-        latent_BLC = encode_images(tokenizer, self.images_BHWC)
-        with torch.inference_mode():
-            canvas_BLC = tokenizer.dequantizer.canvases(self.ids_BT, maps_BL)[:, -1]
-            unquantised = tokenizer.encode(tokenizer.decode(latent_BLC))
-            reconstructed = tokenizer.encode(tokenizer.decode(canvas_BLC))
-        kept_B = (split_agreement(reconstructed, maps_BL, splits) == 1).all(1)
-        generator = torch.Generator().manual_seed(0)
-        noise_BLC = latent_BLC.std() * torch.randn(latent_BLC.shape, generator=generator)
-        others = torch.tensor([self._other_of_class(row) for row in range(len(maps_BL))])
-        return {
-            "digits whose child 1 of the first split has more ink": self._share_with_ink_in_child_1(),
-            "digits that keep their whole map when reconstructed": kept_B.double().mean().item(),
-            "digit": measure(latent_BLC, maps_BL, splits).__dict__,
-            **{
-                f"digit, latent noise of {level:.0%}": measure(latent_BLC + level * noise_BLC, maps_BL, splits).__dict__
-                for level in NOISE_LEVELS
-            },
-            "decoded and encoded without quantising": measure(unquantised, maps_BL, splits).__dict__,
-            "quantised latent": measure(canvas_BLC, maps_BL, splits).__dict__,
-            "reconstruction": measure(reconstructed, maps_BL, splits).__dict__,
-            "another digit of the class": measure(latent_BLC[others], maps_BL, splits).__dict__,
-        }
 
     def structures(self, candidates: list[int]) -> dict[str, Any]:
         """The first M splits given; all of them also with several draws of each sample."""
@@ -182,15 +158,42 @@ class Bench:
     def _accuracy(self, samples: ControlledSamples, labels_B: torch.Tensor) -> float:
         return class_accuracy(self.judge.read(samples.images_BHWC), labels_B.numpy(), 10)[0]
 
-    def _share_with_ink_in_child_1(self) -> float:
-        ink_BL = F.adaptive_avg_pool2d(to_model_range(self.images_BHWC), self.layout.side).flatten(1)
-        side_BL = 2 * (self.structure_BL >> (self.layout.last_stage - 1)) - 1
-        return ((ink_BL * side_BL).sum(1) > 0).double().mean().item()
 
-    def _other_of_class(self, row: int) -> int:
-        """The next digit of the same class, cyclically."""
-        same = (self.labels_B == self.labels_B[row]).nonzero().flatten().tolist()
-        return same[(same.index(row) + 1) % len(same)]
+def reach(tokenizer: Tokenizer, images_BHWC: ImageArray, labels_B: torch.Tensor) -> dict[str, Any]:
+    """Agreement of digits themselves with their own maps, as they lose precision on the way."""
+    latent_BLC = encode_images(tokenizer, images_BHWC)
+    ids_BT, maps_BL = tokenizer.tokenize_latent(latent_BLC)
+    layout = tokenizer.dequantizer.layout
+    splits = layout.num_structure_stages
+    with torch.inference_mode():
+        canvas_BLC = tokenizer.dequantizer.canvases(ids_BT, maps_BL)[:, -1]
+        unquantised = tokenizer.encode(tokenizer.decode(latent_BLC))
+        reconstructed = tokenizer.encode(tokenizer.decode(canvas_BLC))
+    kept_B = (split_agreement(reconstructed, maps_BL, splits) == 1).all(1)
+    ink_BL = F.adaptive_avg_pool2d(to_model_range(images_BHWC), layout.side).flatten(1)
+    side_BL = 2 * (maps_BL >> (layout.last_stage - 1)) - 1
+    generator = torch.Generator().manual_seed(0)
+    noise_BLC = latent_BLC.std() * torch.randn(latent_BLC.shape, generator=generator)
+    others = torch.tensor([other_of_class(labels_B, row) for row in range(len(maps_BL))])
+    return {
+        "digits whose child 1 of the first split has more ink": ((ink_BL * side_BL).sum(1) > 0).double().mean().item(),
+        "digits that keep their whole map when reconstructed": kept_B.double().mean().item(),
+        "digit": measure(latent_BLC, maps_BL, splits).__dict__,
+        **{
+            f"digit, latent noise of {level:.0%}": measure(latent_BLC + level * noise_BLC, maps_BL, splits).__dict__
+            for level in NOISE_LEVELS
+        },
+        "decoded and encoded without quantising": measure(unquantised, maps_BL, splits).__dict__,
+        "quantised latent": measure(canvas_BLC, maps_BL, splits).__dict__,
+        "reconstruction": measure(reconstructed, maps_BL, splits).__dict__,
+        "another digit of the class": measure(latent_BLC[others], maps_BL, splits).__dict__,
+    }
+
+
+def other_of_class(labels_B: torch.Tensor, row: int) -> int:
+    """The next digit of the same class, cyclically."""
+    same = (labels_B == labels_B[row]).nonzero().flatten().tolist()
+    return same[(same.index(row) + 1) % len(same)]
 
 
 def drawn_masks() -> dict[str, torch.Tensor]:

@@ -26,11 +26,13 @@ from eval.samplers import GeneratorSpec
 from nvg.checkpoints import load_network, weights_hash
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
+from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Dequantizer
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.ablate_plan import AblateConfig, AblationPlan, Cell
 from pipelines.checkpointing import resolve_checkpoint, weights_folder
 from pipelines.train_generator import GeneratorRunConfig
+from pipelines.train_tokenizer import TokenizerRunConfig
 from pipelines.training_metrics import read_metrics
 
 HELD_OUT_FILE = "held-out.json"
@@ -139,7 +141,7 @@ class SampleScores:
         """What samples can reach at best."""
         images, labels = self.data.held_out_images, self.data.held_out_labels
         copies = {
-            kind: self._score(reconstruct(EvaluationConfig(tokenizer=self._weights(run.run_folder)), images), labels)
+            kind: self._score(reconstruct(EvaluationConfig(tokenizer=_weights(run)), images), labels)
             for kind, run in self.plan.tokenizers.items()
         }
         return Reference(held_out=self._score(images, labels), reconstructions=copies)
@@ -150,18 +152,9 @@ class SampleScores:
         Returns:
             fid and class_accuracy.
         """
-        config, trainings = self.config, self.plan.trainings
-        spec = GeneratorSpec(
-            tokenizer=self._weights(self.plan.tokenizers[cell.structure_kind].run_folder),
-            content=self._weights(trainings[cell.content].run_folder),
-            structure=self._weights(trainings[cell.structure].run_folder) if cell.structure else "",
-            num_classes=len(self.data.class_names),
-            sampling=config.sampling,
-            seed=cell.seed,
-        )
         result = run_pool(
-            spec,
-            config=replace(config.pool, seed=cell.seed),
+            cell_spec(cell, self.plan, self.config.sampling, num_classes=len(self.data.class_names)),
+            config=replace(self.config.pool, seed=cell.seed),
             extractor=self.extractor_spec,
             folder=self.output / "pool",
             title=f"{cell.variant}, seed {cell.seed}",
@@ -178,9 +171,21 @@ class SampleScores:
         accuracy, _ = class_accuracy(self.judge.read(images_BHWC), labels_B, len(self.data.class_names))
         return {"fid": frechet_distance(features_BF, self.reference_NF), "class_accuracy": accuracy}
 
-    @staticmethod
-    def _weights(run_folder: str) -> str:
-        return str(weights_folder("folder", run_folder))
+
+def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_classes: int) -> GeneratorSpec:
+    """The networks of a variant with one seed, everything trained, and how they are sampled."""
+    return GeneratorSpec(
+        tokenizer=_weights(plan.tokenizers[cell.structure_kind]),
+        content=_weights(plan.trainings[cell.content]),
+        structure=_weights(plan.trainings[cell.structure]) if cell.structure else "",
+        num_classes=num_classes,
+        sampling=sampling,
+        seed=cell.seed,
+    )
+
+
+def _weights(run: TokenizerRunConfig | GeneratorRunConfig) -> str:
+    return str(weights_folder("folder", run.run_folder))
 
 
 def score_cell(cell: Cell, plan: AblationPlan, samples: SampleScores) -> dict[str, Any]:
