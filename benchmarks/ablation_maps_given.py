@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from eval.controlled import draw_samples
-from eval.judge import class_accuracy, train_judge
 from eval.pixels import to_model_range
+from eval.scores.judge import class_accuracy, train_judge
 from nvg.sampling import give_structure
-from pipelines.ablate_plan import AblateConfig, make_plan
-from pipelines.ablate_scores import cell_spec
+from pipelines.ablate.plan import AblateConfig, make_plan
+from pipelines.ablate.study import cell_spec
 from pipelines.configuration import load_config
 from pipelines.sources import load_images, open_source
 

@@ -25,8 +25,8 @@ import psutil
 import torch
 from safetensors import safe_open
 
+from eval.features.inception import InceptionExtractor
 from eval.image_files import file_hash, read_npz_array
-from eval.inception import InceptionExtractor
 
 POLL_S = 0.2
 NVG = str(Path(sys.executable).with_name("nvg"))

@@ -26,18 +26,18 @@ import psutil
 import torch
 from generator_step import build_task
 
+from cluster.ranks import ensure_process_group, local_device, normalise_rank_environment
 from cluster.session import free_port
 from pipelines.configuration import load_config
-from pipelines.train_generator import GeneratorRunConfig
-from pipelines.training_config import DeepSpeedConfig
-from pipelines.training_env import ensure_process_group, local_device, normalise_rank_environment
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import DeepSpeedConfig
+from pipelines.train.costs import state_bytes
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.launch import run_on_this_rank
+from pipelines.train.plan import generator_work
+from pipelines.train.step import Players
+from pipelines.train.task import TrainingConfig
 from pipelines.training_feed import Feed
-from pipelines.training_metrics import read_metrics
-from pipelines.training_plan import generator_work
-from pipelines.training_player import Players
-from pipelines.training_run import run_on_this_rank
-from pipelines.training_task import TrainingConfig
-from pipelines.training_work import state_bytes
 
 GIB = 2.0**30
 SPARE = 1.1  # of the memory that the states need, for activations of one sequence and the libraries

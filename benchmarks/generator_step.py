@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.tokenizer import Dequantizer, DequantizerConfig, Tokenizer, TokenizerConfig
 from nvg.training import ContentObjective, GeneratorLossConfig, PlainEngine, StructureObjective
-from pipelines.train_generator import ComputeConfig, GeneratorRunConfig, prepare_network
-from pipelines.training_batches import ArraySource
-from pipelines.training_config import LoopConfig, OptimizerConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
-from pipelines.training_task import TrainingTask
-from pipelines.training_work import flops_per_image, tokens_per_image
+from pipelines.batches.order import ArraySource
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import LoopConfig, OptimizerConfig
+from pipelines.train.costs import flops_per_image, tokens_per_image
+from pipelines.train.generator import ComputeConfig, GeneratorRunConfig, prepare_network
+from pipelines.train.launch import run_training
+from pipelines.train.task import TrainingTask
 
 NUM_RECORDS = 256
 WARM_UP = 2

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cluster.ranks import RankEnvironment
+from pipelines.batches.images import ImageLoadingConfig, LazyImageSource, memory_image_source
+from pipelines.batches.order import BatchSource
 from pipelines.sources import ImageSource, SourceConfig, open_source
 from pipelines.sources.decoding import decode_image
 from pipelines.sources.views import make_view
-from pipelines.training_batches import BatchSource
-from pipelines.training_env import RankEnvironment
-from pipelines.training_images import ImageLoadingConfig, LazyImageSource, memory_image_source
 
 BATCH = 32
 PARTS_MEASURED = 64  # images

@@ -21,9 +21,9 @@ import time
 import numpy as np
 import torch
 
-from eval.frechet import frechet, gather
-from eval.manifold import manifold_hits
-from eval.metrics import inception_score
+from eval.scores.frechet import frechet, gather
+from eval.scores.manifold import manifold_hits
+from eval.scores.metrics import inception_score
 
 PARTS = ("nothing", "fid", "inception_score", "precision_recall", "half")
 NUM_FEATURES, NUM_LOGITS = 2048, 1008

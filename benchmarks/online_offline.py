@@ -19,9 +19,9 @@ import torch
 from nvg.checkpoints import load_network
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer, quantize_for_training
-from pipelines.checkpointing import weights_folder
+from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import ImageSource, open_source, to_model_range
 
 

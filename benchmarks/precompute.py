@@ -34,10 +34,10 @@ from nvg.checkpoints import load_network, weights_hash
 from nvg.granularity import cluster_latents
 from nvg.records import read_index
 from nvg.tokenizer import Tokenizer, TokenizerConfig
-from pipelines.precompute import precompute
-from pipelines.precompute_config import PrecomputeConfig
-from pipelines.precompute_plan import DatasetFolder, make_plan
-from pipelines.precompute_unit import encode_unit
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.job import precompute
+from pipelines.precompute.plan import DatasetFolder, make_plan
+from pipelines.precompute.unit import encode_unit
 from pipelines.sources import SourceConfig, open_source, to_model_range
 
 

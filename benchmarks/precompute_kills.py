@@ -138,7 +138,7 @@ class Job:
     def start(self, output: str) -> None:
         """Start the driver."""
         self.output = self._root / output
-        command = [sys.executable, "-m", "pipelines.cli", "precompute", *self._settings, f"output={self.output}"]
+        command = [sys.executable, "-m", "pipelines.cli.main", "precompute", *self._settings, f"output={self.output}"]
         self._log = (self._root / f"{output}.log").open("a+")
         self._process = subprocess.Popen(command, env=self._environment, stdout=self._log, stderr=self._log)
         self.pids.append(self._process.pid)

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from cluster.ranks import RankEnvironment
 from nvg.records import RecordDataset, RecordLayout
-from pipelines.data_config import DataConfig
-from pipelines.training_data import generator_source
-from pipelines.training_env import RankEnvironment
+from pipelines.batches.config import DataConfig
+from pipelines.batches.records import generator_source
 
 LAYOUT = RecordLayout(256)
 NUM_CLASSES, CODEBOOK_SIZE = 1000, 4096

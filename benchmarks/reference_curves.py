@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval.plots import loss_curves
-from pipelines.checkpointing import resolve_checkpoint
-from pipelines.resume_state import TrainerState
-from pipelines.training_metrics import read_metrics
+from eval.pictures.plots import loss_curves
+from pipelines.checkpoints import resolve_checkpoint
+from pipelines.run_folder import read_metrics
+from pipelines.train.state import TrainerState
 
 NUM_ROWS = 60
 NUMBERS = ("loss", "accuracy", "cross_entropy", "mse", "repa", "velocity", "grad_norm", "lr")

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from eval.adherence import encode_images, measure, split_agreement
 from eval.controlled import ControlledSamples, compare, draw_best, draw_samples
-from eval.judge import Judge, class_accuracy, train_judge
 from eval.pixels import ImageArray, to_model_range
-from eval.samplers import GeneratorSampler, GeneratorSpec
+from eval.pool.samplers import GeneratorSampler, GeneratorSpec
+from eval.scores.adherence import encode_images, measure, split_agreement
+from eval.scores.judge import Judge, class_accuracy, train_judge
 from nvg.granularity import StageLayout
 from nvg.sampling import give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpointing import weights_folder
+from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
-from pipelines.evaluate import EvaluateConfig
+from pipelines.evaluate.generator import EvaluateConfig
 from pipelines.sources import load_images, open_source
 
 MASK_SIDE = 128

@@ -23,7 +23,7 @@ from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig
 from pipelines.sources import load_images, open_source
-from pipelines.train_tokenizer import train_tokenizer
+from pipelines.train.tokenizer import train_tokenizer
 
 
 def main() -> None:

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 
 from cluster.session import cluster_session
-from eval.adherence import encode_images, split_agreement
-from eval.canvas import LIGHT, new_figure, place, to_png
-from eval.judge import class_accuracy, train_judge
+from eval.pictures.drawing import LIGHT, new_figure, place, to_png
 from eval.pixels import to_model_range, to_uint8
+from eval.scores.adherence import encode_images, split_agreement
+from eval.scores.judge import class_accuracy, train_judge
 from nvg.checkpoints import load_network
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig
-from pipelines.evaluate_tokenizer import EvaluateTokenizerConfig, run_evaluate_tokenizer
+from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig, run_evaluate_tokenizer
 from pipelines.sources import load_images, open_source
-from pipelines.train_tokenizer import train_tokenizer
+from pipelines.train.tokenizer import train_tokenizer
 
 VARIANTS = {
     "granularity, 64 entries": ["tokenizer.model.structure=granularity"],

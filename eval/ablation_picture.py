@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from eval.canvas import LIGHT, new_figure, place, to_png
+from eval.pictures.drawing import LIGHT, new_figure, place, to_png
 
 PANELS = (
     ("cross_entropy", "token cross-entropy, nats ↓"),

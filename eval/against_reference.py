@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from eval.chunk_pool import PoolResult, run_chunks
-from eval.chunks import arrays_digest
-from eval.extractors import ExtractorSpec
 from eval.feature_job import FeatureJob
-from eval.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
-from eval.inception import INCEPTION
-from eval.metrics import inception_scores, manifold_scores
+from eval.features.extractors import ExtractorSpec
+from eval.features.inception import INCEPTION
+from eval.pool.chunks import arrays_digest
+from eval.pool.pool import PoolResult, run_chunks
 from eval.pool_config import ChunkPoolConfig
 from eval.protocol import metric_protocol
-from eval.reference_file import NUM_MANIFOLD_IMAGES, Reference
+from eval.reference import NUM_MANIFOLD_IMAGES, Reference
+from eval.scores.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
+from eval.scores.metrics import inception_scores, manifold_scores
 from eval.timing import timed
 from nvg.errors import UserError
 

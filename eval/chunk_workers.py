@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.chunks import Arrays, join_chunks, write_chunk
+from eval.pool.chunks import Arrays, join_chunks, write_chunk
 from eval.pool_config import ChunkPoolConfig
 from nvg.errors import UserError
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eval.canvas import (
+from eval.pictures.drawing import (
     Picture,
     Theme,
     both_themes,

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from eval.extractor_choice import ExtractorConfig
-from eval.judge import JudgeConfig
-from eval.manifold import NEIGHBOURHOOD
-from eval.paintings import Painting
+from eval.pictures.paintings import Painting
 from eval.pixels import ImageArray, check_images, check_labels
+from eval.pool.samplers import GeneratorSpec
 from eval.pool_config import PoolConfig
-from eval.samplers import GeneratorSpec
+from eval.scores.judge import JudgeConfig
+from eval.scores.manifold import NEIGHBOURHOOD
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.extractors import INCEPTION, SMALL_IMAGE, ExtractorSpec
-from eval.feature_network import (
+from eval.features.extractors import INCEPTION, SMALL_IMAGE, ExtractorSpec
+from eval.features.small_network import (
     FeatureNetworkConfig,
     FeatureTrainingConfig,
     save_feature_network,

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.chunk_workers import BatchFunction
-from eval.chunks import Arrays
-from eval.extractors import ExtractorSpec, build_extractor, feature_arrays, feature_names
+from eval.features.extractors import ExtractorSpec, build_extractor, feature_arrays, feature_names
 from eval.image_files import ImageReader
+from eval.pool.chunks import Arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class FeatureJob:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Arrays of a chunk: `readable_B`, and those of `eval.extractors.feature_arrays`."""
+        """Arrays of a chunk: `readable_B`, and those of `eval.features.extractors.feature_arrays`."""
         return ("readable_B", *feature_names(self.extractor.kind))
 
     def identity(self) -> dict[str, Any]:

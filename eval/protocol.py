@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from eval import frechet
 from eval.evaluation_config import EvaluationConfig, EvaluationData
-from eval.extractors import ExtractorSpec, layers_of
-from eval.judge import Judge
-from eval.manifold import NEIGHBOURHOOD
-from eval.metrics import NUM_SPLITS, PERMUTATION_SEED
-from eval.pool import SamplePool
+from eval.features.extractors import ExtractorSpec, layers_of
+from eval.pool.jobs import SamplePool
+from eval.scores import frechet
+from eval.scores.judge import Judge
+from eval.scores.manifold import NEIGHBOURHOOD
+from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED
 
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "numpy", "pillow")
 

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cluster.manifest import write_atomically
-from eval.chunk_pool import PoolResult, run_chunks
 from eval.extractor_choice import ExtractorConfig
-from eval.extractors import ExtractorSpec, layers_of
-from eval.frechet import METHOD
+from eval.features.extractors import ExtractorSpec, layers_of
 from eval.image_files import ImageReader
-from eval.metrics import frechet_distance
-from eval.paintings import paint_tokenized
+from eval.pictures.paintings import paint_tokenized
 from eval.pixels import ROUNDINGS
+from eval.pool.pool import PoolResult, run_chunks
 from eval.pool_config import ChunkPoolConfig
-from eval.reconstruction import ReconstructionJob, check_lpips
 from eval.results import write_results
+from eval.scores.frechet import METHOD
+from eval.scores.metrics import frechet_distance
+from eval.scores.reconstruction import ReconstructionJob, check_lpips
 from eval.timing import threads, timed
 from eval.tokenizer_sheet import tokenizer_sheet
 from nvg.checkpoints import load_network

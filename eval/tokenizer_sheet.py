@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.canvas import LIGHT, enlarge, mosaic, new_figure, place, show, to_png, to_rgb
-from eval.paintings import Painting
+from eval.pictures.drawing import LIGHT, enlarge, mosaic, new_figure, place, show, to_png, to_rgb
+from eval.pictures.paintings import Painting
 from eval.pixels import ImageArray
 
 ERROR_SCALE = 4  # white is a difference of 64 grey levels or more

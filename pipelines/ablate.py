@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.rule import Rule
 
 from cluster.session import cluster_session
-from pipelines.ablate_plan import AblateConfig, AblationPlan, make_plan
+from pipelines.ablate.plan import AblateConfig, AblationPlan, make_plan
+from pipelines.ablate.report import write_result
+from pipelines.ablate.study import SampleScores, score_cell
 from pipelines.ablate_queue import train_queue
-from pipelines.ablate_report import write_result
-from pipelines.ablate_scores import SampleScores, score_cell
-from pipelines.evaluate import load_data
-from pipelines.precompute import precompute
+from pipelines.evaluate.generator import load_data
+from pipelines.precompute.job import precompute
 
 
 def run_ablate(config: AblateConfig, *, console: Console | None = None) -> Path:

@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from eval.score_table import time_text
 from nvg.errors import UserError
-from pipelines.checkpointing import checkpoint_name, find_damage
+from pipelines.checkpoints import checkpoint_name, find_damage
 from pipelines.configuration import dump_config
-from pipelines.train_generator import GeneratorRunConfig
-from pipelines.train_tokenizer import TokenizerRunConfig
-from pipelines.training_loop import CHECKPOINTS_FOLDER
-from pipelines.training_metrics import read_metrics
-from pipelines.training_process import DRIVER_CONFIG_FILE, failure_text, process_environment, training_process
+from pipelines.run_folder import read_metrics
+from pipelines.train.drivers import DRIVER_CONFIG_FILE, failure_text, process_environment, training_process
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.loop import CHECKPOINTS_FOLDER
+from pipelines.train.tokenizer import TokenizerRunConfig
 
 POLL_S = 0.5
 LINE_EVERY_S = 30.0
@@ -71,7 +71,7 @@ def train_queue(runs: Mapping[str, Training], *, num_parallel: int, console: Con
 
 
 def _module(run: Training) -> str:
-    return "pipelines.train_generator" if isinstance(run, GeneratorRunConfig) else "pipelines.train_tokenizer"
+    return "pipelines.train.generator" if isinstance(run, GeneratorRunConfig) else "pipelines.train.tokenizer"
 
 
 def _kind(run: Training) -> str:

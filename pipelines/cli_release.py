@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_frame import DryRun, show_plan
+from pipelines.cli.frame import DryRun, show_plan
 
 
 def import_release(
@@ -24,8 +24,8 @@ def import_release(
 
     Example: [bold]nvg import-release --autoencoder ae.ckpt --generator d16.ckpt --output runs/d16[/bold]
     """
-    from pipelines.import_release import ImportReleaseConfig, plan_import
-    from pipelines.import_release import import_release as run
+    from pipelines.release import ImportReleaseConfig, plan_import
+    from pipelines.release import import_release as run
 
     config = ImportReleaseConfig(autoencoder=autoencoder, generator=generator, ema=ema, output=output)
     if dry_run:

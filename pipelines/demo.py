@@ -18,12 +18,12 @@ from rich.rule import Rule
 from cluster.manifest import write_atomically
 from cluster.session import SessionConfig, cluster_session
 from pipelines.configuration import dump_config
-from pipelines.evaluate import REPORT_FILE, RESULTS_FILE, EvaluateConfig, run_evaluate
-from pipelines.precompute import precompute
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.evaluate.generator import REPORT_FILE, RESULTS_FILE, EvaluateConfig, run_evaluate
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
-from pipelines.sources.folder import folder_channels
-from pipelines.train_tokenizer import TokenizerRunConfig, train_tokenizer
+from pipelines.sources.folders import folder_channels
+from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 from pipelines.training_pair import PairRunConfig, train_generators
 
 TIMES_FILE = "times.json"

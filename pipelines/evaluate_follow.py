@@ -19,9 +19,9 @@ from rich.console import Console
 from cluster.manifest import write_atomically
 from cluster.session import cluster_session
 from nvg.errors import UserError
-from pipelines.checkpointing import newest_valid
-from pipelines.evaluate import EvaluateConfig, resolve_paths
-from pipelines.evaluate_against import draw_against, open_against, print_against
+from pipelines.checkpoints import newest_valid
+from pipelines.evaluate.against import draw_against, open_against, print_against
+from pipelines.evaluate.generator import EvaluateConfig, resolve_paths
 
 SCORES_FILE = "scores.jsonl"
 WEIGHTS_FOLDER = "weights"

@@ -23,8 +23,8 @@ from nvg.checkpoints.release_networks import (
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpointing import weights_folder
-from pipelines.import_release import RELEASE_FILE
+from pipelines.checkpoints import weights_folder
+from pipelines.release import RELEASE_FILE
 
 BEGINNINGS = {"ema": EMA_GENERATOR, "model": BARE_GENERATOR}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nvg.checkpoints.networks import check_fit, read_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
-from pipelines.checkpointing import weights_folder
+from pipelines.checkpoints import weights_folder
 
 logger = logging.getLogger(__name__)
 KEY = "init_from"

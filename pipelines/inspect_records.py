@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.manifest import write_atomically
-from eval.paintings import paint_records
-from eval.pictures import painting_rows
+from eval.pictures.paintings import paint_records
+from eval.pictures.sheets import painting_rows
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpointing import weights_folder
-from pipelines.inspect_image import InspectConfig
-from pipelines.precompute_merge import SOURCES_FILE
+from pipelines.checkpoints import weights_folder
+from pipelines.inspect import InspectConfig
+from pipelines.precompute.merge import SOURCES_FILE
 
 
 def inspect_records(config: InspectConfig, console: Console | None = None) -> Path:

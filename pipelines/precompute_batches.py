@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import BadImage, ImageSource
 
 BATCHES_AHEAD = 2

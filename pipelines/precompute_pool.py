@@ -19,10 +19,10 @@ from ray.exceptions import RayError, RayTaskError
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.tokenizer import Tokenizer
-from pipelines.precompute_config import PrecomputeConfig
-from pipelines.precompute_plan import DatasetFolder
-from pipelines.precompute_repa import open_repa_stream
-from pipelines.precompute_unit import encode_unit
+from pipelines.precompute.beside import open_repa_stream
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.plan import DatasetFolder
+from pipelines.precompute.unit import encode_unit
 from pipelines.sources import ImageSource
 
 _MAX_START_FAILURES = 3

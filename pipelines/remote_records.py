@@ -8,7 +8,7 @@ from cluster.manifest import MANIFEST_FILE, write_atomically
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from nvg.records.shard import INDEX_FILE
-from pipelines.data_config import DataConfig
+from pipelines.batches.config import DataConfig
 from pipelines.sources.locations import join, location_of, read_bytes
 
 DESCRIPTION = (MANIFEST_FILE, INDEX_FILE, "dequantizer.json", "dequantizer.safetensors")

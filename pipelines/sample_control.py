@@ -15,12 +15,12 @@ from rich.table import Table
 from cluster.manifest import write_atomically
 from eval.control_pictures import control_sheet
 from eval.controlled import Comparison, ControlledSamples, compare
-from eval.paintings import paint_sequences
-from eval.pictures import painting_rows
-from eval.samplers import GeneratorSampler
+from eval.pictures.paintings import paint_sequences
+from eval.pictures.sheets import painting_rows
+from eval.pool.samplers import GeneratorSampler
 from nvg.granularity import StageLayout, stage_map
 from nvg.sampling import Given
-from pipelines.control import Control, ControlConfig, load_control
+from pipelines.structure_control import Control, ControlConfig, load_control
 
 CONTROL_FILE = "control.png"
 ADHERENCE_FILE = "adherence.json"

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
-from pipelines.training_env import RankEnvironment
-from pipelines.training_task import TrainingTask
-from pipelines.training_work import peak_flops
+from cluster.ranks import RankEnvironment
+from pipelines.train.costs import peak_flops
+from pipelines.train.task import TrainingTask
 
 DATA = "data"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pipelines.training_batches import Batch
-from pipelines.training_env import RankEnvironment
-from pipelines.training_task import Objective
+from cluster.ranks import RankEnvironment
+from pipelines.batches.order import Batch
+from pipelines.train.task import Objective
 
 
 class Feed:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nvg.training import parameter_groups
-from pipelines.training_config import OptimizerConfig
+from pipelines.train.config import OptimizerConfig
 
 
 def trained_modules(objective: Any) -> list[nn.Module]:

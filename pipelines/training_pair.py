@@ -1,6 +1,6 @@
 """Both generators at the same time: two driver processes on one Ray cluster.
 
-Each driver is ``python -m pipelines.train_generator`` with its own placement group, run name, port and
+Each driver is ``python -m pipelines.train.generator`` with its own placement group, run name, port and
 log file; this process starts or joins the cluster, watches both and shows their progress side by side.
 """
 
@@ -19,14 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
-from pipelines.checkpointing import resolve_checkpoint
-from pipelines.train_generator import GeneratorRunConfig
-from pipelines.training_config import LaunchConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_plan import plan_costs
-from pipelines.training_process import failure_text, process_environment, training_process
+from pipelines.checkpoints import resolve_checkpoint
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import LaunchConfig
+from pipelines.train.drivers import failure_text, process_environment, training_process
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.interrupt import EXIT_STOPPED, TrainingStopped, on_stop_signals
+from pipelines.train.plan import plan_costs
 from pipelines.training_ray import worker_resources
-from pipelines.training_stop import EXIT_STOPPED, TrainingStopped, on_stop_signals
 
 POLL_S = 0.5
 LINE_EVERY_POLLS = 40
@@ -108,7 +108,7 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
         environment = process_environment(**address)
         drivers = {
             run.kind: stack.enter_context(
-                training_process("pipelines.train_generator", run, run.run_folder, environment)
+                training_process("pipelines.train.generator", run, run.run_folder, environment)
             )
             for run in config.runs
         }

@@ -19,14 +19,14 @@ import torch
 import nvg
 from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
-from pipelines.checkpointing import resolve_checkpoint
-from pipelines.resume_state import TrainerState
-from pipelines.training_config import LaunchConfig, LoopConfig
-from pipelines.training_stop import TrainingStopped, ask_to_stop, on_stop_signals, stopped_text
+from pipelines.checkpoints import resolve_checkpoint
+from pipelines.train.config import LaunchConfig, LoopConfig
+from pipelines.train.interrupt import TrainingStopped, ask_to_stop, on_stop_signals, stopped_text
+from pipelines.train.state import TrainerState
 from pipelines.training_window import NonFiniteLossError
 
 if TYPE_CHECKING:
-    from pipelines.training_run import Config, RunConfig, TaskBuilder
+    from pipelines.train.launch import Config, RunConfig, TaskBuilder
 
 RAY_FOLDER = "ray"
 CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
@@ -98,7 +98,7 @@ def _train_on_worker(given: dict[str, Any]) -> None:
     """Body of one Ray Train worker: one rank."""
     from ray import cloudpickle
 
-    from pipelines.training_run import run_on_this_rank
+    from pipelines.train.launch import run_on_this_rank
 
     working_dir = Path(given["working_dir"])
     if working_dir.is_dir():  # Ray stands in a folder of its own; paths of the config are the driver's

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from cluster.ranks import RankEnvironment, agree, from_main
 from nvg.checkpoints import load_weights
 from nvg.errors import UserError
 from nvg.training import Ema
-from pipelines import checkpointing
-from pipelines.resume_state import TrainerState, require_same
-from pipelines.training_engine import TrainingEngine
-from pipelines.training_env import RankEnvironment, agree, from_main
+from pipelines import checkpoints
+from pipelines.train.engine import TrainingEngine
+from pipelines.train.state import TrainerState, require_same
 from pipelines.universal_checkpoint import convert, universal_folder
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Resumable:
 
 
 def find_resumable(
-    checkpoints: Path,
+    run_checkpoints: Path,
     *,
     expected: TrainerState,
     accept_changed: Sequence[str],
@@ -49,7 +49,7 @@ def find_resumable(
     """The newest valid checkpoint, converted where another number of ranks wrote it (all ranks call and agree).
 
     Args:
-        checkpoints: the run's checkpoints folder.
+        run_checkpoints: the run's checkpoints folder.
         expected: configuration, data, engine and ranks of this run.
         accept_changed: settings that may differ.
         place, device: this rank.
@@ -63,7 +63,7 @@ def find_resumable(
     found, refusal = None, None
     if place.is_main:
         try:
-            found = _choose(checkpoints, expected, accept_changed)
+            found = _choose(run_checkpoints, expected, accept_changed)
         except UserError as error:
             refusal = str(error)
     found, refusal = from_main((found, refusal), place, device)
@@ -72,8 +72,8 @@ def find_resumable(
     return found
 
 
-def _choose(checkpoints: Path, expected: TrainerState, accept_changed: Sequence[str]) -> Resumable | None:
-    folder = checkpointing.newest_valid(checkpoints, logger.warning, set_aside=True)
+def _choose(run_checkpoints: Path, expected: TrainerState, accept_changed: Sequence[str]) -> Resumable | None:
+    folder = checkpoints.newest_valid(run_checkpoints, logger.warning, set_aside=True)
     if folder is None:
         return None
     state = TrainerState.read(folder)

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.training_batches import BatchSource
-from pipelines.training_engine import TrainingEngine
+from pipelines.batches.order import BatchSource
+from pipelines.train.engine import TrainingEngine
 from pipelines.training_feed import Feed
 
 FIRST_STEP = 1 << 30  # noise of held-out batches is never that of a training step

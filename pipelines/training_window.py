@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.training_env import RankEnvironment, gather_objects
+from cluster.ranks import RankEnvironment, gather_objects
 
 
 class NonFiniteLossError(RuntimeError):

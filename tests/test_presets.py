@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer
-from pipelines.ablate_plan import AblateConfig
-from pipelines.cli import app
+from pipelines.ablate.plan import AblateConfig
+from pipelines.cli.main import app
 from pipelines.configuration import ConfigError, load_config
 from pipelines.demo import DemoConfig
-from pipelines.evaluate import EvaluateConfig
-from pipelines.evaluate_report import PublishedConfig
-from pipelines.precompute_config import PrecomputeConfig
-from pipelines.sample_images import SampleConfig
-from pipelines.train_generator import GeneratorRunConfig
-from pipelines.train_tokenizer import TokenizerRunConfig
+from pipelines.evaluate.generator import EvaluateConfig
+from pipelines.evaluate.table import PublishedConfig
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.sample import SampleConfig
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.tokenizer import TokenizerRunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))

@@ -2,7 +2,7 @@
 # Train through the deepspeed launcher, without Ray.
 #
 #   cluster/deepspeed/train.sh MODULE [key=value ...]
-#   cluster/deepspeed/train.sh pipelines.train_generator --config FILE kind=structure run_folder=runs/structure
+#   cluster/deepspeed/train.sh pipelines.train.generator --config FILE kind=structure run_folder=runs/structure
 #
 # Variables: HOSTFILE (several nodes), NUM_RANKS (one node, default: all GPUs, or 2 without GPU), MASTER_PORT.
 # Two trainings on one node need different MASTER_PORTs. Starting the same command again resumes.

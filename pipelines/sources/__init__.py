@@ -1,7 +1,8 @@
 """Image sources: bundled digits, class folders, webdataset tar shards."""
 
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.image_source import (
+from pipelines.sources.opening import open_source
+from pipelines.sources.source import (
     BadImage,
     ImageSource,
     LoadedImages,
@@ -10,7 +11,6 @@ from pipelines.sources.image_source import (
     load_images,
     to_model_range,
 )
-from pipelines.sources.opening import open_source
 
 __all__ = [
     "BadImage",

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-from pipelines.sources.image_source import BadImage
+from pipelines.sources.source import BadImage
 
 _DECODING_ERRORS = (
     OSError,  # includes UnidentifiedImageError and truncated files

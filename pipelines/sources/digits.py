@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.image_source import SkippedInput
+from pipelines.sources.source import SkippedInput
 from pipelines.sources.views import make_views
 
 NUM_TRAIN = 1000

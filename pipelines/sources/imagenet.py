@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nvg.errors import UserError
-from pipelines.sources.class_map import CLASS_MAP_FILES, class_names_of, find_one
+from pipelines.sources.class_names import CLASS_MAP_FILES, class_names_of, find_one
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.folder import Listing, class_folders, class_order_lines
+from pipelines.sources.folders import Listing, class_folders, class_order_lines
 from pipelines.sources.locations import is_folder, join, list_files, list_folders, location_of, name_of, read_bytes
 
 TRAIN, VALIDATION = "train", "val"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.image_source import ImageSource
+from pipelines.sources.source import ImageSource
 
 
 def open_source(config: SourceConfig) -> ImageSource:
@@ -23,14 +23,14 @@ def open_source(config: SourceConfig) -> ImageSource:
 
         return DigitsSource(config)
     if config.kind == "folder":
-        from pipelines.sources.folder import FolderSource, list_class_folders
+        from pipelines.sources.folders import FolderSource, list_class_folders
 
         return FolderSource(config, list_class_folders(config))
     if config.kind == "imagenet":
-        from pipelines.sources.folder import FolderSource
+        from pipelines.sources.folders import FolderSource
         from pipelines.sources.imagenet import list_imagenet
 
         return FolderSource(config, list_imagenet(config))
-    from pipelines.sources.webdataset_tars import WebdatasetSource
+    from pipelines.sources.tars import WebdatasetSource
 
     return WebdatasetSource(config)

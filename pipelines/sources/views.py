@@ -17,7 +17,7 @@ from PIL import Image
 from nvg.randomness import Purpose, uniforms
 from pipelines.sources.config import SourceConfig, shift_reach
 from pipelines.sources.decoding import decode_image
-from pipelines.sources.image_source import BadImage
+from pipelines.sources.source import BadImage
 
 logger = logging.getLogger(__name__)
 

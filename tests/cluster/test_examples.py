@@ -95,7 +95,7 @@ def deepspeed_train(repository, tmp_path):
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
         script = repository / "cluster" / "deepspeed" / "train.sh"
         return subprocess.run(
-            ["bash", str(script), "pipelines.train_generator", "kind=content"],
+            ["bash", str(script), "pipelines.train.generator", "kind=content"],
             env={**os.environ, "PATH": path, "HOSTFILE": str(hostfile)},
             capture_output=True,
             text=True,

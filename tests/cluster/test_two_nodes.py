@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_networks import save_generators, save_tokenizer
 
-from eval.feature_network import FeatureNetwork, FeatureNetworkConfig, save_feature_network
+from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, save_feature_network
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

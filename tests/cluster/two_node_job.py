@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.session import SessionConfig, cluster_session
-from eval.extractors import SMALL_IMAGE, ExtractorSpec
-from eval.pool import run_pool
+from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
+from eval.pool.jobs import run_pool
+from eval.pool.samplers import GeneratorSpec
 from eval.pool_config import PoolConfig
-from eval.samplers import GeneratorSpec
 from nvg.sampling import SamplingConfig
-from pipelines.precompute import precompute
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
 
 START_TIMEOUT_S = 60.0

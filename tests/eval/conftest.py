@@ -9,14 +9,14 @@ import pytest
 from tiny_networks import save_generators, save_tokenizer
 
 from eval.evaluation_config import EvaluationData
-from eval.extractors import SMALL_IMAGE, ExtractorSpec
-from eval.feature_network import (
+from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
+from eval.features.small_network import (
     FeatureNetworkConfig,
     FeatureTrainingConfig,
     save_feature_network,
     train_feature_network,
 )
-from eval.samplers import GeneratorSpec
+from eval.pool.samplers import GeneratorSpec
 from nvg.sampling import SamplingConfig
 from pipelines.sources import SourceConfig, load_images, open_source
 

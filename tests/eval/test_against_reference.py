@@ -11,22 +11,22 @@ import pytest
 import torch
 
 from eval.against_reference import ScoreConfig, complete_reference, not_comparable_because, score_against
-from eval.chunk_pool import PoolResult, chunk_identity
 from eval.chunk_workers import ChunkWorker
-from eval.chunks import read_chunk
-from eval.extractors import INCEPTION, ExtractorSpec
 from eval.feature_job import FeatureJob
-from eval.frechet import gather
+from eval.features.extractors import INCEPTION, ExtractorSpec
+from eval.features.inception import InceptionExtractor
 from eval.image_files import NpzImages, open_images
-from eval.inception import InceptionExtractor
-from eval.metrics import score_features
+from eval.pool.chunks import read_chunk
+from eval.pool.pool import PoolResult, chunk_identity
+from eval.pool.samplers import GeneratorSpec
 from eval.pool_config import ChunkPoolConfig, PoolConfig
-from eval.reference_file import Reference, read_reference, select_rows, write_reference
-from eval.samplers import GeneratorSpec
+from eval.reference import Reference, read_reference, select_rows, write_reference
+from eval.scores.frechet import gather
+from eval.scores.metrics import score_features
 from nvg.errors import UserError
-from pipelines.evaluate import EvaluateConfig, plan_evaluate, run_evaluate
-from pipelines.evaluate_against import EvaluateImagesConfig, plan_against, run_evaluate_images
-from pipelines.evaluate_reference import ReferenceRunConfig, plan_reference, run_reference
+from pipelines.evaluate.against import EvaluateImagesConfig, plan_against, run_evaluate_images
+from pipelines.evaluate.generator import EvaluateConfig, plan_evaluate, run_evaluate
+from pipelines.evaluate.reference import ReferenceRunConfig, plan_reference, run_reference
 from pipelines.sources import SourceConfig
 
 SMALL = ChunkPoolConfig(chunk_size=100, batch_size=50, cpus_per_actor=0.5)

@@ -11,14 +11,14 @@ import pytest
 
 from eval.evaluation import evaluate, prepare_extractor, reconstruct
 from eval.evaluation_config import EvaluationConfig, EvaluationData
-from eval.extractors import INCEPTION, ExtractorSpec
-from eval.feature_network import FeatureTrainingConfig
+from eval.features.extractors import INCEPTION, ExtractorSpec
+from eval.features.small_network import FeatureTrainingConfig
+from eval.pool.samplers import GeneratorSpec
 from eval.pool_config import PoolConfig
-from eval.samplers import GeneratorSpec
 from nvg.errors import UserError
-from pipelines.checkpointing import weights_folder
+from pipelines.checkpoints import weights_folder
 from pipelines.configuration import ConfigError, load_config
-from pipelines.evaluate import EvaluateConfig, codebook_usage, plan_evaluate, run_evaluate
+from pipelines.evaluate.generator import EvaluateConfig, codebook_usage, plan_evaluate, run_evaluate
 from pipelines.sources import SourceConfig
 
 POOL = PoolConfig(num_samples=60, num_actors=2, chunk_size=20, batch_size=20, cpus_per_actor=0.5, seed=5)

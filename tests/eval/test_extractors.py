@@ -11,7 +11,7 @@ import torch_fidelity
 from torch.utils.data import Dataset
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from eval.extractors import (
+from eval.features.extractors import (
     INCEPTION,
     SMALL_IMAGE,
     ExtractorSpec,
@@ -19,9 +19,9 @@ from eval.extractors import (
     extract,
     register_extractors,
 )
-from eval.feature_network import FeatureNetworkConfig, FeatureTrainingConfig, train_feature_network
-from eval.inception import InceptionExtractor
-from eval.metrics import score_features
+from eval.features.inception import InceptionExtractor
+from eval.features.small_network import FeatureNetworkConfig, FeatureTrainingConfig, train_feature_network
+from eval.scores.metrics import score_features
 from nvg.checkpoints import save_weights
 from nvg.errors import UserError
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.judge import JudgeConfig, class_accuracy, train_judge
 from eval.pixels import to_model_range, to_uint8
+from eval.scores.judge import JudgeConfig, class_accuracy, train_judge
 
 
 @pytest.fixture(scope="module")

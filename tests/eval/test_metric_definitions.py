@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.frechet import FeatureSums, Gaussian, frechet, frechet_spread, gather
-from eval.manifold import manifold_hits, share_spread
-from eval.metrics import NUM_SPLITS, PERMUTATION_SEED, frechet_distance, inception_score
+from eval.scores.frechet import FeatureSums, Gaussian, frechet, frechet_spread, gather
+from eval.scores.manifold import manifold_hits, share_spread
+from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED, frechet_distance, inception_score
 
 
 def features(count: int, width: int, seed: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.manifold import manifold_hits
-from eval.metrics import (
+from eval.scores.manifold import manifold_hits
+from eval.scores.metrics import (
     distance_to_training,
     frechet_distance,
     inception_score,

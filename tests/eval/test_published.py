@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.published import ScoreRow, fid_plot, markdown_table, row_of_results, scatter, score_table
+from eval.pages.published import ScoreRow, fid_plot, markdown_table, row_of_results, scatter, score_table
 from nvg.errors import UserError
-from pipelines.evaluate_report import ReportConfig, published_rows, run_report
+from pipelines.evaluate.table import ReportConfig, published_rows, run_report
 
 RESULTS = {
     "scores": {

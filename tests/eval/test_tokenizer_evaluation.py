@@ -12,22 +12,22 @@ import pytest
 import torch
 from torchvision.models import alexnet, vgg16
 
-from eval.chunk_pool import chunk_identity
 from eval.chunk_workers import ChunkWorker
-from eval.chunks import chunk_path, read_chunk
 from eval.evaluation_config import EvaluationData
-from eval.extractors import ExtractorSpec
-from eval.metrics import frechet_distance
+from eval.features.extractors import ExtractorSpec
+from eval.pool.chunks import chunk_path, read_chunk
+from eval.pool.pool import chunk_identity
+from eval.pool.samplers import GeneratorSpec
 from eval.pool_config import ChunkPoolConfig
-from eval.reconstruction import ReconstructionJob, check_lpips, load_lpips, pair_scores, reconstruct_with_ids
-from eval.samplers import GeneratorSpec
+from eval.scores.metrics import frechet_distance
+from eval.scores.reconstruction import ReconstructionJob, check_lpips, load_lpips, pair_scores, reconstruct_with_ids
 from eval.tokenizer_evaluation import reconstruction_scores
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import ConfigError, load_config
-from pipelines.evaluate_tokenizer import (
+from pipelines.evaluate.tokenizer import (
     EvaluateTokenizerConfig,
     SourceImages,
     plan_evaluate_tokenizer,

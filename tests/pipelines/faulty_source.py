@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.training_batches import Batch, BatchSource
-from pipelines.training_env import RankEnvironment
+from cluster.ranks import RankEnvironment
+from pipelines.batches.order import Batch, BatchSource
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 

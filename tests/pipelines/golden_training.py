@@ -17,11 +17,11 @@ from torch import Tensor
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.tokenizer import Dequantizer, DequantizerConfig
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
-from pipelines.training_batches import ArraySource
-from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
-from pipelines.training_task import TrainingTask
+from pipelines.batches.order import ArraySource
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.train.launch import run_training
+from pipelines.train.task import TrainingTask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("content", "structure")

@@ -15,11 +15,12 @@ from unittest import mock
 
 from tiny_training import build_task, tiny_config
 
-from pipelines import checkpointing, training_state
-from pipelines.training_run import run_training
+from pipelines import checkpoints
+from pipelines.train import saving
+from pipelines.train.launch import run_training
 
 STEP = 8
-NAME = checkpointing.checkpoint_name(STEP)
+NAME = checkpoints.checkpoint_name(STEP)
 
 
 def kill() -> None:
@@ -43,11 +44,11 @@ def at_step(*given: Any) -> bool:
 
 
 PLACES = {
-    "before the folder": before(checkpointing, "begin", lambda _, step: step == STEP),
-    "before the weights": before(training_state, "_write_weights", at_step),
-    "before the marker": before(checkpointing, "commit", at_step),
+    "before the folder": before(checkpoints, "begin", lambda _, step: step == STEP),
+    "before the weights": before(saving, "_write_weights", at_step),
+    "before the marker": before(checkpoints, "commit", at_step),
     "before the rename": before(os, "replace", lambda old, new: Path(new).name == NAME),
-    "before latest": before(checkpointing, "write_atomically", lambda path, _: path.name == "latest" and saved(path)),
+    "before latest": before(checkpoints, "write_atomically", lambda path, _: path.name == "latest" and saved(path)),
     "while pruning": before(shutil, "rmtree", lambda path, *_: str(path).endswith("00000004.tmp")),
 }
 
@@ -68,11 +69,11 @@ def train(folder: Path, patch: Any = None) -> int:
 
 def main(root: Path) -> None:
     assert train(root / "straight") == 0
-    last = Path("checkpoints", checkpointing.checkpoint_name(12))
+    last = Path("checkpoints", checkpoints.checkpoint_name(12))
     for place, patch in PLACES.items():
         folder = root / place.replace(" ", "-")
         killed = train(folder, patch) == -signal.SIGKILL
-        newest = checkpointing.newest_valid(folder / "checkpoints", print)
+        newest = checkpoints.newest_valid(folder / "checkpoints", print)
         again = train(folder)
         files = ("model.safetensors", "ema.safetensors")
         same = all(

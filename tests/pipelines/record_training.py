@@ -13,13 +13,13 @@ from faulty_source import FaultySource
 
 from cluster.session import free_port
 from nvg.models import ContentGeneratorConfig, StructureGeneratorConfig
+from pipelines.batches.config import DataConfig
 from pipelines.configuration import dump_config
-from pipelines.data_config import DataConfig
-from pipelines.train_generator import GeneratorRunConfig, build_task
-from pipelines.train_tokenizer import TokenizerRunConfig
-from pipelines.training_config import LoopConfig, OptimizerConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_task import TrainingTask
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import LoopConfig, OptimizerConfig
+from pipelines.train.generator import GeneratorRunConfig, build_task
+from pipelines.train.task import TrainingTask
+from pipelines.train.tokenizer import TokenizerRunConfig
 
 BIN = Path(sys.executable).parent
 NUM_STEPS = 6
@@ -52,7 +52,7 @@ def launch(
     config: GeneratorRunConfig | TokenizerRunConfig,
     *settings: str,
     num_ranks: int,
-    module: str = "pipelines.train_generator",
+    module: str = "pipelines.train.generator",
 ) -> None:
     """Train under the real ``deepspeed`` launcher, or with one rank as a plain process."""
     folder = Path(config.run_folder)

@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_networks import CODEBOOK_SIZE, save_generators, save_tokenizer
 
 from eval.evaluation_config import EvaluationConfig
-from eval.samplers import GeneratorSpec
+from eval.pool.samplers import GeneratorSpec
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import spatial_structure
@@ -22,15 +22,15 @@ from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
 from pipelines import ablate_queue
 from pipelines.ablate import run_ablate
-from pipelines.ablate_plan import AblateConfig, describe_plan, make_plan
-from pipelines.ablate_report import judge_orderings, summarise
+from pipelines.ablate.plan import AblateConfig, describe_plan, make_plan
+from pipelines.ablate.report import judge_orderings, summarise
 from pipelines.configuration import CONFIG_FOLDER, load_config
-from pipelines.evaluate import EvaluateConfig, run_evaluate
-from pipelines.precompute import precompute
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.evaluate.generator import EvaluateConfig, run_evaluate
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
-from pipelines.train_generator import GeneratorRunConfig, train_generator
-from pipelines.training_config import LaunchConfig
+from pipelines.train.config import LaunchConfig
+from pipelines.train.generator import GeneratorRunConfig, train_generator
 
 ABLATIONS = sorted(path.stem for path in (CONFIG_FOLDER / "ablations").glob("*.yaml"))
 

@@ -18,12 +18,12 @@ from nvg.errors import UserError
 from nvg.tokenizer import DinoFeatures, Tokenizer, TokenizerConfig, quantize_for_training
 from nvg.training import TokenizerLossConfig
 from nvg.training.adversarial import hinge_loss
+from pipelines.batches.order import Batch, BatchSource
+from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
-from pipelines.train_tokenizer import JudgesConfig, TokenizerRunConfig, build_task, train_tokenizer
-from pipelines.training_batches import Batch, BatchSource
-from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.train.launch import run_training
+from pipelines.train.tokenizer import JudgesConfig, TokenizerRunConfig, build_task, train_tokenizer
 from pipelines.training_window import NonFiniteLossError
 
 pytestmark = pytest.mark.slow
@@ -203,7 +203,7 @@ def test_two_ranks_of_zero_2_give_the_losses_of_one_process(repository, judges, 
         loop=replace(config.loop, engine="deepspeed", threads_per_rank=1),
         deepspeed=DeepSpeedConfig(zero_stage=2),
     )
-    launch(repository, ranks, num_ranks=2, module="pipelines.train_tokenizer")
+    launch(repository, ranks, num_ranks=2, module="pipelines.train.tokenizer")
     for found, expected in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
         for name in ("loss", "adversarial", "discriminator", "lecam", "adversary_loss"):
             assert found[name] == pytest.approx(expected[name], rel=1e-5 if name != "lecam" else 1e-4), name

@@ -9,11 +9,11 @@ import pytest
 from tiny_training import build_task, tiny_config
 
 from nvg.errors import UserError
-from pipelines import checkpointing
-from pipelines.checkpointing import resolve_checkpoint
-from pipelines.resume_state import TrainerState
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines import checkpoints
+from pipelines.checkpoints import resolve_checkpoint
+from pipelines.run_folder import read_metrics
+from pipelines.train.launch import run_training
+from pipelines.train.state import TrainerState
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def run_folder(tmp_path):
 
 
 def checkpoint(run_folder, step):
-    return run_folder / "checkpoints" / checkpointing.checkpoint_name(step)
+    return run_folder / "checkpoints" / checkpoints.checkpoint_name(step)
 
 
 def test_resolve_takes_run_and_checkpoint_folders(run_folder):
@@ -132,7 +132,7 @@ def test_changed_data_are_refused_by_name(run_folder):
     marker = checkpoint(run_folder, 12) / "COMPLETE"
     temporary = checkpoint(run_folder, 12).rename(checkpoint(run_folder, 12).with_suffix(".tmp"))
     (temporary / marker.name).unlink()
-    checkpointing.commit(temporary)
+    checkpoints.commit(temporary)
     with pytest.raises(UserError, match="the data has changed\n  name: checkpoint 'others', this run 'tiny'"):
         run_training(tiny_config(run_folder), build_task)
 
@@ -140,7 +140,7 @@ def test_changed_data_are_refused_by_name(run_folder):
 def test_retention(tmp_path):
     run_training(tiny_config(tmp_path, checkpoint_every_steps=1, keep_last=2, keep_every_steps=5), build_task)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
-    assert kept == [checkpointing.checkpoint_name(step) for step in (5, 10, 11, 12)]
+    assert kept == [checkpoints.checkpoint_name(step) for step in (5, 10, 11, 12)]
 
 
 def test_full_disk_keeps_older_checkpoints(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.training_state.save_weights", full)
+        patch.setattr("pipelines.train.saving.save_weights", full)
         with pytest.raises(UserError, match="step-00000012 could not be written: no space left"):
             run_training(tiny_config(tmp_path), build_task)
     assert [row["failed_checkpoints"] for row in read_metrics(tmp_path)] == [0] * 8 + [1] * 4  # step 8 had none
@@ -173,8 +173,8 @@ def test_save_that_would_not_fit_is_put_off_and_the_next_one_is_written(tmp_path
 
 
 def test_second_training_in_the_same_folder_is_refused(tmp_path):
-    from pipelines.training_env import RankEnvironment
-    from pipelines.training_state import run_lock
+    from cluster.ranks import RankEnvironment
+    from pipelines.train.saving import run_lock
 
     with run_lock(tmp_path, RankEnvironment()), pytest.raises(UserError, match="another training is writing"):
         run_training(tiny_config(tmp_path), build_task)

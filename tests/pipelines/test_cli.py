@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from nvg.errors import UserError
-from pipelines.cli import app
-from pipelines.cli_frame import EXIT_USER_ERROR, run_app
+from pipelines.cli.frame import EXIT_USER_ERROR, run_app
+from pipelines.cli.main import app
 
 COMMANDS = [
     ["demo"],
@@ -41,7 +41,7 @@ COMMANDS = [
 
 def run_nvg(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "pipelines.cli.main", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -59,7 +59,7 @@ def test_every_command_teaches_with_an_example(command):
 
 def test_help_imports_no_heavy_library():
     program = (
-        "import sys, pipelines.cli; heavy = ('torch', 'ray', 'deepspeed', 'sklearn', 'omegaconf'); "
+        "import sys, pipelines.cli.main; heavy = ('torch', 'ray', 'deepspeed', 'sklearn', 'omegaconf'); "
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -43,7 +43,7 @@ TINY = [
 
 
 def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.cli", "demo", f"folder={folder}", *arguments]
+    command = [sys.executable, "-m", "pipelines.cli.main", "demo", f"folder={folder}", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

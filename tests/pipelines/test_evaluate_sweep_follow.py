@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from tiny_networks import save_generators, save_tokenizer
 
-from eval.extractors import SMALL_IMAGE, ExtractorSpec
-from eval.feature_network import FeatureNetwork, FeatureNetworkConfig, save_feature_network
-from eval.frechet import gather
+from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
+from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, save_feature_network
 from eval.pool_config import PoolConfig
-from eval.reference_file import write_reference
+from eval.reference import write_reference
+from eval.scores.frechet import gather
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
-from pipelines.checkpointing import begin, commit
-from pipelines.cli_eval import model_overrides
+from pipelines.checkpoints import begin, commit
+from pipelines.cli.evaluate import model_overrides
+from pipelines.evaluate.series import SweepConfig, describe, plan_sweep, run_sweep
 from pipelines.evaluate_follow import FollowConfig, images_seen, plan_follow, read_scores, run_follow
-from pipelines.evaluate_sweep import SweepConfig, describe, plan_sweep, run_sweep
 
 
 @pytest.fixture(scope="module")

@@ -28,14 +28,14 @@ from nvg.granularity import cluster_latents, stage_map, structure_embedding
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer, quantize_ids
-from pipelines.cli import app
-from pipelines.import_release import LICENCE_NOTICE, ImportReleaseConfig, import_release
-from pipelines.sample_images import SampleConfig, sample_images
+from pipelines.cli.main import app
+from pipelines.release import LICENCE_NOTICE, ImportReleaseConfig, import_release
+from pipelines.sample import SampleConfig, sample_images
 
 IMPORT_AND_MEASURE = """
 import sys
 from pathlib import Path
-from pipelines.import_release import ImportReleaseConfig, import_release
+from pipelines.release import ImportReleaseConfig, import_release
 
 autoencoder, generator, output = sys.argv[1:]
 import_release(ImportReleaseConfig(autoencoder=autoencoder, generator=generator, output=output), print)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.metrics import peak_signal_to_noise
 from eval.pixels import to_uint8
+from eval.scores.metrics import peak_signal_to_noise
 from nvg.checkpoints import load_network
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig
 from pipelines.sources import load_images, open_source, to_model_range
-from pipelines.train_tokenizer import train_tokenizer
+from pipelines.train.tokenizer import train_tokenizer
 
 NUM_IMAGES = 64
 STEPS = 300  # about a minute of processor time

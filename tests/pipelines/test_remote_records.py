@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from nvg.errors import UserError
-from pipelines.data_config import DataConfig
+from pipelines.batches.config import DataConfig
 from pipelines.remote_records import DESCRIPTION, open_records
 
 MANIFEST = {"num_positions": 16, "num_records": 3, "num_classes": 10, "codebook_size": 64}

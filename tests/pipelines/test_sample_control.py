@@ -14,8 +14,8 @@ from nvg.errors import UserError
 from nvg.granularity import spatial_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
-from pipelines.control import ControlConfig, load_control
-from pipelines.sample_images import SampleConfig, plan_sample, sample_images
+from pipelines.sample import SampleConfig, plan_sample, sample_images
+from pipelines.structure_control import ControlConfig, load_control
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def draw(run_folder, output, **control):
 
 def run_nvg_sample(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "sample", *arguments],
+        [sys.executable, "-m", "pipelines.cli.main", "sample", *arguments],
         capture_output=True,
         text=True,
         timeout=120,

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
-from pipelines.cli import app
+from pipelines.cli.main import app
 from pipelines.configuration import dump_config
-from pipelines.evaluate import EvaluateConfig
-from pipelines.sample_images import SampleConfig, sample_images
+from pipelines.evaluate.generator import EvaluateConfig
+from pipelines.sample import SampleConfig, sample_images
 
 
 @pytest.fixture

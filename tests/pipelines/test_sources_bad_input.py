@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nvg.errors import UserError
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import BadImage, SourceConfig, load_images, open_source
 
 

@@ -5,13 +5,13 @@ import json
 
 import pytest
 
+from cluster.ranks import normalise_rank_environment
 from nvg.errors import UserError
 from pipelines.configuration import ConfigError, load_config
-from pipelines.deepspeed_settings import deepspeed_dict
-from pipelines.train_generator import GeneratorRunConfig
-from pipelines.train_tokenizer import TokenizerRunConfig
-from pipelines.training_config import DeepSpeedConfig, LoopConfig, OptimizerConfig
-from pipelines.training_env import normalise_rank_environment
+from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.train.deepspeed_settings import deepspeed_dict
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.tokenizer import TokenizerRunConfig
 from pipelines.training_pair import PairRunConfig
 
 
@@ -90,7 +90,7 @@ def test_impossible_settings_name_the_key(override):
 def test_every_optimizer_field_is_compared_on_resume_or_is_the_micro_batch(tmp_path):
     from tiny_training import build_task, tiny_config
 
-    from pipelines.training_run import run_training
+    from pipelines.train.launch import run_training
 
     config = tiny_config(tmp_path, stop_after_steps=1)
     optimizer = dataclasses.replace(config.optimizer, lr_factors={"2": 2.0})

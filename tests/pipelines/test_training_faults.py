@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file
 from tiny_training import build_task, tiny_config
 
-from pipelines.resume_state import TrainerState
-from pipelines.training_config import DeepSpeedConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import DeepSpeedConfig
+from pipelines.train.launch import run_training
+from pipelines.train.state import TrainerState
 from pipelines.training_window import NonFiniteLossError
 
 HERE = Path(__file__).parent

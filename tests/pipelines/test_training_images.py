@@ -12,16 +12,16 @@ from PIL import Image
 from test_sources import write_class_folders
 from test_sources_webdataset import write_shards
 
+from cluster.ranks import RankEnvironment
 from nvg.errors import UserError
 from nvg.tokenizer import TokenizerConfig
 from nvg.training import TokenizerLossConfig
-from pipelines import training_images
+from pipelines.batches import images
+from pipelines.batches.images import ImageLoadingConfig, LazyImageSource, image_source, memory_image_source
 from pipelines.sources import BadImage, SourceConfig, open_source
 from pipelines.sources.views import make_view
-from pipelines.train_tokenizer import TokenizerRunConfig, train_tokenizer
-from pipelines.training_config import LoopConfig, OptimizerConfig
-from pipelines.training_env import RankEnvironment
-from pipelines.training_images import ImageLoadingConfig, LazyImageSource, image_source, memory_image_source
+from pipelines.train.config import LoopConfig, OptimizerConfig
+from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 
 LAZY = ImageLoadingConfig(loader="lazy", num_threads=3, prefetch_batches=2)
 
@@ -172,7 +172,7 @@ def test_auto_takes_memory_where_the_views_fit(folder, monkeypatch):
     assert not isinstance(image_source(source, "one", auto), LazyImageSource)
     fresh = open_source(folder_config(folder, view_policy="fresh_crop"))
     assert isinstance(image_source(fresh, "one", auto), LazyImageSource)
-    monkeypatch.setattr(training_images, "MAX_IMAGE_BYTES_IN_MEMORY", 11 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES_IN_MEMORY", 11 * 16 * 16 * 3 - 1)
     assert isinstance(image_source(source, "one", auto), LazyImageSource)
     with pytest.raises(UserError, match=r"GiB in memory, .*loading\.loader=lazy"):
         image_source(source, "one", replace(auto, loader="memory"))

@@ -12,9 +12,9 @@ from tiny_training import build_task, tiny_config
 
 from cluster.session import free_port
 from nvg.errors import UserError
-from pipelines.training_config import LaunchConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import LaunchConfig
+from pipelines.train.launch import run_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

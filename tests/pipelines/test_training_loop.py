@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
+from cluster.ranks import RankEnvironment, round_to_tf32
 from nvg.errors import UserError
-from pipelines.training_batches import ArraySource
-from pipelines.training_config import DeepSpeedConfig
-from pipelines.training_env import RankEnvironment, round_to_tf32
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines.batches.order import ArraySource
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import DeepSpeedConfig
+from pipelines.train.launch import run_training
 from pipelines.training_window import NonFiniteLossError
 
 

@@ -18,16 +18,16 @@ from tiny_networks import CODEBOOK_SIZE, save_tokenizer
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
-from pipelines.checkpointing import find_damage
-from pipelines.data_config import DataConfig
-from pipelines.precompute import precompute
-from pipelines.precompute_config import PrecomputeConfig
+from pipelines.batches.config import DataConfig
+from pipelines.checkpoints import find_damage
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.job import precompute
+from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
-from pipelines.train_generator import train_generator
-from pipelines.training_config import LaunchConfig
-from pipelines.training_metrics import read_metrics
+from pipelines.train.config import LaunchConfig
+from pipelines.train.generator import train_generator
+from pipelines.train.launch import run_training
 from pipelines.training_pair import PairRunConfig, train_generators
-from pipelines.training_run import run_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -16,11 +16,11 @@ from nvg.errors import UserError
 from nvg.models import ContentGenerator, RepaHead
 from nvg.records import RecordDataset
 from nvg.training import ContentObjective, GeneratorLossConfig
+from pipelines.batches.order import ArraySource
 from pipelines.repa_source import open_repa_source
-from pipelines.training_batches import ArraySource
-from pipelines.training_config import DeepSpeedConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines.run_folder import read_metrics
+from pipelines.train.config import DeepSpeedConfig
+from pipelines.train.launch import run_training
 
 WIDTH, STEPS = 6, 6
 

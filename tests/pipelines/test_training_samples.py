@@ -14,8 +14,8 @@ from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset, RecordLayout
 from pipelines.report_config import SampleSheetConfig
-from pipelines.training_run import run_training
-from pipelines.training_samples import GeneratorSheets
+from pipelines.train.launch import run_training
+from pipelines.train.samples import GeneratorSheets
 
 PNG = b"\x89PNG"
 DEVICE = torch.device("cpu")

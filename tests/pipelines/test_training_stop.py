@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny_training import build_task, tiny_config
 
-from pipelines import training_stop
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
-from pipelines.training_stop import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
+from pipelines.run_folder import read_metrics
+from pipelines.train import interrupt
+from pipelines.train.interrupt import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
+from pipelines.train.launch import run_training
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
@@ -25,7 +25,7 @@ def losses(folder):
 @pytest.mark.parametrize("fault", ["term", "stop"])
 @pytest.mark.parametrize("engine", ["plain", "deepspeed"])
 def test_asked_to_end_it_saves_the_step_and_the_whole_equals_a_straight_run(tmp_path, engine, fault, monkeypatch):
-    monkeypatch.setattr(training_stop, "POLL_S", 0.0)
+    monkeypatch.setattr(interrupt, "POLL_S", 0.0)
     straight = run_training(tiny_config(tmp_path / "straight", engine=engine), build_task)
     config = replace(tiny_config(tmp_path / "stopped", engine=engine, log_every_steps=4), fault=fault)
     with pytest.raises(TrainingStopped, match=r"tiny: stopped after step 6 of 12.*step-00000006 is whole"):
@@ -40,7 +40,7 @@ def test_asked_to_end_it_saves_the_step_and_the_whole_equals_a_straight_run(tmp_
 
 
 def test_request_of_an_earlier_session_is_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr(training_stop, "POLL_S", 0.0)
+    monkeypatch.setattr(interrupt, "POLL_S", 0.0)
     ask_to_stop(tmp_path)
     assert run_training(tiny_config(tmp_path), build_task).name == "step-00000012"
 

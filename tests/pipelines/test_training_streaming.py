@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.training_env import RankEnvironment
-from pipelines.training_streaming import _global_rows
+from cluster.ranks import RankEnvironment
+from pipelines.batches.streaming import _global_rows
 
 
 @pytest.mark.slow

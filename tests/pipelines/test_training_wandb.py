@@ -7,8 +7,8 @@ import pytest
 from tiny_training import build_task, tiny_config
 
 from pipelines.report_config import WandbConfig
-from pipelines.training_metrics import read_metrics
-from pipelines.training_run import run_training
+from pipelines.run_folder import read_metrics
+from pipelines.train.launch import run_training
 
 pytest.importorskip("wandb")
 
@@ -52,8 +52,8 @@ def test_runs_of_the_same_name_are_different_runs(tmp_path):
 
 def test_service_that_refuses_is_one_warning_and_the_training_goes_on(tmp_path, caplog):
     wandb = WandbConfig(enabled=True, mode="online")
-    with caplog.at_level(logging.WARNING, "pipelines.training_sinks"):
+    with caplog.at_level(logging.WARNING, "pipelines.train.sinks"):
         run_training(tiny_config(tmp_path, wandb=wandb), build_task)
     assert len(read_metrics(tmp_path)) == 12
-    [warning] = [record.message for record in caplog.records if record.name == "pipelines.training_sinks"]
+    [warning] = [record.message for record in caplog.records if record.name == "pipelines.train.sinks"]
     assert warning.startswith("wandb could not be started, training without it: ")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.ranks import RankEnvironment
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGeneratorConfig
 from pipelines.configuration import load_config
-from pipelines.train_generator import GeneratorRunConfig
+from pipelines.train.costs import count_work, flops_per_image, peak_flops, state_bytes
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.plan import plan_costs
 from pipelines.training_clock import Speed
-from pipelines.training_env import RankEnvironment
-from pipelines.training_plan import plan_costs
-from pipelines.training_work import count_work, flops_per_image, peak_flops, state_bytes
 
 OPTIONS = {"stages_per_image": None, "precision": "bf16", "recompute_activations": False}
 

@@ -12,10 +12,10 @@ import torch
 from faulty_source import FaultySource
 from torch import Tensor, nn
 
-from pipelines.training_batches import ArraySource, BatchSource
-from pipelines.training_config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
-from pipelines.training_run import command, run_training
-from pipelines.training_task import TrainingTask
+from pipelines.batches.order import ArraySource, BatchSource
+from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.train.launch import command, run_training
+from pipelines.train.task import TrainingTask
 
 NUM_IMAGES = 50
 WIDTH = 8

@@ -27,21 +27,21 @@ from record_training import NUM_STEPS, record_config
 from tiny_networks import save_tokenizer
 
 from cluster.session import SessionConfig, cluster_session
-from pipelines.checkpointing import resolve_checkpoint
+from pipelines.checkpoints import resolve_checkpoint
 from pipelines.configuration import dump_config
-from pipelines.precompute import precompute
-from pipelines.precompute_config import PrecomputeConfig
-from pipelines.resume_state import TrainerState
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.job import precompute
+from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
-from pipelines.train_generator import GeneratorRunConfig, train_generator
-from pipelines.training_config import LaunchConfig
-from pipelines.training_metrics import read_metrics
+from pipelines.train.config import LaunchConfig
+from pipelines.train.generator import GeneratorRunConfig, train_generator
+from pipelines.train.interrupt import EXIT_STOPPED
+from pipelines.train.state import TrainerState
 from pipelines.training_pair import PairRunConfig
-from pipelines.training_stop import EXIT_STOPPED
 
 KINDS = ("content", "structure")
-ONE = ("pipelines.train_generator",)
-BOTH = ("pipelines.cli", "train", "generators")
+ONE = ("pipelines.train.generator",)
+BOTH = ("pipelines.cli.main", "train", "generators")
 TIMEOUT_S = 120.0
 LONG = 10 * NUM_STEPS
 

@@ -11,7 +11,7 @@ from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, HiddenTokens
 from nvg.tokenizer import Dequantizer, DequantizerConfig
 from nvg.training import ContentObjective, GeneratorLossConfig
-from pipelines.training_config import OptimizerConfig
+from pipelines.train.config import OptimizerConfig
 from pipelines.training_optimizer import build_optimizer, trained_modules
 
 SPACE: dict[str, Any] = {"num_positions": 16, "latent_channels": 4, "codebook_size": 16}

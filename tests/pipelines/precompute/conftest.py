@@ -12,11 +12,11 @@ import torch
 
 from nvg.checkpoints import load_network, save_weights, weights_hash
 from nvg.tokenizer import Tokenizer, TokenizerConfig
-from pipelines.precompute_config import PrecomputeConfig
-from pipelines.precompute_merge import merge_parts
-from pipelines.precompute_plan import DatasetFolder, Plan, make_plan
-from pipelines.precompute_repa import RepaStream
-from pipelines.precompute_unit import encode_unit
+from pipelines.precompute.beside import RepaStream
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.merge import merge_parts
+from pipelines.precompute.plan import DatasetFolder, Plan, make_plan
+from pipelines.precompute.unit import encode_unit
 from pipelines.sources import ImageSource, SourceConfig, open_source
 
 

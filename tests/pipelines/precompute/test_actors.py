@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nvg.errors import UserError
-from pipelines.precompute import precompute
+from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
 
 if TYPE_CHECKING:  # it imports ray, which reads its environment at import: the session sets that first

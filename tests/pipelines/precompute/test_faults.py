@@ -19,10 +19,10 @@ from PIL import Image
 
 from nvg.errors import UserError
 from nvg.records import RecordDataset
-from pipelines import precompute_merge
-from pipelines.precompute_merge import is_complete, merge_parts
+from pipelines.precompute import merge
+from pipelines.precompute.merge import is_complete, merge_parts
+from pipelines.precompute.verify import verify_records
 from pipelines.sources import SourceConfig
-from pipelines.verify_records import verify_records
 
 
 def picture(number: int) -> Image.Image:
@@ -120,7 +120,7 @@ def test_f9_a_merge_killed_anywhere_leaves_no_index_and_can_be_repeated(case, fi
             raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(precompute_merge, step, kill)
+        patched.setattr(merge, step, kill)
         with pytest.raises(Killed):
             prepared.merge()
     assert not (prepared.folder.root / "index.json").exists()

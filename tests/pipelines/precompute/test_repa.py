@@ -17,10 +17,10 @@ from nvg.checkpoints import load_dinov2_features
 from nvg.errors import UserError
 from nvg.records import FeatureDataset, FeatureLayout, JpegDataset, RecordDataset, to_int8
 from nvg.tokenizer import Dinov2Features
-from pipelines.precompute_config import RepaStoreConfig
-from pipelines.precompute_repa import FeatureStream, JpegStream
+from pipelines.precompute.beside import FeatureStream, JpegStream
+from pipelines.precompute.config import RepaStoreConfig
+from pipelines.precompute.verify import verify_records
 from pipelines.sources import SourceConfig, to_model_range
-from pipelines.verify_records import verify_records
 
 SIZES = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 

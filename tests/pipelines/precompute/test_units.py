@@ -20,8 +20,8 @@ from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_latents
 from nvg.records import RecordDataset
 from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
-from pipelines.precompute import precompute
-from pipelines.precompute_plan import DatasetFolder
+from pipelines.precompute.job import precompute
+from pipelines.precompute.plan import DatasetFolder
 from pipelines.sources import SourceConfig, open_source, to_model_range
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from nvg.errors import UserError
 from nvg.records import RecordDataset
-from pipelines.inspect_image import InspectConfig
+from pipelines.inspect import InspectConfig
 from pipelines.inspect_records import inspect_records
-from pipelines.verify_records import verify_records
+from pipelines.precompute.verify import verify_records
 
 
 @pytest.fixture

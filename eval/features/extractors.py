@@ -1,0 +1,258 @@
+"""Feature extractors as torch-fidelity knows them, each built from a file that is there.
+
+Two kinds: Inception (`inception-v3-compat`, the network behind every published FID; its weights are
+never fetched silently) and the small image network (`nvg-small-image`) for data sets that Inception
+knows nothing about. torch-fidelity's registry lives in one process, so every worker registers for itself.
+Shapes: images_BHWC uint8, features_NF float32, logits_NV float32, spatial_NG float32.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch_fidelity import register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor
+
+from eval.features.inception import (
+    INCEPTION,
+    LOGIT_LAYER,
+    POOL_LAYER,
+    SPATIAL_CHANNELS,
+    InceptionExtractor,
+    check_inception_file,
+    load_inception,
+)
+from eval.features.small_network import WEIGHTS_NAME, load_feature_network
+from eval.image_files import file_hash
+from eval.pixels import ImageArray, check_images
+from nvg.errors import UserError
+
+SMALL_IMAGE = "nvg-small-image"
+KINDS = (INCEPTION, SMALL_IMAGE)
+
+_registry_lock = threading.Lock()
+
+
+class SmallImageFeatureExtractor(FeatureExtractorBase):
+    """The small image network in torch-fidelity's clothes.
+
+    Layers: `penultimate` (FID, precision, recall) and `logits` (Inception score). Input is uint8
+    (B, 1 or 3, H, W) of any side, so torch-fidelity's own RGB data sets work as well.
+    """
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        if feature_extractor_weights_path is None:
+            raise UserError(f"{SMALL_IMAGE}: found no weights path, expected the folder the network was saved in")
+        self.network = load_feature_network(Path(feature_extractor_weights_path))
+
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the requested layers.
+
+        Args:
+            input: uint8 tensor (B, 1 or 3, H, W).
+
+        Returns:
+            One float32 tensor per requested layer, in the order of the request.
+
+        Raises:
+            ValueError: not such a tensor.
+        """
+        if input.dtype != torch.uint8 or input.ndim != 4 or input.shape[1] not in (1, 3):
+            raise ValueError(f"images: found {input.dtype} {tuple(input.shape)}, expected uint8 (B, 1 or 3, H, W)")
+        features, logits = self.network(self.network.prepare(input))
+        layers = {"penultimate": features, "logits": logits}
+        return tuple(layers[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Names of the layers."""
+        return "penultimate", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The layer a metric uses unless told otherwise."""
+        return "logits" if metric == "isc" else "penultimate"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """The network resizes by the shape of its input, so it is left uncompiled."""
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> torch.Tensor:
+        """An input of the right kind."""
+        return torch.zeros((1, 3, 16, 16), dtype=torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    """Which extractor, and the file or folder of its weights; small enough to send to every worker.
+
+    Attributes:
+        kind: `inception-v3-compat` or `nvg-small-image`.
+        path: the `.pth` file of Inception, or the folder of a small image network.
+    """
+
+    kind: str
+    path: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"extractor.kind: found {self.kind!r}, expected one of {', '.join(KINDS)}")
+
+    @property
+    def weights_file(self) -> Path:
+        """The file whose hash stands in the protocol."""
+        path = Path(self.path)
+        return path if self.kind == INCEPTION else path / f"{WEIGHTS_NAME}.safetensors"
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights file, as hex.
+
+        Raises:
+            UserError: the file is missing.
+        """
+        self.check()
+        return file_hash(self.weights_file)
+
+    def check(self) -> None:
+        """Make sure the weights are there.
+
+        Raises:
+            UserError: says which file is missing, where it can be had and where to put it.
+        """
+        if self.kind == INCEPTION:
+            check_inception_file(self.weights_file)
+            return
+        if self.weights_file.is_file():
+            return
+        raise UserError(
+            f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
+            "run; set extractor_path to one, or leave it empty to train the network anew (seconds)."
+        )
+
+
+class Features(NamedTuple):
+    """What one extractor says about N images."""
+
+    features_NF: NDArray[np.float32]
+    logits_NV: NDArray[np.float32]
+    spatial_NG: NDArray[np.float32] | None = None
+
+
+def register_extractors() -> None:
+    """Make `nvg-small-image` known to torch-fidelity in this process; any number of calls is fine."""
+    with _registry_lock:
+        if SMALL_IMAGE not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(SMALL_IMAGE, SmallImageFeatureExtractor)
+
+
+def layers_of(kind: str) -> dict[str, str]:
+    """Which layers the scores use, as they stand in the protocol of every result.
+
+    Args:
+        kind: an extractor's name.
+
+    Returns:
+        `feature_layer` (FID, precision, recall), `logit_layer` (Inception score), and `spatial_layer` (sFID) where
+        the extractor has one.
+    """
+    if kind == SMALL_IMAGE:
+        return {"feature_layer": "penultimate", "logit_layer": "logits"}
+    spatial = f"mixed_6/conv, channels 0-{SPATIAL_CHANNELS - 1}"
+    return {"feature_layer": POOL_LAYER, "logit_layer": LOGIT_LAYER, "spatial_layer": spatial}
+
+
+def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtractorBase:
+    """Build an extractor from its weights.
+
+    Args:
+        spec: which one.
+        device: torch device it runs on.
+
+    Returns:
+        torch-fidelity's extractor in evaluation mode, giving the layers of `layers_of`.
+
+    Raises:
+        UserError: the weights are missing, are not weights, or belong to another network.
+    """
+    spec.check()
+    if spec.kind == INCEPTION:
+        return load_inception(Path(spec.path)).to(device)
+    register_extractors()
+    layers = list(layers_of(spec.kind).values())
+    extractor = create_feature_extractor(
+        spec.kind, layers, cuda=False, feature_extractor_weights_path=spec.path, verbose=False
+    )
+    return extractor.to(device)
+
+
+def extract(
+    extractor: FeatureExtractorBase,
+    images_BHWC: ImageArray,
+    *,
+    batch_size: int = 64,
+    on_images: Callable[[int], None] | None = None,
+) -> Features:
+    """Compute the layers of an extractor for images.
+
+    Args:
+        extractor: from `build_extractor`.
+        images_BHWC: uint8 images, grey or colour; grey ones are repeated to three channels for Inception.
+        batch_size: images per pass.
+        on_images: called with the number of images after each pass, for a progress bar.
+
+    Returns:
+        The arrays; the spatial one only of an extractor that has this layer.
+
+    Raises:
+        ValueError: not such images.
+    """
+    check_images(images_BHWC, "images")
+    device = next(extractor.parameters()).device
+    layers: list[tuple[torch.Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, len(images_BHWC), batch_size):
+            batch = torch.from_numpy(images_BHWC[start : start + batch_size].copy()).permute(0, 3, 1, 2)
+            if isinstance(extractor, InceptionExtractor) and batch.shape[1] == 1:
+                batch = batch.expand(-1, 3, -1, -1)
+            layers.append(tuple(layer.float().cpu() for layer in extractor(batch.contiguous().to(device))))
+            if on_images is not None:
+                on_images(len(batch))
+    return Features(*(torch.cat(parts).numpy() for parts in zip(*layers, strict=True)))
+
+
+def feature_names(kind: str) -> tuple[str, ...]:
+    """Names of the arrays of `feature_arrays`, in order.
+
+    Args:
+        kind: an extractor's name.
+    """
+    return ("features_BF", "logits_BV", *(("spatial_BG",) if kind == INCEPTION else ()))
+
+
+def feature_arrays(
+    extractor: FeatureExtractorBase, images_BHWC: ImageArray, *, batch_size: int
+) -> dict[str, NDArray[np.float32]]:
+    """What a chunk holds of images: `features_BF`, `logits_BV` and, of Inception, `spatial_BG`.
+
+    Args:
+        extractor: from `build_extractor`.
+        images_BHWC: uint8 images.
+        batch_size: images per pass.
+    """
+    layers = [layer for layer in extract(extractor, images_BHWC, batch_size=batch_size) if layer is not None]
+    kind = INCEPTION if isinstance(extractor, InceptionExtractor) else SMALL_IMAGE
+    return dict(zip(feature_names(kind), layers, strict=True))

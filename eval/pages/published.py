@@ -1,0 +1,200 @@
+"""Results beside published ones: one table, and FID over parameters and over steps."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.pages import page
+from eval.pictures.drawing import Picture, Theme, both_themes, new_figure, place
+from eval.pictures.plots import plain_axes
+
+OURS = "here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """One line of the table.
+
+    Attributes:
+        type: kind of model; `here` marks results of this project.
+        model: its name.
+        fid, inception_score, precision, recall: scores; None where nobody published them.
+        sfid: likewise; Table 1 of the paper has none.
+        parameters: in millions.
+        steps: as the paper counts them.
+        num_images: samples behind the scores.
+        remarks: what keeps the line from being compared.
+    """
+
+    type: str
+    model: str
+    fid: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    sfid: float | None = None
+    parameters: float | None = None
+    steps: int | None = None
+    num_images: int = 50_000
+    remarks: tuple[str, ...] = ()
+
+
+def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
+    """A line from the content of a `results.json`.
+
+    Args:
+        name: what the table calls it.
+        results: of an evaluation against a reference, or of one against training images.
+    """
+    scores, model = results["scores"]["generated"], results["protocol"].get("model", {})
+    parameters = sum(model.get("parameters", {}).values())
+    remarks = results.get("not_comparable_because", ["compared with training images in a feature space of its own"])
+    return ScoreRow(
+        type=OURS,
+        model=name,
+        **{key: scores.get(key) for key in ("fid", "inception_score", "precision", "recall", "sfid")},
+        parameters=parameters / 1e6 if parameters else None,
+        steps=model.get("stages"),
+        num_images=scores["num_images"],
+        remarks=tuple(remarks),
+    )
+
+
+def score_table(rows: Sequence[ScoreRow]) -> tuple[list[str], list[list[str]]]:
+    """The table as text.
+
+    Args:
+        rows: published and own ones.
+
+    Returns:
+        Head and rows.
+    """
+    head = ["model", "type", "FID ↓", "sFID ↓", "IS ↑", "precision ↑", "recall ↑", "parameters", "steps", "samples"]
+    return head, [
+        [
+            row.model + (" *" if row.remarks else ""),
+            row.type,
+            _number(row.fid, 2),
+            _number(row.sfid, 2),
+            _number(row.inception_score, 1),
+            _number(row.precision, 2),
+            _number(row.recall, 2),
+            ""
+            if row.parameters is None
+            else f"{row.parameters:,.0f} M"
+            if row.parameters >= 10
+            else f"{row.parameters:.2f} M",
+            "" if row.steps is None else str(row.steps),
+            f"{row.num_images:,}",
+        ]
+        for row in rows
+    ]
+
+
+def markdown_table(rows: Sequence[ScoreRow]) -> str:
+    """The table and its remarks as Markdown."""
+    head, body = score_table(rows)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    remarks = [f"\\* {row.model}: {'; '.join(row.remarks)}." for row in rows if row.remarks]
+    return "\n".join([*lines, "", *remarks]) + "\n"
+
+
+def report_page(rows: Sequence[ScoreRow]) -> str:
+    """The whole report as one HTML page that needs no other file."""
+    head, body = score_table(rows)
+    remarks = "".join(
+        f'<p class="note">* {html.escape(row.model)}: {html.escape("; ".join(row.remarks))}.</p>'
+        for row in rows
+        if row.remarks
+    )
+    plots = [
+        page.figure(fid_plot(rows, key), f"FID over {key}", f"FID over {key}, both axes logarithmic; lower is better.")
+        for key in ("parameters", "steps")
+        if any(row.fid is not None and getattr(row, key) is not None for row in rows)
+    ]
+    body_html = "\n".join(
+        [
+            '<header>\n<p class="eyebrow">Next Visual Granularity</p>\n<h1>Beside published results</h1>\n'
+            '<p class="lead">Class-conditional ImageNet 256×256, Table 1 of the paper, and what was measured here.</p>'
+            "\n</header>",
+            page.section(
+                "Scores",
+                "Published rows are the paper's. A star marks rows whose protocol differs; the reasons stand below.",
+                page.table(head, body, first=next((n for n, row in enumerate(rows) if row.type == OURS), None)),
+                remarks,
+            ),
+            page.section("Where they stand", "Down and to the left is better.", *plots),
+        ]
+    )
+    return page.page("Beside published results", body_html)
+
+
+def fid_plot(rows: Sequence[ScoreRow], key: str) -> Picture:
+    """FID over the parameters or the steps of all rows that have both.
+
+    Args:
+        rows: published and own ones.
+        key: `parameters` or `steps`.
+    """
+    names = {"parameters": "parameters, millions", "steps": "steps"}
+    shown = [row for row in rows if row.fid is not None and getattr(row, key) is not None]
+    points = [(float(getattr(row, key)), float(row.fid or 0.0), row.model, row.type in (OURS, "NVG")) for row in shown]
+    return scatter(points, names[key], "FID", logarithmic=True)
+
+
+def scatter(
+    points: Sequence[tuple[float, float, str, bool]],
+    x_name: str,
+    y_name: str,
+    *,
+    logarithmic: bool = False,
+    lines: Sequence[Sequence[int]] = (),
+) -> Picture:
+    """Named points, the important ones in colour.
+
+    Args:
+        points: (x, y, name, important).
+        x_name, y_name: of the axes.
+        logarithmic: both axes.
+        lines: rows of points that are joined by a line.
+
+    Raises:
+        ValueError: no point.
+    """
+    if not points:
+        raise ValueError("scatter: found no point, expected at least one")
+
+    def draw(theme: Theme) -> Figure:
+        figure = new_figure(7.6, 4.4)
+        axes = place(figure, 0.6, 0.2, 6.7, 3.6)
+        for line in lines:
+            axes.plot([points[n][0] for n in line], [points[n][1] for n in line], color=theme.faint, linewidth=1)
+        for x, y, name, important in points:
+            colour = theme.accent if important else theme.faint
+            axes.scatter([x], [y], color=colour, s=26 if important else 14, zorder=5 if important else 3)
+            axes.annotate(name, (x, y), (4, 3), textcoords="offset points", color=colour, fontsize=6.5)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        _finish(axes, theme, x_name, y_name)
+        return figure
+
+    return both_themes(draw)
+
+
+def _finish(axes: Axes, theme: Theme, x_name: str, y_name: str) -> None:
+    name: Callable[..., Any]
+    for name, text in ((axes.set_xlabel, x_name), (axes.set_ylabel, y_name)):
+        name(text, color=theme.faint, fontsize=8)
+    plain_axes(axes, theme, grid=True)
+    axes.tick_params(which="minor", length=0, labelsize=7, colors=theme.faint)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,184 @@
+"""What a tokenizer makes of images: the pool job behind `nvg eval tokenizer`.
+
+Every number is taken between bytes: the image as it is stored and its reconstruction, rounded.
+Shapes: images_BHWC uint8, content_ids_BT int32 (T = 2L - 1), features float32, scores float64 (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from eval.chunk_workers import BatchFunction
+from eval.features.extractors import ExtractorSpec, build_extractor, extract
+from eval.image_files import ImageReader, file_hash
+from eval.pixels import ImageArray, to_model_range, to_uint8
+from eval.pool.chunks import Arrays
+from eval.scores.metrics import peak_signal_to_noise
+from nvg.checkpoints import load_network, load_perceptual_distance, weights_hash
+from nvg.errors import UserError
+from nvg.tokenizer import PerceptualDistance, Tokenizer
+
+LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionJob:
+    """Reconstruct images, score each and note the ids it used.
+
+    Attributes:
+        images: the reference set.
+        tokenizer: folder of the tokenizer's weights.
+        tokenizer_weights: which of them: `ema` or `model`.
+        extractor: where the features for rFID come from.
+        lpips: trunk (`vgg`, `alex`) to the file of its weights; a trunk that is not there is left out.
+        rounding: see `eval.pixels.to_uint8`.
+    """
+
+    images: ImageReader
+    tokenizer: str
+    tokenizer_weights: str = "ema"
+    extractor: ExtractorSpec
+    lpips: Mapping[str, str] = field(default_factory=dict)
+    rounding: str = "release"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arrays of a chunk."""
+        scores = ("psnr_B", "ssim_B", *(f"lpips_{trunk}_B" for trunk in sorted(self.lpips)))
+        return ("readable_B", "content_ids_BT", "features_BF", "original_features_BF", *scores)
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of images and weights, and the rounding.
+
+        Raises:
+            UserError: a weight file is missing.
+        """
+        return {
+            "images": self.images.identity(),
+            "tokenizer": {
+                "sha256": weights_hash(self.tokenizer, self.tokenizer_weights),
+                "weights": self.tokenizer_weights,
+            },
+            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "lpips_sha256": {trunk: _file_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
+            "rounding": self.rounding,
+        }
+
+    def build(self, device: str, batch_size: int) -> BatchFunction:
+        """Load tokenizer, extractor and LPIPS.
+
+        Raises:
+            UserError: weights are missing or do not fit.
+        """
+        tokenizer = load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights).to(device)
+        extractor = build_extractor(self.extractor, device=device)
+        distances = {trunk: network.to(device) for trunk, network in load_lpips(self.lpips).items()}
+
+        def compute(indices_B: NDArray[np.int64]) -> Arrays:
+            # The last chunk is filled up with the first images, so that its batches are as large as all others.
+            images_BHWC, readable_B = self.images.read(indices_B % len(self.images))
+            content_ids_BT, copies_BHWC = reconstruct_with_ids(tokenizer, images_BHWC, self.rounding)
+            return {
+                "readable_B": readable_B,
+                "content_ids_BT": content_ids_BT,
+                "features_BF": extract(extractor, copies_BHWC, batch_size=batch_size).features_NF,
+                "original_features_BF": extract(extractor, images_BHWC, batch_size=batch_size).features_NF,
+                **pair_scores(images_BHWC, copies_BHWC, distances),
+            }
+
+        return compute
+
+
+@torch.inference_mode()
+def reconstruct_with_ids(
+    tokenizer: Tokenizer, images_BHWC: ImageArray, rounding: str
+) -> tuple[NDArray[np.int32], ImageArray]:
+    """Send images through the tokenizer and back.
+
+    Args:
+        tokenizer: in evaluation mode.
+        images_BHWC: uint8 images of its size.
+        rounding: see `eval.pixels.to_uint8`.
+
+    Returns:
+        content_ids int32 (B, 2L - 1), stages in order, and the uint8 reconstructions.
+
+    Raises:
+        UserError: images of another size.
+    """
+    images = to_model_range(images_BHWC).to(tokenizer.dequantizer.codebook.device)
+    ids_BT, structure_BL = tokenizer.tokenize(images)
+    final_BLC = tokenizer.dequantizer.canvases(ids_BT, structure_BL)[:, -1]
+    return ids_BT.cpu().numpy().astype(np.int32), to_uint8(tokenizer.decode(final_BLC), rounding)
+
+
+@torch.inference_mode()
+def pair_scores(
+    images_BHWC: ImageArray, copies_BHWC: ImageArray, distances: Mapping[str, PerceptualDistance]
+) -> Arrays:
+    """PSNR, SSIM and LPIPS of each image and its reconstruction.
+
+    Args:
+        images_BHWC: uint8 originals.
+        copies_BHWC: uint8 reconstructions.
+        distances: trunk to LPIPS network.
+
+    Returns:
+        `psnr_B` (dB, peak 255), `ssim_B` (torchmetrics: Gaussian of deviation 1.5, range 255) and `lpips_<trunk>_B`.
+    """
+    pair = [to_model_range(images) for images in (copies_BHWC, images_BHWC)]
+    found, expected = (torch.from_numpy(each).permute(0, 3, 1, 2).double() for each in (copies_BHWC, images_BHWC))
+    ssim_B = structural_similarity_index_measure(found, expected, data_range=255.0, reduction="none")
+    assert isinstance(ssim_B, torch.Tensor)
+    scores = {"psnr_B": peak_signal_to_noise(copies_BHWC, images_BHWC), "ssim_B": ssim_B.numpy()}
+    for trunk, network in distances.items():
+        device = next(network.parameters()).device
+        distance_B = network(*(images.to(device) for images in pair))
+        scores[f"lpips_{trunk}_B"] = distance_B.double().cpu().numpy()
+    return scores
+
+
+def load_lpips(files: Mapping[str, str]) -> dict[str, PerceptualDistance]:
+    """LPIPS networks from the files of their trunks.
+
+    Args:
+        files: trunk to file.
+
+    Raises:
+        UserError: a file is missing, damaged or of another network; names the key `<trunk>_weights`.
+    """
+    return {trunk: load_perceptual_distance(files[trunk], trunk, key=f"{trunk}_weights") for trunk in sorted(files)}
+
+
+def check_lpips(files: Mapping[str, str], side: int) -> None:
+    """Refuse files that cannot be used, before anything is computed.
+
+    Args:
+        files: trunk to file.
+        side: of the images, pixels.
+
+    Raises:
+        UserError: a file is missing, damaged or of another network, or the images are too small for its network.
+    """
+    for trunk, path in files.items():
+        _file_hash(trunk, path)
+        if side < LEAST_SIDES[trunk]:
+            raise UserError(
+                f"{trunk}_weights: found images of {side} pixels, LPIPS with this network expects at least "
+                f"{LEAST_SIDES[trunk]}; leave {trunk}_weights empty"
+            )
+    load_lpips(files)
+
+
+def _file_hash(trunk: str, path: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"{trunk}_weights: found no file {path}, expected the weights of LPIPS's trunk, or nothing")
+    return file_hash(path)

@@ -1,0 +1,206 @@
+"""Numbers of one variant with one seed: held-out losses of its generators, and scores of what they draw.
+
+Legend: N sequences, L positions, K structure channels.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from cluster.manifest import write_atomically
+from eval.evaluation import prepare_extractor, reconstruct
+from eval.evaluation_config import EvaluationConfig, EvaluationData
+from eval.features.extractors import build_extractor, extract
+from eval.pixels import ImageArray
+from eval.pool.jobs import run_pool
+from eval.pool.samplers import GeneratorSpec
+from eval.scores.judge import class_accuracy, train_judge
+from eval.scores.metrics import frechet_distance
+from nvg.checkpoints import load_network, weights_hash
+from nvg.models import ContentGenerator, StructureGenerator
+from nvg.records import RecordDataset
+from nvg.sampling import SamplingConfig
+from nvg.tokenizer import Dequantizer
+from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
+from pipelines.ablate.plan import AblateConfig, AblationPlan, Cell
+from pipelines.checkpoints import resolve_checkpoint, weights_folder
+from pipelines.run_folder import read_metrics
+from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.tokenizer import TokenizerRunConfig
+
+HELD_OUT_FILE = "held-out.json"
+SCORING_BATCH = 99
+SCORING_SEED = 0
+ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
+
+
+def held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
+    """Losses of a finished training on all held-out records and all stages, EMA weights, no drop path.
+
+    Noise is the same for every run, so two runs differ by their networks alone. A velocity error counts the channels
+    of splits not yet known, since the known ones are given to some networks and not to others.
+
+    Args:
+        run: a finished training; kept beside its checkpoints under the hash of its weights.
+
+    Returns:
+        cross_entropy and cross_entropy_0.. of content, velocity and velocity_0.. of structure; validation_rise, by how
+        much the training's own validation loss ended above its lowest value.
+    """
+    checkpoint = resolve_checkpoint(run.run_folder)
+    file, key = Path(run.run_folder) / HELD_OUT_FILE, weights_hash(checkpoint, "ema")
+    if file.is_file() and (known := json.loads(file.read_text()))["weights"] == key:
+        return known["scores"]
+    assert run.validation_path is not None
+    records = RecordDataset.open(run.validation_path)
+    dequantizer = load_network(Dequantizer, run.data.path, "dequantizer")
+    with torch.no_grad():
+        if run.kind == "content":
+            objective = ContentObjective(load_network(ContentGenerator, checkpoint), dequantizer, ALL_STAGES)
+            scores = _cross_entropies(objective.eval(), records)
+        else:
+            network = load_network(StructureGenerator, checkpoint)
+            scores = _velocity_errors(StructureObjective(network, dequantizer, ALL_STAGES).eval(), records)
+    losses = [row["validation_loss"] for row in read_metrics(Path(run.run_folder)) if "validation_loss" in row]
+    if losses:
+        scores["validation_rise"] = losses[-1] - min(losses)
+    write_atomically(file, json.dumps({"weights": key, "scores": scores}, indent=2).encode())
+    return scores
+
+
+def _cross_entropies(objective: ContentObjective, records: RecordDataset) -> dict[str, float]:
+    names = [f"cross_entropy_{stage}" for stage in range(objective.network.layout.num_stages)]
+    total = dict.fromkeys(names, 0.0)
+    for batch, noise in _batches(objective, records):
+        metrics = objective(batch, noise)[1]
+        for name in names:
+            total[name] += float(metrics[name]) * len(batch["label"])
+    per_stage = {name: value / len(records) for name, value in total.items()}
+    return {"cross_entropy": float(np.mean(list(per_stage.values()))), **per_stage}
+
+
+def _velocity_errors(objective: StructureObjective, records: RecordDataset) -> dict[str, float]:
+    stages = range(objective.network.layout.num_structure_stages)
+    total = dict.fromkeys(stages, 0.0)
+    for batch, noise in _batches(objective, records):
+        error_NLK, stage_N = objective.squared_errors(batch, noise)
+        for stage in stages:
+            total[stage] += float(error_NLK[stage_N == stage][..., stage:].mean()) * len(batch["label"])
+    per_stage = {f"velocity_{stage}": value / len(records) for stage, value in total.items()}
+    return {"velocity": float(np.mean(list(per_stage.values()))), **per_stage}
+
+
+def _batches(
+    objective: ContentObjective | StructureObjective, records: RecordDataset
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """All records, each with its own fixed noise."""
+    for step, start in enumerate(range(0, len(records), SCORING_BATCH)):
+        rows = np.arange(start, min(start + SCORING_BATCH, len(records)))
+        noise = objective.draw_noise(seed=SCORING_SEED, step=step, global_batch=SCORING_BATCH)
+        batch = {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
+        yield batch, {name: value[: len(rows)] for name, value in noise.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Scores of real held-out images, and of their reconstructions by each tokenizer."""
+
+    held_out: dict[str, float]
+    reconstructions: dict[str, dict[str, float]]
+
+
+class SampleScores:
+    """FID and class accuracy of samples: one feature network, one reference and one judge for all variants.
+
+    Args:
+        config: the study.
+        plan: its plan, everything trained.
+        data: real images.
+        console: where progress bars are drawn.
+    """
+
+    def __init__(self, config: AblateConfig, plan: AblationPlan, data: EvaluationData, console: Console) -> None:
+        self.config, self.plan, self.data, self.console = config, plan, data, console
+        self.output = Path(config.folder).absolute() / "samples"
+        features = EvaluationConfig(output=str(self.output), feature_training=config.feature_training)
+        self.extractor_spec = prepare_extractor(features, data)
+        self.extractor = build_extractor(self.extractor_spec)
+        self.reference_NF = extract(self.extractor, data.train_images).features_NF
+        assert data.judge_images is not None
+        assert data.judge_labels is not None
+        self.judge = train_judge(data.judge_images, data.judge_labels, num_classes=len(data.class_names))
+
+    def reference(self) -> Reference:
+        """What samples can reach at best."""
+        images, labels = self.data.held_out_images, self.data.held_out_labels
+        copies = {
+            kind: self._score(reconstruct(EvaluationConfig(tokenizer=_weights(run)), images), labels)
+            for kind, run in self.plan.tokenizers.items()
+        }
+        return Reference(held_out=self._score(images, labels), reconstructions=copies)
+
+    def score(self, cell: Cell) -> dict[str, float]:
+        """Draw the samples of a variant and seed (or take what an earlier start drew) and score them.
+
+        Returns:
+            fid and class_accuracy.
+        """
+        result = run_pool(
+            cell_spec(cell, self.plan, self.config.sampling, num_classes=len(self.data.class_names)),
+            config=replace(self.config.pool, seed=cell.seed),
+            extractor=self.extractor_spec,
+            folder=self.output / "pool",
+            title=f"{cell.variant}, seed {cell.seed}",
+            console=self.console,
+        )
+        samples = result.samples
+        return self._score(samples.images_BHWC, samples.labels_B, samples.features_BF)
+
+    def _score(
+        self, images_BHWC: ImageArray, labels_B: np.ndarray, features_BF: np.ndarray | None = None
+    ) -> dict[str, float]:
+        if features_BF is None:
+            features_BF = extract(self.extractor, images_BHWC).features_NF
+        accuracy, _ = class_accuracy(self.judge.read(images_BHWC), labels_B, len(self.data.class_names))
+        return {"fid": frechet_distance(features_BF, self.reference_NF), "class_accuracy": accuracy}
+
+
+def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_classes: int) -> GeneratorSpec:
+    """The networks of a variant with one seed, everything trained, and how they are sampled."""
+    return GeneratorSpec(
+        tokenizer=_weights(plan.tokenizers[cell.structure_kind]),
+        content=_weights(plan.trainings[cell.content]),
+        structure=_weights(plan.trainings[cell.structure]) if cell.structure else "",
+        num_classes=num_classes,
+        sampling=sampling,
+        seed=cell.seed,
+    )
+
+
+def _weights(run: TokenizerRunConfig | GeneratorRunConfig) -> str:
+    return str(weights_folder("folder", run.run_folder))
+
+
+def score_cell(cell: Cell, plan: AblationPlan, samples: SampleScores) -> dict[str, Any]:
+    """Everything known about a variant with one seed.
+
+    Args:
+        cell: the variant and seed.
+        plan: the plan it belongs to.
+        samples: scores of what is drawn.
+
+    Returns:
+        Numbers of both generators (those of structure absent where maps are spatial), fid and class_accuracy.
+    """
+    scores = held_out_scores(plan.trainings[cell.content])
+    if cell.structure is not None:
+        structure = held_out_scores(plan.trainings[cell.structure])
+        scores = {**scores, **{name: value for name, value in structure.items() if name.startswith("velocity")}}
+    return {**asdict(cell), "scores": {**scores, **samples.score(cell)}}

@@ -1,0 +1,245 @@
+"""Images of the tokenizer's training: held in memory, or decoded batch by batch; the same batches either way.
+
+Row r of a source with V views is view r % V of image r // V. An image that turns out not to be readable is replaced by
+the next one of the list that is, in memory as when it is met: a batch then depends on the files alone, so a resumed
+run and a run of any number of ranks see the same, and nobody decodes a million files before the first step only to
+find none bad. As everywhere, more than ``max_bad_fraction`` of bad inputs stop the run.
+
+Shapes: B rows of this rank, N images, H, W side, C channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.ranks import RankEnvironment
+from nvg.errors import UserError
+from pipelines.batches.order import ArraySource, Batch, BatchSource, EpochSource, StepRows
+from pipelines.sources import (
+    BadImage,
+    ImageSource,
+    SkippedInput,
+    SourceConfig,
+    check_bad_inputs,
+    load_images,
+    to_model_range,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGE_BYTES_IN_MEMORY = 8 * 2**30
+LOADERS = ("auto", "memory", "lazy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLoadingConfig:
+    """How a rank reads its images; no setting changes a batch.
+
+    Attributes:
+        loader: "memory" decodes every view once and holds the bytes (8 GiB a rank at most), "lazy" decodes each batch
+            anew, "auto" takes memory where the views fit and lazy elsewhere.
+        num_threads: threads of a rank that read and decode (lazy).
+        prefetch_batches: batches of a rank that are read ahead (lazy).
+    """
+
+    loader: str = "auto"
+    num_threads: int = 2
+    prefetch_batches: int = 2
+
+    def __post_init__(self) -> None:
+        if self.loader not in LOADERS:
+            raise ValueError(f"loading.loader is {self.loader!r}; choose one of {', '.join(LOADERS)}")
+        for name in ("num_threads", "prefetch_batches"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"loading.{name} is {value}; it must be 1 or more")
+
+
+def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> BatchSource:
+    """The source that ``loading.loader`` names.
+
+    Args:
+        source: opened source.
+        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
+        loading: memory or lazy.
+
+    Returns:
+        Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
+
+    Raises:
+        UserError: memory is asked for and does not suffice, or too many files are bad.
+    """
+    fresh = source.config.view_policy == "fresh_crop"
+    fits = not fresh and num_image_bytes(source) <= MAX_IMAGE_BYTES_IN_MEMORY
+    if loading.loader == "memory" or (loading.loader == "auto" and fits):
+        return memory_image_source(source, views_per_epoch)
+    return LazyImageSource(source, views_per_epoch, loading)
+
+
+def num_image_bytes(source: ImageSource) -> int:
+    """What all views of a source take in memory."""
+    config = source.config
+    return len(source) * config.num_views * config.image_size**2 * config.image_channels
+
+
+def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySource:
+    """All views of a source, decoded once and held as bytes.
+
+    Args:
+        source: opened source.
+        views_per_epoch: as in `image_source`.
+
+    Returns:
+        Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
+
+    Raises:
+        UserError: the views do not fit or are new in each epoch, or too many files are bad.
+    """
+    config = source.config
+    if config.view_policy == "fresh_crop":
+        raise UserError("source.view_policy=fresh_crop has new views in each epoch; set loading.loader=lazy")
+    num_bytes = num_image_bytes(source)
+    if num_bytes > MAX_IMAGE_BYTES_IN_MEMORY:
+        raise UserError(
+            f"the images of {config.path or config.kind} need {num_bytes / 2**30:.1f} GiB in memory, the limit is "
+            f"{MAX_IMAGE_BYTES_IN_MEMORY / 2**30:.0f} GiB; set loading.loader=lazy, or lower source.num_views or "
+            "source.image_size"
+        )
+    loaded = load_images(source, range(config.num_views))
+    readable = loaded.indices[:: config.num_views]
+
+    def fetch(rows_B: np.ndarray) -> dict[str, Tensor]:
+        images_B, views_B = np.divmod(rows_B, config.num_views)
+        stored_B = np.searchsorted(readable, images_B) % len(readable) * config.num_views + views_B
+        return {"image": torch.from_numpy(to_model_range(loaded.images[stored_B]))}
+
+    return ArraySource(_view_rows(source), fetch, _fingerprint(source, views_per_epoch), views_per_epoch)
+
+
+class LazyImageSource(EpochSource):
+    """Batches whose images are read and decoded by a few threads, a few batches ahead; order as in memory.
+
+    No decoded image is held beyond its batch: memory is that of ``prefetch_batches + 1`` batches of bytes.
+
+    Args:
+        source: opened source.
+        views_per_epoch: as in `image_source`.
+        loading: threads and batches ahead.
+    """
+
+    def __init__(self, source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> None:
+        super().__init__(_view_rows(source), _fingerprint(source, views_per_epoch), views_per_epoch)
+        self._reader = ReplacingReader(source)
+        self._config, self._loading = source.config, loading
+
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+        """This rank's batches from ``start_step`` on; reads no other rank's rows; never ends."""
+        steps = self.steps(start_step=start_step, global_batch=global_batch, seed=seed, place=place)
+        ahead: deque[tuple[StepRows, list[Future[np.ndarray]]]] = deque()
+        pool = ThreadPoolExecutor(self._loading.num_threads, thread_name_prefix="images")
+        try:
+            while True:
+                while len(ahead) <= self._loading.prefetch_batches:
+                    step = next(steps)
+                    ahead.append((step, self._submit(pool, step)))
+                step, images = ahead.popleft()
+                images_BHWC = np.stack([image.result() for image in images])
+                tensors = {"image": torch.from_numpy(to_model_range(images_BHWC))}
+                yield Batch(tensors=tensors, sample_ids=step.rows_B, global_rows=step.global_rows)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, step: StepRows) -> list[Future[np.ndarray]]:
+        images_B, views_B = np.divmod(step.rows_B, self._config.num_views)
+        if self._config.view_policy == "fresh_crop":
+            views_B = step.epochs_B + 1
+        return [
+            pool.submit(self._reader.read, image, view)
+            for image, view in zip(images_B.tolist(), views_B.tolist(), strict=True)
+        ]
+
+
+class ReplacingReader:
+    """Views of a source; an image that cannot be read is replaced by the next one that can. Safe for threads."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.skipped: dict[int, SkippedInput] = {}
+        self._lock = threading.Lock()
+
+    def read(self, index: int, view: int) -> np.ndarray:
+        """One view, uint8 (H, W, C).
+
+        Raises:
+            UserError: too many images are bad, none is left, or a file cannot be reached.
+        """
+        num_images = len(self.source)
+        for candidate in (number % num_images for number in range(index, index + num_images)):
+            if candidate in self.skipped:
+                self._check()  # the thread that found it may still be on its way to say that it is one too many
+                continue
+            try:
+                return self.source.read(candidate, view)
+            except BadImage as error:
+                self._skip(candidate, str(error))
+            except OSError as error:
+                raise UserError(
+                    f"{self.source.keys[candidate]} in {self.source.config.path}: cannot be reached any more: {error}; "
+                    "bring it back and start again, the run goes on from its last checkpoint"
+                ) from error
+        raise UserError(f"source {self.source.config.path or self.source.config.kind}: no image could be read")
+
+    def _skip(self, index: int, reason: str) -> None:
+        with self._lock:
+            if index not in self.skipped:
+                self.skipped[index] = SkippedInput(self.source.keys[index], reason)
+                logger.warning("%s: %s; the next readable image takes its place", self.source.keys[index], reason)
+        self._check()
+
+    def _check(self) -> None:
+        with self._lock:
+            check_bad_inputs([*self.source.skipped, *self.skipped.values()], self.source)
+
+
+def check_loading(source: SourceConfig, loading: ImageLoadingConfig) -> None:
+    """Refuse views that cannot be held.
+
+    Raises:
+        ValueError: names both settings.
+    """
+    if source.view_policy == "fresh_crop" and loading.loader == "memory":
+        raise ValueError(
+            "source.view_policy is 'fresh_crop' with loading.loader 'memory', but its views are new in each epoch; "
+            "set loading.loader to lazy or auto"
+        )
+
+
+def _view_rows(source: ImageSource) -> np.ndarray:
+    """Rows (N, V) of each image."""
+    return np.arange(len(source) * source.config.num_views).reshape(-1, source.config.num_views)
+
+
+def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
+    config = source.config
+    return {
+        "source_fingerprint": source.fingerprint,
+        "split": config.split,
+        "split_seed": config.seed,
+        "image_size": config.image_size,
+        "image_channels": config.image_channels,
+        "num_views": config.num_views,
+        "view_policy": config.view_policy,
+        **({"view_flip": True} if config.flip else {}),
+        "num_rows": len(source) * config.num_views,
+        "views_per_epoch": views_per_epoch,
+    }

@@ -1,0 +1,140 @@
+"""Records through StreamingDataset, for data sets beyond one node's memory.
+
+Its order depends also on canonical nodes, block size, algorithm and batch, so all of them are part of the
+data's fingerprint. A step has the same samples for any number of ranks, dealt out in turns instead of in
+one piece each, which ``Batch.global_rows`` says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import signal
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.ranks import RankEnvironment, barrier
+from nvg.errors import UserError
+from nvg.records.shard import SHARD_HASH
+from pipelines.batches.config import DataConfig
+from pipelines.batches.order import Batch
+from pipelines.streaming_memory import claim, remove_dead
+
+CLAIMS_FOLDER = "nvg-streaming"
+
+
+class StreamingSource:
+    """Batches of all records, shuffled by StreamingDataset.
+
+    Args:
+        config: ``loader`` is "streaming".
+        num_records: record rows (all views).
+        fingerprint: content and order of the data.
+    """
+
+    def __init__(self, config: DataConfig, num_records: int, fingerprint: dict[str, Any]) -> None:
+        self.config, self._num_records, self._fingerprint = config, num_records, fingerprint
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Content and order of the data."""
+        return self._fingerprint
+
+    @property
+    def num_images(self) -> int:
+        """Record rows in one epoch (all views)."""
+        return self._num_records
+
+    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+        """This rank's batches from ``start_step`` on; drops an epoch's incomplete batch; never ends."""
+        from torch.utils.data import DataLoader
+
+        share = global_batch // place.world_size
+        dataset = _open_streaming(self.config, share, seed, place)
+        steps_per_epoch = dataset.size // global_batch
+        if steps_per_epoch == 0:
+            raise UserError(
+                f"{self.config.path} has {dataset.size} records, fewer than "
+                f"optimizer.global_batch={global_batch}; lower the batch or use data.loader=memory"
+            )
+        epoch, step = divmod(start_step, steps_per_epoch)
+        loader = DataLoader(
+            dataset,
+            batch_size=share,
+            drop_last=True,
+            num_workers=self.config.num_workers,
+            collate_fn=partial(_collate, global_rows=_global_rows(place)),
+            worker_init_fn=_die_with_parent,
+        )
+        # Before the first iteration, and counted by us: StreamingDataLoader miscounts some collate results.
+        dataset.load_state_dict(
+            {
+                "epoch": epoch,
+                "sample_in_epoch": step * global_batch,
+                "num_canonical_nodes": self.config.num_canonical_nodes,
+                "shuffle_seed": seed,
+                "initial_physical_nodes": place.world_size // place.local_world_size,
+            }
+        )
+        while True:
+            for batch in loader:
+                if step == steps_per_epoch:
+                    break
+                step += 1
+                yield batch
+            step = 0
+
+
+def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnvironment) -> Any:
+    """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
+    from streaming import StreamingDataset  # heavy import: only where it is used
+
+    from pipelines.local_streaming import LocalStreamingDataset
+
+    far = partial(StreamingDataset, remote=config.remote, validate_hash=SHARD_HASH)
+    folder = Path(tempfile.gettempdir())
+    with open(folder / "nvg-streaming.lock", "w") as lock:
+        if place.local_rank == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            remove_dead(folder / CLAIMS_FOLDER)
+        barrier(place)  # the node's other ranks wait until their leader holds the lock
+        dataset = (far if config.remote else LocalStreamingDataset)(
+            local=config.path,
+            shuffle=True,
+            shuffle_algo=config.shuffle_algo,
+            shuffle_seed=seed,
+            shuffle_block_size=config.shuffle_block_size,
+            num_canonical_nodes=config.num_canonical_nodes,
+            batch_size=share,
+        )
+        if place.local_rank == 0:
+            claim(dataset._shm_prefix_int, dataset._filelock_root, folder / CLAIMS_FOLDER)
+        barrier(place)
+    return dataset
+
+
+def _global_rows(place: RankEnvironment) -> slice:
+    """Places of a rank's rows: StreamingDataset deals samples out to nodes in turns, then to a node's ranks."""
+    num_nodes = place.world_size // place.local_world_size
+    node = place.rank // place.local_world_size
+    return slice(node + num_nodes * place.local_rank, None, place.world_size)
+
+
+def _collate(samples: list[dict[str, Any]], global_rows: slice) -> Batch:
+    def column(name: str) -> np.ndarray:
+        return np.array([sample[name] for sample in samples], dtype=np.int64)
+
+    tensors = {name: torch.from_numpy(column(name)) for name in ("label", "content_ids", "structure")}
+    return Batch(tensors=tensors, sample_ids=column("image"), global_rows=global_rows)
+
+
+def _die_with_parent(worker: int) -> None:
+    """Loader processes of a killed rank would live on with their memory: Linux ends them with it."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)

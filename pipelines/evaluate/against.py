@@ -1,0 +1,284 @@
+"""Scores against a reference file: of samples drawn here (`nvg eval generator reference=…`) or made elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cluster.session import SessionConfig, cluster_session
+from eval.against_reference import (
+    LABELS,
+    LOGITS,
+    ScoreConfig,
+    complete_reference,
+    results_against,
+)
+from eval.extractor_choice import ExtractorConfig, given_extractor
+from eval.feature_job import FeatureJob
+from eval.features.extractors import ExtractorSpec, feature_names
+from eval.image_files import open_images, write_npz, write_png_folder
+from eval.pool.jobs import IMAGES, SamplingJob
+from eval.pool.pool import PoolResult, run_chunks
+from eval.pool.samplers import GeneratorSpec
+from eval.pool_config import ChunkPoolConfig
+from eval.reference import Reference, read_reference
+from eval.results import RESULTS_FILE, write_results
+from eval.score_table import time_text
+from eval.scores.metrics import refuse_class_order
+from eval.timing import timed
+from nvg.checkpoints import load_config
+from nvg.errors import UserError
+from nvg.granularity import StageLayout
+from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+
+if TYPE_CHECKING:
+    from pipelines.evaluate.generator import EvaluateConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateImagesConfig(ExtractorConfig, ScoreConfig):
+    """Images made elsewhere, and what they are compared with.
+
+    Attributes:
+        samples: npz file with `arr_0`, uint8 (images, height, width, 3), or a folder of image files.
+        reference: npz file of ADM's, or of `nvg eval reference`.
+        class_ordered: True scores samples that come sorted by class all the same, permuted.
+        pool: shape of the pool that computes their features.
+        session: the Ray cluster to start or join.
+    """
+
+    samples: str = ""
+    reference: str = ""
+    class_ordered: bool = False
+    pool: ChunkPoolConfig = field(default_factory=lambda: ChunkPoolConfig(chunk_size=1000, batch_size=50))
+    session: SessionConfig = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "reference", "extractor_path", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: found nothing, expected a path")
+
+
+def plan_against(config: EvaluateConfig | EvaluateImagesConfig) -> list[str]:
+    """The steps, for a dry run: one line each."""
+    pool = config.pool
+    if isinstance(config, EvaluateImagesConfig):
+        samples, exports = f"compute the features of {config.samples}", []
+    else:
+        samples = f"draw {config.pool.num_samples} samples of {config.content}"
+        exports = [f"write the samples to {path}" for path in (config.samples_file, config.samples_folder) if path]
+    return [
+        f"read the reference {config.reference}",
+        f"{samples} on {pool.num_actors} worker(s), {pool.chunk_size} per chunk, {config.extractor_kind} from "
+        f"{config.extractor_path}",
+        "FID, sFID where there are spatial features, Inception score, precision, recall",
+        f"write {RESULTS_FILE} in {config.output}",
+        *exports,
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What an evaluation of generators against a reference works with, checked."""
+
+    spec: GeneratorSpec
+    content: ContentGeneratorConfig
+    extractor: ExtractorSpec
+    reference: Reference
+
+
+def open_against(config: EvaluateConfig) -> Opened:
+    """Read the reference and the descriptions of the networks, and make sure that they belong together.
+
+    Args:
+        config: the evaluation, its paths resolved.
+
+    Raises:
+        UserError: weights or reference are missing or do not belong together.
+    """
+    extractor = _extractor(config)
+    reference = read_reference(config.reference, extractor)
+    content = ContentGeneratorConfig(**load_config(config.content, "content", config.weights))
+    side = load_config(config.tokenizer, "tokenizer", config.tokenizer_weights)["image_size"]
+    reference.check_size(side, side)
+    spec = config.generator_spec(content.num_classes)
+    spec.check()
+    return Opened(spec=spec, content=content, extractor=extractor, reference=reference)
+
+
+def draw_against(
+    config: EvaluateConfig, opened: Opened, *, console: Console, title: str = "Sampling"
+) -> tuple[PoolResult, dict[str, Any]]:
+    """Draw samples and score them; Ray must be initialised.
+
+    Args:
+        config: the evaluation, its paths resolved.
+        opened: what it works with.
+        console: where progress is shown.
+        title: what the progress bar says.
+
+    Returns:
+        The pool, and the content of a `results.json`.
+    """
+    output, extractor = Path(config.output), opened.extractor
+    seconds: dict[str, float] = {}
+    keep_images = bool(config.samples_file or config.samples_folder)
+    with timed(seconds, "reference"):
+        reference = complete_reference(
+            opened.reference, extractor, pool=config.pool, folder=output / "reference", console=console
+        )
+    with timed(seconds, "sampling"):
+        pool = run_chunks(
+            SamplingJob(spec=opened.spec, extractor=extractor, keep_images=keep_images),
+            config.pool.num_samples,
+            config=config.pool,
+            folder=output / "pool",
+            title=title,
+            console=console,
+            wanted=(LABELS, *feature_names(extractor.kind)),
+        )
+    facts = {"rounding": config.rounding, "model": model_facts(config, opened.content)}
+    return pool, results_against(pool, reference, extractor, config=config.score, facts=facts, seconds=seconds)
+
+
+def run_against(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
+    """Draw samples, score them against a reference file, export them where asked for.
+
+    Args:
+        config: the evaluation, its paths resolved.
+        console: where progress and scores are shown.
+
+    Returns:
+        The results, as in `results.json`.
+
+    Raises:
+        UserError: weights or reference are missing or do not belong together.
+    """
+    opened = open_against(config)
+    with cluster_session(config.session):
+        pool, results = draw_against(config, opened, console=console)
+    path = write_results(Path(config.output), results)
+    _export(config, pool)
+    print_against(results, console)
+    console.print(f"results  {path}", highlight=False, soft_wrap=True)
+    return results
+
+
+def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Score images made elsewhere against a reference file.
+
+    Args:
+        config: the evaluation.
+        console: where progress and scores are shown.
+
+    Returns:
+        The results, as in `results.json`.
+
+    Raises:
+        UserError: images or reference are missing, damaged, of different size, or sorted by class.
+    """
+    console = console or Console()
+    extractor = _extractor(config)
+    reference = read_reference(config.reference, extractor)
+    images = open_images(config.samples)
+    reference.check_size(*images.identity()["shape"][1:3])
+    output, seconds = Path(config.output).expanduser().absolute(), {}
+    output.mkdir(parents=True, exist_ok=True)
+    with cluster_session(config.session):
+        with timed(seconds, "reference"):
+            reference = complete_reference(
+                reference, extractor, pool=config.pool, folder=output / "reference", console=console
+            )
+        with timed(seconds, "features"):
+            job = FeatureJob(images=images, extractor=extractor)
+            pool = run_chunks(
+                job, len(images), config=config.pool, folder=output / "pool", title="Features", console=console
+            )
+    if not config.class_ordered:
+        refuse_class_order(pool.arrays[LOGITS])
+    results = results_against(pool, reference, extractor, config=config, facts={}, seconds=seconds)
+    path = write_results(output, results)
+    print_against(results, console)
+    console.print(f"results  {path}", highlight=False, soft_wrap=True)
+    return results
+
+
+def model_facts(config: EvaluateConfig, content: ContentGeneratorConfig) -> dict[str, Any]:
+    """What a model is, for tables and plots beside others.
+
+    Args:
+        config: names the weights.
+        content: architecture of the content generator.
+
+    Returns:
+        `parameters` of both generators, `stages`, and `evaluations`: passes through a generator per image, without
+        those of guidance.
+    """
+    parameters = {"content": content_size(content)}
+    layout = StageLayout(content.num_positions)
+    evaluations = layout.num_stages
+    if config.structure:
+        structure = StructureGeneratorConfig(**load_config(config.structure, "structure", config.weights))
+        with torch.device("meta"):
+            parameters["structure"] = sum(part.numel() for part in StructureGenerator(structure).parameters())
+        evaluations += layout.num_structure_stages * config.sampling.num_flow_steps
+    return {"parameters": parameters, "stages": layout.num_stages, "evaluations": evaluations}
+
+
+def content_size(config: ContentGeneratorConfig) -> int:
+    """Parameters of a content generator, counted without building it."""
+    with torch.device("meta"):
+        return sum(part.numel() for part in ContentGenerator(config).parameters())
+
+
+def print_against(results: dict[str, Any], console: Console) -> None:
+    """Print the scores with their spreads, and what keeps them from being compared.
+
+    Args:
+        results: what an evaluation against a reference returned.
+        console: where to.
+    """
+    scores = results["scores"]["generated"]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    titles = {
+        "fid": ("FID ↓", 3),
+        "sfid": ("sFID ↓", 3),
+        "inception_score": ("IS ↑", 2),
+        "precision": ("precision ↑", 4),
+        "recall": ("recall ↑", 4),
+    }
+    for name, (title, digits) in titles.items():
+        if name in scores:
+            spread = f"± {scores[f'{name}_std']:.{digits}f}" if f"{name}_std" in scores else ""
+            table.add_row(title, f"{scores[name]:.{digits}f}", spread)
+    table.add_row("images", f"{scores['num_images']:,}", "")
+    console.print()
+    console.print(table)
+    if results["not_comparable_because"]:
+        console.print("\nNot to be set beside published scores:", style="bold")
+        for reason in results["not_comparable_because"]:
+            console.print(f"· {reason}", highlight=False, soft_wrap=True)
+    console.print(f"\nevaluated in {time_text(sum(results['seconds'].values()))}", highlight=False)
+
+
+def _extractor(config: ExtractorConfig) -> ExtractorSpec:
+    extractor = given_extractor(config)
+    if extractor is None:
+        raise UserError(
+            "extractor_path: found nothing, expected the extractor the reference was made with: Inception's weight "
+            "file, or the folder of a feature network"
+        )
+    return extractor
+
+
+def _export(config: EvaluateConfig, pool: PoolResult) -> None:
+    if config.samples_file:
+        write_npz(Path(config.samples_file), {}, (pool.num_items, pool.stream(IMAGES)))
+    if config.samples_folder:
+        write_png_folder(Path(config.samples_folder), pool.stream(IMAGES))

@@ -1,0 +1,127 @@
+"""What precompute stores beside the records for the alignment with DINOv2: features of each view, or its JPEG.
+
+Legend: B image views, N tokens, D channels of a token.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nvg.checkpoints import file_hash, load_dinov2_features
+from nvg.records import FEATURES_FOLDER, JPEG_COLUMNS, JPEG_FOLDER, FeatureLayout, to_int8
+from nvg.tokenizer import Dinov2Features
+from pipelines.precompute.config import RepaStoreConfig
+
+
+class RepaStream(Protocol):
+    """A stream that has one row for each record, in their order."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in the data set."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """MDS columns; "image" and "view" are among them."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What is recorded of it in plan and manifest, JSON."""
+        ...
+
+    def rows(self, images_BCSS: torch.Tensor, number: int) -> list[dict[str, Any]]:
+        """The other columns of the first views of a batch.
+
+        Args:
+            images_BCSS: float32 in [-1, 1], on the device, filled up to the batch size.
+            number: How many of them are meant.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureStream:
+    """int8 features of DINOv2 with a scale for each token.
+
+    Attributes:
+        network: On the device of the encoder.
+        weights_hash: sha256 of its weight file.
+    """
+
+    network: Dinov2Features
+    weights_hash: str
+    folder = FEATURES_FOLDER
+
+    @property
+    def layout(self) -> FeatureLayout:
+        """Shape of a row."""
+        return FeatureLayout(self.network.num_tokens, self.network.width)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """MDS columns."""
+        return self.layout.columns
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Shape, size and weights."""
+        return {
+            "store": FEATURES_FOLDER,
+            "dinov2_weights_hash": self.weights_hash,
+            "num_tokens": self.layout.num_tokens,
+            "width": self.layout.width,
+            "bytes_per_record": self.layout.bytes_per_record,
+        }
+
+    def rows(self, images_BCSS: torch.Tensor, number: int) -> list[dict[str, Any]]:
+        """Features of the first views of a batch; the whole batch is computed, so that every batch is alike."""
+        features_BND, scale_BN = to_int8(self.network(images_BCSS)[:number].float().cpu().numpy())
+        return [{"features": row, "scale": scale} for row, scale in zip(features_BND, scale_BN, strict=True)]
+
+
+@dataclass(frozen=True)
+class JpegStream:
+    """The views themselves as JPEG, from which features can be computed in training."""
+
+    quality: int
+    folder = JPEG_FOLDER
+    columns = JPEG_COLUMNS
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Kind and quality."""
+        return {"store": JPEG_FOLDER, "quality": self.quality}
+
+    def rows(self, images_BCSS: torch.Tensor, number: int) -> list[dict[str, Any]]:
+        """JPEG files of the first views of a batch."""
+        pixels_BHWC = ((images_BCSS[:number] + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return [{"jpeg": _jpeg(pixels, self.quality)} for pixels in pixels_BHWC]
+
+
+def open_repa_stream(config: RepaStoreConfig, device: str) -> RepaStream | None:
+    """The stream that a job writes beside its records; None where it writes none.
+
+    Raises:
+        UserError: DINOv2's weights are missing or are another network's.
+    """
+    if config.store == "features":
+        network = load_dinov2_features(config.dinov2_weights, key="repa.dinov2_weights")
+        return FeatureStream(network.to(device), file_hash(config.dinov2_weights))
+    return JpegStream(config.jpeg_quality) if config.store == "jpeg" else None
+
+
+def _jpeg(pixels_HWC: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC.squeeze(2) if pixels_HWC.shape[2] == 1 else pixels_HWC).save(
+        buffer, "jpeg", quality=quality, subsampling=0
+    )
+    return buffer.getvalue()

@@ -1,0 +1,244 @@
+"""Join the finished units to one data set that plain `streaming.StreamingDataset` opens.
+
+Everything is computed from the parts, in unit order, so merging again gives the same bytes; index.json is
+moved into place last, so a data set is either listed completely or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.manifest import (
+    MANIFEST_KIND,
+    SCHEMA_VERSION,
+    ManifestError,
+    read_manifest,
+    sync_path,
+    write_atomically,
+    write_manifest,
+)
+from nvg.checkpoints import save_weights
+from nvg.errors import UserError
+from nvg.granularity import StageLayout
+from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
+from nvg.records.shard import INDEX_FILE
+from nvg.tokenizer import Tokenizer
+from pipelines.canvas_sums import CanvasSums
+from pipelines.precompute.plan import DatasetFolder, Plan, writing
+from pipelines.sources import ImageSource
+
+SOURCES_FILE = "sources.txt"
+DEQUANTIZER_NAME = "dequantizer"
+
+
+def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = False) -> bool:
+    """Whether the merged data set of this plan is there, with every shard at its size.
+
+    Args:
+        folder: The data set.
+        plan: The job.
+        allow_partial: Whether it may lack units.
+    """
+    try:
+        manifest = read_manifest(folder.root)
+        entries = read_index(folder.root)
+        counted = sum(entry["samples"] for entry in entries) == manifest["num_records"]
+        if manifest.get("plan") != plan.fingerprint or not counted:
+            return False
+        for stream in (folder.root, *beside(folder.root, plan.description)):
+            for entry in read_index(stream):
+                check_shard_size(stream, entry)
+    except (ManifestError, UserError):
+        return False
+    whole = allow_partial or "missing_units" not in manifest
+    return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
+
+
+def merge_parts(
+    folder: DatasetFolder,
+    plan: Plan,
+    parts: Mapping[int, Mapping[str, Any]],
+    *,
+    source: ImageSource,
+    tokenizer: Tokenizer,
+    given_up: Mapping[int, str] | None = None,
+) -> Path:
+    """Write the data set from its parts.
+
+    Args:
+        folder: The data set.
+        plan: The job.
+        parts: Part manifests of all units but those given up.
+        source: The images, for names and classes.
+        tokenizer: On the CPU; its dequantizer is stored with the records.
+        given_up: Units to go without, with reasons.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        UserError: A shard is damaged, nothing was recorded, the canvases are degenerate, or writing fails.
+    """
+    layout = RecordLayout(tokenizer.config.num_positions)
+    usage = _Usage(layout, tokenizer.config.codebook_size, len(source.class_names))
+    entries: list[dict[str, Any]] = []
+    units = [unit for unit in range(len(plan.units)) if unit not in (given_up or {})]
+    for unit in units:
+        part = folder.part(unit)
+        for number, entry in enumerate(read_index(part)):
+            usage.add(read_shard(part, entry, layout, verify_hash=True))
+            merged = f"shard.{unit:05d}.{number:05d}.mds"
+            with writing(folder.root):
+                _link(part / entry["raw_data"]["basename"], folder.root / merged)
+            entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
+    manifest = _manifest(plan, [parts[unit] for unit in units], usage, source=source, tokenizer=tokenizer)
+    if given_up:
+        manifest["missing_units"] = {str(unit): reason for unit, reason in sorted(given_up.items())}
+    for stream in beside(folder.root, plan.description):
+        _merge_beside(folder, units, stream)
+    with writing(folder.root):
+        write_atomically(folder.root / SOURCES_FILE, ("\n".join(source.keys) + "\n").encode("utf-8"))
+        save_weights(
+            folder.root,
+            tokenizer.dequantizer.state_dict(),
+            asdict(tokenizer.dequantizer.config),
+            kind="dequantizer",
+            name=DEQUANTIZER_NAME,
+        )
+        write_manifest(folder.root, manifest)
+        index = {"version": 2, "shards": entries}
+        write_atomically(folder.root / INDEX_FILE, json.dumps(index, sort_keys=True).encode("utf-8"))
+    return folder.root
+
+
+def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:
+    """Folders of what is stored beside the records, by a plan or manifest."""
+    return [root / description["repa"]["store"]] if "repa" in description else []
+
+
+def _merge_beside(folder: DatasetFolder, units: list[int], stream: Path) -> None:
+    """Join a stream beside the records; its hashes are left to `nvg verify`, since it is a hundred times as large."""
+    entries = []
+    with writing(stream):
+        stream.mkdir(exist_ok=True)
+    for unit in units:
+        part = folder.part(unit) / stream.name
+        for number, entry in enumerate(read_index(part)):
+            merged = f"shard.{unit:05d}.{number:05d}.mds"
+            with writing(stream):
+                _link(check_shard_size(part, entry), stream / merged)
+            entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
+    with writing(stream):
+        write_atomically(stream / INDEX_FILE, json.dumps({"version": 2, "shards": entries}, sort_keys=True).encode())
+
+
+class _Usage:
+    """Counts over all records: which codes each stage uses, and how many records each class has."""
+
+    def __init__(self, layout: RecordLayout, codebook_size: int, num_classes: int) -> None:
+        stages = StageLayout(layout.num_positions)
+        self._slices = [stages.tokens(stage) for stage in range(stages.num_stages)]
+        self._code_counts_SV = np.zeros((stages.num_stages, codebook_size), dtype=np.int64)
+        self.class_counts = np.zeros(num_classes, dtype=np.int64)
+
+    def add(self, records: np.ndarray) -> None:
+        for stage, tokens in enumerate(self._slices):
+            ids = records["content_ids"][:, tokens].ravel()
+            self._code_counts_SV[stage] += np.bincount(ids, minlength=self._code_counts_SV.shape[1])
+        self.class_counts += np.bincount(records["label"], minlength=len(self.class_counts))
+
+    def per_stage(self) -> list[float]:
+        """Share of the codebook that each stage uses at least once."""
+        return (self._code_counts_SV > 0).mean(axis=1).tolist()
+
+    def overall(self) -> float:
+        """Share of the codebook used at any stage."""
+        return float(self._code_counts_SV.any(axis=0).mean())
+
+
+def _manifest(
+    plan: Plan,
+    ordered: list[Mapping[str, Any]],
+    usage: _Usage,
+    *,
+    source: ImageSource,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    skipped = [asdict(item) for item in source.skipped]
+    skipped += sorted((item for part in ordered for item in part["skipped"]), key=lambda item: item["key"])
+    stages = StageLayout(tokenizer.config.num_positions)
+    return {
+        **plan.description,
+        "kind": MANIFEST_KIND,
+        "schema_version": SCHEMA_VERSION,
+        "plan": plan.fingerprint,
+        "latent_channels": tokenizer.config.latent_channels,
+        "num_positions": tokenizer.config.num_positions,
+        "last_stage": stages.last_stage,
+        "num_tokens": stages.num_tokens,
+        "codebook_size": tokenizer.config.codebook_size,
+        "num_classes": len(source.class_names),
+        "class_histogram": usage.class_counts.tolist(),
+        "num_images": sum(part["num_images"] for part in ordered),
+        "num_records": sum(part["num_records"] for part in ordered),
+        "canvas_scales": _canvas_scales(ordered),
+        "codebook_usage": usage.per_stage(),
+        "codebook_usage_overall": usage.overall(),
+        "skipped": skipped,
+        "library_versions": _versions(ordered),
+    }
+
+
+def _canvas_scales(parts: list[Mapping[str, Any]]) -> list[float]:
+    """[1, 1/std(x_0), ..., 1/std(x_K)]: entry i scales the input canvas of stage i, the last one x_K.
+
+    DEVIATION: measured over the data set and stored with the weights; the release ships constants for ImageNet.
+
+    Release: scale_factors
+    """
+    sums = CanvasSums()
+    for part in parts:
+        sums.merge(CanvasSums(part["canvas_count"], np.array(part["canvas_total"]), np.array(part["canvas_square"])))
+    if sums.count == 0:
+        raise UserError("no image could be encoded: every input was skipped; see the reasons in the parts")
+    deviations = sums.standard_deviation()
+    for stage, deviation in enumerate(deviations):
+        if not np.isfinite(deviation) or deviation <= 0.0:
+            raise UserError(
+                f"canvas x_{stage} has standard deviation {deviation} over the data set, expected above 0: "
+                "all its codes are alike; train the tokenizer longer"
+            )
+    return [1.0, *(1.0 / deviations).tolist()]
+
+
+def _versions(parts: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Versions that wrote the parts; several ones where the job was continued with others."""
+    packages = sorted({name for part in parts for name in part["library_versions"]})
+    return {
+        name: ", ".join(sorted({part["library_versions"].get(name, "unknown") for part in parts})) for name in packages
+    }
+
+
+def _link(original: Path, target: Path) -> None:
+    """Put a shard into the data set without copying it where the file system can."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(original, temporary)
+        except OSError:
+            shutil.copyfile(original, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # rename leaves it where both are links to one file
+    sync_path(target.parent)

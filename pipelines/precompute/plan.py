@@ -1,0 +1,220 @@
+"""What a precompute job will do, decided before it starts, and where each piece of it goes on disk."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.manifest import MANIFEST_FILE, ManifestError, require_match, sync_path, write_atomically
+from nvg.errors import UserError
+from nvg.tokenizer.tokenizer import GRANULARITY
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.sources import ImageSource
+
+PART_MANIFEST = "part.manifest"
+_PLAN_FILE = "plan.json"
+_LOCK_FILE = ".precompute.lock"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the bytes of the data set depend on, and the units of work that follow from it.
+
+    Attributes:
+        description: The recorded values, JSON.
+        units: Source indices of each unit, int64: fixed slices of a seed-shuffled list.
+    """
+
+    description: dict[str, Any]
+    units: list[np.ndarray]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the description, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(
+    config: PrecomputeConfig,
+    source: ImageSource,
+    tokenizer_hash: str,
+    structure: str = GRANULARITY,
+    repa: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Divide a source into units.
+
+    The number of actors is left out on purpose: it changes nothing.
+
+    Args:
+        config: The job.
+        source: Its opened source.
+        tokenizer_hash: sha256 of the tokenizer's weights.
+        structure: Where its maps come from; recorded unless they are the image's own.
+        repa: What is stored beside the records, if anything.
+
+    Returns:
+        The plan; equal arguments give an equal plan.
+    """
+    description = {
+        "tokenizer_hash": tokenizer_hash,
+        "tokenizer_weights": config.tokenizer_weights,
+        "source_kind": config.source.kind,
+        "source_split": config.source.split,
+        "source_fingerprint": source.fingerprint,
+        "class_names": source.class_names,
+        "num_inputs": len(source),
+        "image_size": config.source.image_size,
+        "image_channels": config.source.image_channels,
+        "view_policy": config.source.view_policy,
+        "num_views": config.source.num_views,
+        "view_seed": config.source.seed,
+        "batch_size": config.batch_size,
+        "images_per_unit": config.images_per_unit,
+        "shard_bytes": config.shard_bytes,
+        "threads_per_actor": config.threads_per_actor,
+        "device": config.device,
+        "seed": config.seed,
+        **({} if structure == GRANULARITY else {"structure": structure}),
+        **({"view_flip": True} if config.source.flip else {}),
+        **({"repa": dict(repa)} if repa else {}),
+    }
+    generator = np.random.Generator(np.random.Philox(key=config.seed))
+    order = generator.permutation(len(source)).astype(np.int64)
+    starts = range(0, len(order), config.images_per_unit)
+    return Plan(description, [order[start : start + config.images_per_unit] for start in starts])
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """Paths inside the output folder.
+
+    `parts/` holds one folder per finished unit; their shards appear in the data set as hard links, so they
+    take no room of their own and `parts/` can be removed once the data set is complete.
+    """
+
+    root: Path
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the finished units."""
+        return self.root / "parts"
+
+    def part(self, unit: int) -> Path:
+        """Folder of one finished unit; it exists exactly when the unit is committed."""
+        return self.parts / f"part-{unit:05d}"
+
+    def adopt(self, plan: Plan) -> None:
+        """Create the folder for a plan, or check that what it holds is of this plan; drop unfinished units.
+
+        Raises:
+            UserError: It holds the records of another job; names what differs.
+        """
+        path = self.parts / _PLAN_FILE
+        for recorded in (path, self.root / MANIFEST_FILE):  # either may have been removed
+            if recorded.exists():
+                _require_same_job(recorded, plan)
+        with writing(self.root):
+            self.parts.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(plan.description, indent=1, sort_keys=True).encode())
+        self.remove_unfinished()
+
+    def remove_unfinished(self) -> None:
+        """Remove what killed actors left behind."""
+        for path in self.parts.glob("tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def committed(self, plan: Plan) -> dict[int, dict[str, Any]]:
+        """Part manifests of the units that are done; a damaged part is removed so that it is done again."""
+        done = {}
+        for unit in range(len(plan.units)):
+            if self.part(unit).exists():
+                manifest = read_part(self.part(unit), plan.fingerprint)
+                if manifest is None:
+                    shutil.rmtree(self.part(unit))
+                else:
+                    done[unit] = manifest
+        sync_path(self.parts)
+        return done
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second driver out; the system frees the lock when this process ends, however it ends.
+
+        Raises:
+            UserError: Another process holds it; names host and process.
+        """
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / _LOCK_FILE).open("a+", encoding="utf-8")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.root}: another precompute job ({file.read().strip() or 'unknown'}) is writing "
+                    "here; wait for it or choose another output"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+
+def read_part(folder: Path, plan_fingerprint: str) -> dict[str, Any] | None:
+    """Read the manifest of a finished unit.
+
+    Returns:
+        Its content; None when it is of another plan, unreadable, or a shard has not the recorded size.
+    """
+    try:
+        manifest = json.loads((folder / PART_MANIFEST).read_text(encoding="utf-8"))
+        sizes_fit = all((folder / shard["basename"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
+        return manifest if sizes_fit and manifest["plan"] == plan_fingerprint else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write (disk full, quota, no permission) into a message for the user.
+
+    Raises:
+        UserError: Instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}; finished units are intact: free space or "
+            "fix the folder, then run the same command again"
+        ) from error
+
+
+def _require_same_job(recorded: Path, plan: Plan) -> None:
+    """Compare a plan or manifest on disk with this job's plan."""
+    try:
+        require_match(
+            json.loads(recorded.read_text(encoding="utf-8")),
+            plan.description,
+            found_name=f"the data set of {recorded}",
+            expected_name="this job",
+            advice="choose another output, restore the settings, or remove the folder",
+        )
+    except ManifestError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"{recorded}: not valid JSON ({error}); remove the data set's folder") from error

@@ -1,0 +1,222 @@
+"""Encode one unit of images and commit it: all of its records on disk, or nothing.
+
+Legend: B image views, T tokens, L positions, C latent channels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster.manifest import sync_path
+from nvg.checkpoints import file_hash
+from nvg.records import RecordLayout
+from nvg.records.shard import INDEX_FILE, SHARD_HASH
+from nvg.tokenizer import Tokenizer
+from pipelines.canvas_sums import CanvasSums
+from pipelines.precompute.beside import RepaStream
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
+from pipelines.precompute_batches import View, in_stages, read_batches
+from pipelines.sources import ImageSource, to_model_range
+
+_RECORDED_PACKAGES = ("mosaicml-streaming", "numba", "numpy", "pillow", "ray", "torch")
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch whose latents are on the device."""
+
+    views: list[View]
+    images_BCSS: torch.Tensor
+    latent_BLC: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """A batch of records, on the CPU, and what is stored beside them."""
+
+    views: list[View]
+    content_ids_BT: np.ndarray
+    structure_BL: np.ndarray
+    beside: list[dict[str, Any]]
+
+
+def encode_unit(
+    unit: int,
+    indices: np.ndarray,
+    *,
+    source: ImageSource,
+    tokenizer: Tokenizer,
+    config: PrecomputeConfig,
+    folder: DatasetFolder,
+    plan_fingerprint: str,
+    repa: RepaStream | None = None,
+) -> dict[str, Any]:
+    """Encode the images of a unit and rename the result into place.
+
+    Args:
+        unit: Its number.
+        indices: int64, the source indices of its images, in the order of the records.
+        source: Where they are read.
+        tokenizer: In evaluation mode, on `config.device`.
+        config: Batch size, threads, shard size.
+        folder: The data set.
+        plan_fingerprint: Of the job, stored with the part.
+        repa: What is stored beside the records.
+
+    Returns:
+        The part manifest.
+
+    Raises:
+        UserError: The part cannot be written.
+        OSError: An input cannot be read.
+    """
+    part = folder.part(unit)
+    temporary = folder.parts / f"tmp-{unit:05d}-{uuid.uuid4().hex}"
+    with writing(temporary):
+        temporary.mkdir()
+    try:
+        manifest = _write_records(temporary, indices, source=source, tokenizer=tokenizer, config=config, repa=repa)
+        manifest |= {"unit": unit, "plan": plan_fingerprint, "library_versions": library_versions()}
+        with writing(temporary):
+            (temporary / PART_MANIFEST).write_text(json.dumps(manifest, sort_keys=True) + "\n", encoding="utf-8")
+            for path in sorted(temporary.rglob("*")):
+                sync_path(path)
+            sync_path(temporary)
+            committed = read_part(part, plan_fingerprint)
+            if committed is not None:  # an attempt thought dead was only slow: its bytes are the same
+                return committed
+            os.rename(temporary, part)
+            sync_path(folder.parts)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _write_records(
+    temporary: Path,
+    indices: np.ndarray,
+    *,
+    source: ImageSource,
+    tokenizer: Tokenizer,
+    config: PrecomputeConfig,
+    repa: RepaStream | None,
+) -> dict[str, Any]:
+    layout = RecordLayout(tokenizer.config.num_positions)
+    skipped: list[dict[str, str]] = []
+    sums = CanvasSums()
+    writers = [_open_writer(temporary, layout.columns, config)]
+    if repa is not None:
+        writers.append(_open_writer(temporary / repa.folder, repa.columns, config))
+
+    def encode(views: list[View]) -> _Encoded:
+        return _encode(views, tokenizer, config)
+
+    def tokenize(batch: _Encoded) -> _Tokenized:
+        return _tokenize(batch, tokenizer, sums, repa)
+
+    def write(batch: _Tokenized) -> int:
+        with writing(temporary):
+            _write_batch(writers, batch, source, layout)
+        return len(batch.views)
+
+    try:  # not `with writer`: it would finish, and so index, what an exception cut short
+        with closing(read_batches(source, indices, config, skipped)) as batches:
+            num_records = sum(in_stages(batches, [encode, tokenize, write]))
+        with writing(temporary):
+            for writer in writers:
+                writer.finish()
+    except BaseException:
+        for writer in writers:
+            writer.cancel_future_jobs()
+        raise
+    return {
+        "num_images": len(indices) - len(skipped),
+        "num_records": num_records,
+        "skipped": skipped,
+        "canvas_count": sums.count,
+        "canvas_total": sums.total.tolist(),
+        "canvas_square": sums.square.tolist(),
+        "shards": [_file_entry(path, temporary) for path in sorted(temporary.rglob("*.mds"))],
+        "index": _file_entry(temporary / INDEX_FILE, temporary),
+    }
+
+
+def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeConfig) -> Any:
+    from streaming import MDSWriter
+
+    with writing(folder):
+        return MDSWriter(
+            columns=dict(columns), out=str(folder), hashes=[SHARD_HASH], size_limit=config.shard_bytes, exist_ok=True
+        )
+
+
+@torch.no_grad()
+def _encode(views: list[View], tokenizer: Tokenizer, config: PrecomputeConfig) -> _Encoded:
+    """Encode a batch, filled up to the batch size so that every batch is computed alike."""
+    missing = config.batch_size - len(views)
+    pixels_BHWC = np.stack([item.pixels for item in views] + [views[0].pixels] * missing)
+    images = torch.from_numpy(to_model_range(pixels_BHWC)).to(config.device)
+    return _Encoded(views, images, tokenizer.encode(images))
+
+
+@torch.no_grad()
+def _tokenize(batch: _Encoded, tokenizer: Tokenizer, sums: CanvasSums, repa: RepaStream | None) -> _Tokenized:
+    """Cluster and quantise a batch, add its canvases to the sums, and compute what is stored beside it."""
+    number = len(batch.views)
+    content_ids_BT, structure_BL = tokenizer.tokenize_latent(batch.latent_BLC)
+    sums.add(tokenizer.dequantizer.canvases(content_ids_BT, structure_BL)[:number])
+    return _Tokenized(
+        views=batch.views,
+        content_ids_BT=content_ids_BT[:number].cpu().numpy(),
+        structure_BL=structure_BL[:number].cpu().numpy(),
+        beside=[] if repa is None else repa.rows(batch.images_BCSS, number),
+    )
+
+
+def _write_batch(writers: list[Any], batch: _Tokenized, source: ImageSource, layout: RecordLayout) -> None:
+    ids_BT = batch.content_ids_BT.astype(np.uint16)
+    maps_BL = batch.structure_BL.astype(layout.structure_dtype)
+    for row, item in enumerate(batch.views):
+        writers[0].write(
+            {
+                "image": item.image,
+                "view": item.view,
+                "label": int(source.labels[item.image]),
+                "content_ids": ids_BT[row],
+                "structure": maps_BL[row],
+            }
+        )
+    for item, columns in zip(batch.views, batch.beside, strict=False):  # nothing where nothing is stored beside
+        writers[1].write({"image": item.image, "view": item.view, **columns})
+
+
+def _file_entry(path: Path, root: Path) -> dict[str, Any]:
+    return {
+        "basename": path.relative_to(root).as_posix(),
+        "bytes": path.stat().st_size,
+        SHARD_HASH: file_hash(path),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the packages that could change a byte of the records."""
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,283 @@
+"""One face for the two engines: DeepSpeed, and the plain single-process engine of ``nvg.training``.
+
+The loop sees forward, backward, step and the two questions after a step (was it applied, how long was the
+gradient); what differs (accumulation, precision, partitioned parameters, saving) stays here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cluster.ranks import RankEnvironment
+from nvg.errors import UserError
+from nvg.training import PlainEngine
+from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.train.deepspeed_settings import deepspeed_dict
+from pipelines.training_optimizer import build_optimizer, trained_modules
+
+
+class TrainingEngine(Protocol):
+    """What the loop needs of an engine."""
+
+    folder_name: str
+    optimizer: Any
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (scalar) and its named parts for one micro batch."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro batch's share of the gradient."""
+        ...
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        """Finish a micro batch, update the weights on the ``last``; the gradient's norm if wanted."""
+        ...
+
+    def was_step_applied(self) -> bool:
+        """Whether the last update changed the weights."""
+        ...
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the network's parameters are complete on every rank."""
+        ...
+
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give a parameter another value, the same on all ranks (all ranks call); ZeRO 0 to 2."""
+        ...
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        """Write this rank's state for resuming (all ranks call)."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read it back (all ranks call)."""
+        ...
+
+
+class _Plain:
+    """`nvg.training.PlainEngine`: one process, no process group, nothing to compile."""
+
+    folder_name = "plain"
+
+    def __init__(self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device) -> None:
+        self.objective = objective
+        self.device = device
+        self.optimizer = build_optimizer(trained_modules(objective), optimizer, device)
+        self.engine = PlainEngine(
+            objective,
+            self.optimizer,
+            gradient_clipping=optimizer.gradient_clipping,
+            accumulation_steps=optimizer.accumulation_steps(1),
+        )
+        self.bf16 = loop.precision == "bf16"
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self.engine(batch, noise)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        self.engine.step()
+        return self.engine.get_global_grad_norm() if last and want_grad_norm else None
+
+    def was_step_applied(self) -> bool:
+        return self.engine.was_step_applied()
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "global_steps": self.engine.global_steps,
+            "client_state": client_state,
+        }
+        torch.save(state, folder / "plain.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.global_steps = state["global_steps"]
+
+
+class _DeepSpeed:
+    """``deepspeed.initialize`` around the objective, with our AdamW as client optimizer."""
+
+    folder_name = "deepspeed"
+
+    def __init__(
+        self,
+        objective: Any,
+        optimizer: OptimizerConfig,
+        loop: LoopConfig,
+        sharding: DeepSpeedConfig,
+        place: RankEnvironment,
+        device: torch.device,
+        universal: bool,
+    ) -> None:
+        import deepspeed  # here: it probes compilers and devices, which the plain engine does not need
+
+        if device.type == "cpu":
+            # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared
+            # memory behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        settings = deepspeed_dict(optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size)
+        self.objective, self.modules = objective, trained_modules(objective)
+        self.stage, self.universal, self.device = sharding.zero_stage, universal, device
+        self.refused = False
+        self.optimizer: Any = build_optimizer(self.modules, optimizer, device)
+        # It reads LOCAL_RANK, at ZeRO-3 in every step, and has no argument for it; without a launcher nobody sets it.
+        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+        self.engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=self.optimizer,
+            config={**settings, "checkpoint": {**settings.get("checkpoint", {}), "load_universal": universal}},
+        )
+        self.zero = deepspeed.zero
+
+    def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.engine(batch, noise)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        if self.stage == 0 and last:
+            return self._step_without_zero()
+        self.engine.step()
+        if not (last and want_grad_norm):
+            return None
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def _step_without_zero(self) -> float:
+        """Without ZeRO DeepSpeed tells no norm and would take a gradient that is not finite; here it is averaged."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
+        # Fused AdamW leaves weights, moments and its count of steps alone where this is 1.
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float().to(self.device)
+        self.engine.step()
+        del self.optimizer.found_inf
+        self.refused = not bool(torch.isfinite(norm))
+        return float(norm)
+
+    def was_step_applied(self) -> bool:
+        return self.engine.was_step_applied() and not self.refused
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        return self._gathered()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter.copy_(value)  # what the next forward pass reads
+        if self.stage > 0:
+            safe_set_full_fp32_param(parameter, value)  # what the next update starts from
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        with self.zero.GatheredParameters(self._parameters()):
+            yield
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for module in self.modules for parameter in module.parameters()]
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+        # DeepSpeed moves its `latest` before the other ranks have finished; ours moves after all have.
+        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
+        loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise UserError(f"DeepSpeed found nothing to load in {folder}; remove this checkpoint folder")
+        if self.universal:
+            self._load_buffers(folder)
+            # At ZeRO-3 every group gets the settings of the first, and all share one count of steps.
+            for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
+                group.update(settings)
+            for state in self.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+    @torch.no_grad()
+    def _load_buffers(self, folder: Path) -> None:
+        """Universal checkpoints restore parameters and moments; averages and counters of the objective are buffers."""
+        file = sorted(folder.glob("*model_states.pt"))[0]
+        module = torch.load(file, map_location=self.device, weights_only=False)["module"]
+        for name, buffer in self.objective.named_buffers():
+            if name in module:
+                buffer.copy_(module[name])
+
+
+def build_engine(
+    objective: Any,
+    *,
+    optimizer: OptimizerConfig,
+    loop: LoopConfig,
+    deepspeed: DeepSpeedConfig,
+    place: RankEnvironment,
+    device: torch.device,
+    universal: bool = False,
+) -> TrainingEngine:
+    """The engine that the configuration asks for.
+
+    Args:
+        objective: module whose ``network`` holds the trained parameters, on ``device``.
+        optimizer, loop, deepspeed: typed configuration.
+        place: this rank.
+        device: its device.
+        universal: whether it will load states that were converted for another number of ranks.
+
+    Returns:
+        The engine.
+
+    Raises:
+        UserError: the plain engine with more than one rank, or a batch that does not divide.
+    """
+    if loop.engine == "plain":
+        if place.world_size > 1:
+            raise UserError(f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed")
+        return _Plain(objective, optimizer, loop, device)
+    return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device, universal)
+
+
+@contextlib.contextmanager
+def advice_on_memory(name: str) -> Iterator[None]:
+    """Turn a device that is out of memory into a message that names what can be changed.
+
+    Args:
+        name: of the training.
+
+    Raises:
+        UserError: the device is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{name}: the device is out of memory: {error}\nless at a time: optimizer.micro_batch, "
+            "loss.stages_per_image (generators); less kept for the backward pass: compute.recompute_activations=true "
+            "(generators); less on every device: deepspeed.zero_stage=1, 2 or 3, deepspeed.offload_optimizer=true; "
+            "half as wide: loop.precision=bf16"
+        ) from error

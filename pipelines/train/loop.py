@@ -1,0 +1,299 @@
+"""The one training loop: tokenizer and both generators, one process or many ranks, whoever started them.
+
+A step draws the noise of the whole global batch from (seed, step) on the CPU and takes this rank's rows,
+as the data does; so the same images meet the same noise for any number of ranks. The position in the data
+is the number of images seen. Everything else a step depends on (weights, optimizer, moving average) is in
+the checkpoint, hence a resumed run equals the straight one bit for bit at the same number of ranks on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cluster.ranks import (
+    RankEnvironment,
+    any_rank,
+    ensure_process_group,
+    local_device,
+    normalise_rank_environment,
+    round_to_tf32,
+)
+from nvg.errors import NotFiniteError
+from nvg.training import Ema
+from pipelines.batches.order import Batch
+from pipelines.train.engine import advice_on_memory
+from pipelines.train.interrupt import STOP_FILE, StopRequest, TrainingStopped, on_stop_signals, stopped_text
+from pipelines.train.report import open_report
+from pipelines.train.saving import NoSpaceError, run_lock, save_checkpoint
+from pipelines.train.state import TrainerState, flatten
+from pipelines.train.step import Players
+from pipelines.train.task import TrainingConfig, TrainingTask
+from pipelines.training_clock import DATA, Speed, TrainingClock
+from pipelines.training_feed import Feed
+from pipelines.training_resume import find_resumable, load_checkpoint
+from pipelines.training_validation import held_out_loss
+from pipelines.training_watchdog import Watchdog, watchdog
+from pipelines.training_window import LossWindow, NonFiniteLossError, not_finite
+
+logger = logging.getLogger(__name__)
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
+    """Train to the end, or go on where an earlier call stopped.
+
+    Args:
+        task: objective and data, built alike on every rank.
+        config: optimizer, loop and engine.
+        run_folder: outputs; shared by all ranks.
+
+    Returns:
+        The newest checkpoint's folder.
+
+    Raises:
+        NonFiniteLossError: the loss of a step is not finite; the last checkpoint is untouched.
+        TrainingStopped: a signal or the file ``stop`` asked for the end; the newest checkpoint is of that step.
+        UserError: the run cannot go on with this configuration, these data or this disk.
+    """
+    place = normalise_rank_environment()
+    if config.loop.threads_per_rank is not None:
+        torch.set_num_threads(config.loop.threads_per_rank)
+    round_to_tf32(config.loop.precision == "tf32")
+    device = local_device(place)
+    if place.world_size > 1 or config.loop.engine == "deepspeed":
+        ensure_process_group(place, device)
+    stop = StopRequest(run_folder / STOP_FILE, is_main=place.is_main, any_rank=any_rank(place))
+    with ExitStack() as stack:
+        stack.enter_context(run_lock(run_folder, place))
+        stack.enter_context(on_stop_signals(stop.signalled))
+        dog = stack.enter_context(watchdog(run_folder, place.rank, config.loop.hang_timeout_s))
+        stack.enter_context(advice_on_memory(task.name))
+        return _Session(task, config, run_folder, place, device).run(stop, dog)
+
+
+class _Session:
+    """State of one call of :func:`train`."""
+
+    def __init__(
+        self, task: TrainingTask, config: TrainingConfig, run_folder: Path, place: RankEnvironment, device: torch.device
+    ) -> None:
+        self.task, self.config, self.place, self.device = task, config, place, device
+        self.run_folder = run_folder
+        self.batch_size = config.optimizer.global_batch
+        self.feed = Feed(
+            task.objective,
+            global_batch=self.batch_size,
+            num_micro=config.optimizer.accumulation_steps(place.world_size),
+            place=place,
+            device=device,
+        )
+        task.objective.to(device)
+        # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
+        self.ema = Ema(task.objective.network, half_life_images=config.optimizer.ema_half_life_images)
+        self.step = 0
+        self.accepted: list[str] = []
+        self.failed_checkpoints = 0
+        self.speed = Speed(task, place, device)
+        self.found = find_resumable(
+            run_folder / CHECKPOINTS_FOLDER,
+            expected=self._trainer_state(),
+            accept_changed=config.loop.accept_changed,
+            place=place,
+            device=device,
+        )
+        universal = self.found is not None and self.found.converted is not None
+        self.players = Players(task, config, place, device, universal=universal)
+        self.window = LossWindow(task.name, place)
+
+    def run(self, stop: StopRequest, dog: Watchdog) -> Path:
+        """Resume, train, save; returns the newest checkpoint."""
+        newest = self._resume()
+        num_steps = self.config.optimizer.num_steps
+        last_step = min(num_steps, self.config.loop.stop_after_steps or num_steps)
+        if newest is None or self.step < last_step:
+            newest = self._run_to(last_step, stop, dog)
+        stop.done()
+        if self.step < last_step:
+            raise TrainingStopped(stopped_text(self.task.name, self.step, num_steps, newest))
+        return newest
+
+    def _run_to(self, last_step: int, stop: StopRequest, dog: Watchdog) -> Path:
+        loop = self.config.loop
+        self.players.set_training(True)
+        with open_report(
+            self.run_folder, self.task.name, self.config, self.task.settings(self.config), self.step, self.place
+        ) as self.report:
+            stream = self.task.batches.batches(
+                start_step=self.step, global_batch=self.batch_size, seed=loop.seed, place=self.place
+            )
+            self.clock = TrainingClock(self.device)
+            stopping = False
+            newest = None
+            while self.step < last_step and not stopping:
+                dog.alive()
+                step = self.step + 1
+                at_validation = loop.validate_every_steps is not None and step % loop.validate_every_steps == 0
+                at_log = step == last_step or at_validation or step % loop.log_every_steps == 0
+                with self.clock.span(DATA):
+                    batch = next(stream)
+                grad_norm, lr = self._train_step(batch, want_grad_norm=at_log)
+                stopping = stop.asked()
+                if at_log or stopping:
+                    self._log(grad_norm, lr, self._validate() if at_validation else {})
+                else:
+                    self.report.advance(step)
+                self._draw_samples()
+                dog.alive()
+                ending = step == last_step or stopping
+                if ending or step % loop.checkpoint_every_steps == 0:
+                    newest = self._save(needed=ending)
+        assert newest is not None  # the last one was needed
+        return newest
+
+    def _train_step(self, batch: Batch, *, want_grad_norm: bool) -> tuple[float | None, float]:
+        lr = self.players.set_learning_rate(self.step * self.batch_size)
+        parts: dict[str, list[Tensor]] = {}
+        grad_norm = None
+
+        def check(player: str, loss: Tensor) -> None:
+            self.window.check(player, self.step + 1, batch.sample_ids, loss)
+
+        feed = self.feed.micro_batches(batch, seed=self.config.loop.seed, step=self.step)
+        for index, (micro_batch, micro_noise) in enumerate(feed):
+            last = index == self.feed.num_micro - 1
+            try:
+                loss, metrics, grad_norm = self.players.turn(
+                    micro_batch, micro_noise, last=last, want_grad_norm=want_grad_norm, check=check
+                )
+            except NotFiniteError as error:
+                raise not_finite(self.task.name, batch.sample_ids, f"step {self.step + 1}: {error}") from error
+            for name, value in {**metrics, "loss": loss}.items():
+                parts.setdefault(name, []).append(value)
+        self.step += 1
+        means = {name: torch.stack(values).mean() for name, values in parts.items()}
+        self.window.add(self.step, batch.sample_ids, means.pop("loss"), means)
+        self._after_update()
+        return grad_norm, lr
+
+    def _after_update(self) -> None:
+        if self.task.after_update is not None:
+            self.task.after_update(self.players.main.engine, self.step - 1)
+        if self.players.main.num_skipped == 0:
+            # Under ZeRO-3 gathering is a collective: every rank takes part, the main rank alone averages.
+            with self.players.main.engine.whole_parameters():
+                if self.place.is_main:
+                    self.ema.update(self.task.objective.network, num_images=self.batch_size)
+        num_skipped = self.players.num_skipped
+        if num_skipped > self.config.loop.max_skipped_steps:
+            raise NonFiniteLossError(
+                f"{self.task.name}: {num_skipped} optimizer steps in a row were skipped because "
+                f"gradients were not finite, up to step {self.step}, sample ids "
+                f"{self.window.last_sample_ids}"
+            )
+
+    # Numbers
+    def _log(self, grad_norm: float | None, lr: float, extra: dict[str, float]) -> None:
+        """Average the window's losses over steps and ranks."""
+        means, num_steps = self.window.close()
+        if self.task.window_numbers is not None:
+            extra = {**self.task.window_numbers(), **extra}
+        times = self.clock.close(num_steps)
+        if self.place.is_main:
+            self.report.row(
+                {
+                    "step": self.step,
+                    "images": self.step * self.batch_size,
+                    **means,
+                    **extra,
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "skipped_steps": self.players.total_skipped,
+                    "failed_checkpoints": self.failed_checkpoints,
+                    **self.speed.numbers(self.batch_size / times["step_s"]),
+                    **times,
+                    "time": time.time(),
+                }
+            )
+
+    def _draw_samples(self) -> None:
+        samples = self.task.samples
+        if samples is None or self.step % samples.every_steps:
+            return
+        if not self.place.is_main:  # the others wait for it in the next step
+            return
+        with self.clock.span("samples"):
+            # Parameters are the average's; buffers are whole on every rank, under ZeRO-3 too.
+            png = samples.draw(self.ema.weights(self.task.objective.network), self.device)
+            if png is not None:
+                self.report.picture("samples", png, self.step)
+
+    def _validate(self) -> dict[str, float]:
+        if self.task.validation is None:
+            return {}
+        with self.clock.span("validation"):
+            self.players.set_training(False)
+            loss = held_out_loss(
+                self.players.main.engine, self.feed, self.task.validation, self.config.loop.max_validation_images
+            )
+            self.players.set_training(True)
+        return {"validation_loss": loss}
+
+    # Checkpoints
+    def _trainer_state(self) -> TrainerState:
+        images = self.step * self.batch_size
+        epoch, images_in_epoch = divmod(images, self.task.batches.num_images)
+        return TrainerState(
+            step=self.step,
+            images=images,
+            epoch=epoch,
+            images_in_epoch=images_in_epoch,
+            ema_images=self.ema.images_seen,
+            world_size=self.place.world_size,
+            engine=self.config.engine_name,
+            seeds={"training": self.config.loop.seed},
+            config=self.task.settings(self.config),
+            data=flatten(self.task.batches.fingerprint),
+            accepted=self.accepted,
+        )
+
+    def _save(self, *, needed: bool) -> Path | None:
+        """The checkpoint of this step; None where the disk is full and it is not `needed` yet: the next may fit."""
+        self.window.require_finite()
+        try:
+            with self.clock.span("checkpoint"):
+                return save_checkpoint(
+                    self.run_folder / CHECKPOINTS_FOLDER,
+                    state=self._trainer_state(),
+                    task=self.task,
+                    ema=self.ema,
+                    engines=self.players.engines,
+                    place=self.place,
+                    device=self.device,
+                    loop=self.config.loop,
+                )
+        except NoSpaceError as error:
+            if needed:
+                raise
+            self.failed_checkpoints += 1
+            logger.warning("%s", error)
+            return None
+
+    def _resume(self) -> Path | None:
+        if self.found is None:
+            return None
+        load_checkpoint(
+            self.found,
+            kind=self.task.kind,
+            ema=self.ema,
+            engines=self.players.engines,
+            place=self.place,
+            device=self.device,
+        )
+        self.step, self.accepted = self.found.state.step, self.found.state.accepted
+        return self.found.folder

@@ -1,0 +1,88 @@
+"""Lines of ``--dry-run``: what a generator's training will do and cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.manifest import MANIFEST_FILE, read_manifest
+from pipelines.train.costs import (
+    PEAK_FLOPS,
+    STATED_DEVICE,
+    STATED_UTILISATION,
+    ModelConfig,
+    TrainingWork,
+    count_work,
+    state_bytes,
+)
+
+if TYPE_CHECKING:
+    from pipelines.train.generator import GeneratorRunConfig
+
+GIB = 2.0**30
+
+
+def generator_model(config: GeneratorRunConfig) -> ModelConfig:
+    """The architecture with what the records fix, where they are there already.
+
+    Raises:
+        UserError: the configuration and the records contradict each other.
+    """
+    from pipelines.train.generator import fill_from_manifest
+
+    records = Path(config.data.path)
+    if not (records / MANIFEST_FILE).is_file():
+        return config.content if config.kind == "content" else config.structure
+    manifest = read_manifest(records)
+    if config.kind == "content":
+        return fill_from_manifest(config.content, manifest)
+    return fill_from_manifest(config.structure, manifest)
+
+
+def generator_work(config: GeneratorRunConfig) -> TrainingWork:
+    """What one image of a run costs."""
+    return count_work(
+        generator_model(config),
+        stages_per_image=config.loss.stages_per_image,
+        precision=config.loop.precision,
+        recompute_activations=config.compute.recompute_activations,
+    )
+
+
+def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
+    """Parameters, operations, hours and memory of a run.
+
+    Args:
+        config: the run.
+        num_devices: ranks.
+
+    Returns:
+        One line each.
+
+    Raises:
+        UserError: the batch does not divide over the devices.
+    """
+    work, optimizer = generator_work(config), config.optimizer
+    micro_batch = optimizer.global_batch // num_devices // optimizer.accumulation_steps(num_devices)
+    total = work.flops_per_image * optimizer.total_images
+    peak = PEAK_FLOPS[STATED_DEVICE]
+    hours = total / (STATED_UTILISATION * peak * num_devices) / 3600
+    states = ", ".join(
+        f"ZeRO-{stage} {_state(config, work, stage, num_devices) / GIB:.1f}{' (this run)' if own else ''}"
+        for stage in range(4)
+        for own in [stage == config.deepspeed.zero_stage]
+    )
+    return [
+        f"{work.num_parameters:,} parameters; {work.flops_per_image / 1e12:.3g} TFLOP and {work.tokens_per_image:,} "
+        "tokens an image, forward and backward",
+        f"{total:.2g} FLOP in all: {hours:,.0f} hours on {num_devices} device(s) at {STATED_UTILISATION:.0%} of "
+        f"{peak / 1e12:.0f} TFLOP/s each (bf16, {STATED_DEVICE})",
+        f"GiB a device for weights, gradients, moments and average: {states}",
+        f"GiB a device for activations: {work.activation_bytes * micro_batch / GIB:.1f} at {micro_batch} images a pass"
+        + (", blocks computed again" if config.compute.recompute_activations else ""),
+    ]
+
+
+def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_devices: int) -> float:
+    offload = config.deepspeed.offload_optimizer
+    return state_bytes(work.num_parameters, zero_stage=zero_stage, world_size=num_devices, offload=offload)

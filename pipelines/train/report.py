@@ -1,0 +1,168 @@
+"""What a rank tells about a training: rows of numbers, a bar or plain lines, pictures, further sinks."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cluster.manifest import write_atomically
+from cluster.ranks import RankEnvironment
+from pipelines.run_folder import METRICS_FILE, trim_metrics
+from pipelines.train.sinks import Sink, open_sinks
+from pipelines.train.task import TrainingConfig
+
+
+def open_report(
+    run_folder: Path,
+    name: str,
+    config: TrainingConfig,
+    settings: dict[str, Any],
+    first_step: int,
+    place: RankEnvironment,
+) -> TrainingReport | SilentReport:
+    """The report of this rank; the main rank's speaks.
+
+    Args:
+        run_folder: the run.
+        name: of the training.
+        config: length and sinks.
+        settings: shown on the run's page.
+        first_step: steps already done.
+        place: this rank.
+    """
+    if not place.is_main:
+        return SilentReport()
+    loop = config.loop
+    sinks = open_sinks(
+        run_folder, wandb=loop.wandb, tensorboard=loop.tensorboard, settings=settings, first_step=first_step
+    )
+    return TrainingReport(
+        run_folder, name=name, num_steps=config.optimizer.num_steps, first_step=first_step, sinks=sinks
+    )
+
+
+class TrainingReport:
+    """Open outputs of one training session; a context manager.
+
+    Args:
+        run_folder: where metrics.jsonl lies.
+        name: shown beside the bar.
+        num_steps: steps of the whole training.
+        first_step: steps already done.
+        sinks: further places for rows and pictures; closed with the report.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        *,
+        name: str,
+        num_steps: int,
+        first_step: int,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        self.name, self.num_steps, self.first_step = name, num_steps, first_step
+        trim_metrics(run_folder, first_step)
+        self.file = open(run_folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115 (closed in __exit__)
+        self.console = Console(stderr=True)
+        self.progress: Progress | None = None
+        self.sinks, self.run_folder = sinks, run_folder
+        self.started = time.monotonic()
+
+    def __enter__(self) -> TrainingReport:
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(self.name, total=self.num_steps, completed=self.first_step, status="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+        self.file.close()
+        for sink in self.sinks:
+            sink.close()
+
+    def advance(self, step: int) -> None:
+        """Move the bar (cheap, every step)."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step)
+
+    def row(self, values: dict[str, Any]) -> None:
+        """Write one row of numbers; it has at least ``step``.
+
+        Args:
+            values: JSON values; a number that is not finite is written as null.
+        """
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        self.file.write(json.dumps(clean) + "\n")
+        for sink in self.sinks:
+            sink.row(clean)
+        self._show(clean)
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Keep a picture of a step as ``<name>/step-….png`` in the run folder, and show it to the sinks.
+
+        Args:
+            name: of the series.
+            png: the file's bytes.
+            step: it belongs to.
+        """
+        path = self.run_folder / name / f"step-{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, png)
+        for sink in self.sinks:
+            sink.picture(name, path, step)
+
+    def say(self, message: str) -> None:
+        """One line for the user where no bar is shown."""
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
+
+    def _show(self, row: dict[str, Any]) -> None:
+        status = f"loss {row['loss']:.4f}" if row.get("loss") is not None else ""
+        if row.get("images_per_s"):
+            status += f"  {row['images_per_s']:.0f} images/s"
+        if self.progress is not None:
+            self.progress.update(self.task, completed=row["step"], status=status)
+            return
+        done = row["step"] - self.first_step
+        left = (time.monotonic() - self.started) / max(done, 1) * (self.num_steps - row["step"])
+        self.say(f"{self.name}: step {row['step']}/{self.num_steps}  {status}  {left:.0f} s left")
+
+
+class SilentReport:
+    """The report of the ranks that do not speak."""
+
+    def __enter__(self) -> SilentReport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        """Nothing to show."""
+
+    def row(self, values: dict[str, Any]) -> None:
+        """Nothing to write."""
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Nothing to keep."""

@@ -1,0 +1,119 @@
+"""Samples of a generator in training: the averaged weights, fixed classes and seed, every stage with its map."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.pictures.paintings import paint_sequences
+from eval.pictures.sheets import painting_rows
+from nvg.checkpoints import load_network, weights_hash
+from nvg.errors import UserError
+from nvg.models import ContentGenerator, StructureGenerator
+from nvg.records import RecordDataset
+from nvg.sampling import Given, SamplingConfig, sample
+from nvg.tokenizer import Tokenizer
+from pipelines.checkpoints import newest_valid, weights_folder
+from pipelines.report_config import SampleSheetConfig
+
+ROUNDING = "round"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSheets:
+    """Pictures of one generator's samples.
+
+    Attributes:
+        network_type, model: the generator in training.
+        records: where structure maps come from when there is no partner.
+        config: see its class.
+    """
+
+    network_type: type[ContentGenerator] | type[StructureGenerator]
+    model: Any
+    records: RecordDataset
+    config: SampleSheetConfig
+
+    def __post_init__(self) -> None:
+        if self.network_type is StructureGenerator and not self.config.partner:
+            raise UserError(
+                "samples.partner is empty; a structure generator needs the content generator's run to paint"
+            )
+        if not self.config.partner and not len(self.records):
+            raise UserError(
+                "samples.partner is empty, and the maps of records in data.remote are not at hand: give a structure "
+                "generator's run, or leave samples.every_steps out"
+            )
+        folder = weights_folder("samples.tokenizer", self.config.tokenizer)
+        found, expected = weights_hash(folder, "ema"), self.records.manifest["tokenizer_hash"]
+        if found != expected:
+            raise UserError(
+                f"samples.tokenizer {folder} has weights {found[:12]}…, the records in {self.records.folder} were made "
+                f"with {expected[:12]}…; give the tokenizer of the records"
+            )
+
+    @property
+    def every_steps(self) -> int:
+        """Steps between two pictures."""
+        assert self.config.every_steps is not None
+        return self.config.every_steps
+
+    def draw(self, weights: dict[str, Tensor], device: torch.device) -> bytes | None:
+        """A PNG file: for each sample its structure maps and under them the canvas after every stage.
+
+        Args:
+            weights: state dict of the generator in training.
+            device: for all networks.
+
+        Returns:
+            The file, or None while the partner has no checkpoint yet.
+        """
+        own = self.network_type(self.model).to(device).eval()
+        own.load_state_dict(weights)
+        partner = self._partner(device)
+        if isinstance(own, ContentGenerator):
+            content, structure = own, partner
+        elif isinstance(partner, ContentGenerator):
+            content, structure = partner, own
+        else:
+            return None
+        assert structure is None or isinstance(structure, StructureGenerator)
+        tokenizer = load_network(Tokenizer, weights_folder("samples.tokenizer", self.config.tokenizer)).to(device)
+        num_images, num_classes = self.config.num_images, content.config.num_classes
+        labels_B = torch.arange(num_images) * max(1, num_classes // num_images) % num_classes
+        drawn = sample(
+            content=content,
+            structure=structure,
+            dequantizer=tokenizer.dequantizer,
+            labels_B=labels_B,
+            sample_indices_B=torch.arange(num_images),
+            seed=self.config.seed,
+            config=SamplingConfig(),
+            given=None if structure is not None else self._given(labels_B),
+        )
+        paintings = paint_sequences(tokenizer, drawn, labels_B, ROUNDING, count=num_images)
+        return painting_rows(paintings).light
+
+    def _partner(self, device: torch.device) -> ContentGenerator | StructureGenerator | None:
+        if not self.config.partner:
+            return None
+        other = StructureGenerator if self.network_type is ContentGenerator else ContentGenerator
+        checkpoints = Path(self.config.partner) / "checkpoints"
+        if not Path(self.config.partner).is_dir() or (checkpoints.is_dir() and not any(checkpoints.glob("step-*"))):
+            return None  # trained beside this one, and not that far
+        if checkpoints.is_dir() and newest_valid(checkpoints, logger.warning) is None:
+            return None
+        return load_network(other, weights_folder("samples.partner", self.config.partner)).to(device)
+
+    def _given(self, labels_B: Tensor) -> Given:
+        """The maps of the first record of each class, or of any record where a class has none."""
+        rows = [int(np.argmax(self.records.label == label)) for label in labels_B.tolist()]
+        structure_BL = torch.from_numpy(self.records.batch(rows)["structure"])
+        return Given(structure_BL=structure_BL, num_splits=structure_BL.shape[1].bit_length() - 1)
