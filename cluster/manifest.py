@@ -7,10 +7,11 @@ one compares it with what it expects.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cluster.files import write_atomically
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_KIND = "vgs-records"
@@ -154,30 +155,3 @@ def require_match(
         raise ManifestError(
             f"{found_name} and {expected_name} do not fit each other:\n" + "\n".join(lines) + f"\n{advice}"
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old or the new content, also after a crash.
-
-    Raises:
-        OSError: It cannot be written; the old file, if any, is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_path(path.parent)
-
-
-def sync_path(path: Path) -> None:
-    """Make the bytes of a file, or the renames inside a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

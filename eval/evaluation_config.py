@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.extractor_choice import ExtractorConfig
+from eval.features.extractors import ExtractorConfig
 from eval.pictures.paintings import Painting
 from eval.pixels import ImageArray, check_images, check_labels
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import PoolConfig
 from eval.scores.judge import JudgeConfig
 from eval.scores.manifold import NEIGHBOURHOOD
 from nvg.errors import UserError

@@ -17,20 +17,18 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from cluster.manifest import write_atomically
-from eval.extractor_choice import ExtractorConfig
-from eval.features.extractors import ExtractorSpec, layers_of
+from cluster.files import write_atomically
+from eval.features.extractors import ExtractorConfig, ExtractorSpec, layers_of
 from eval.image_files import ImageReader
 from eval.pictures.paintings import paint_tokenized
+from eval.pictures.sheets import tokenizer_sheet
 from eval.pixels import ROUNDINGS
-from eval.pool.pool import PoolResult, run_chunks
-from eval.pool_config import ChunkPoolConfig
-from eval.results import write_results
+from eval.pool.jobs import ReconstructionJob
+from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
+from eval.results import threads, timed, write_results
 from eval.scores.frechet import METHOD
 from eval.scores.metrics import frechet_distance
-from eval.scores.reconstruction import ReconstructionJob, check_lpips
-from eval.timing import threads, timed
-from eval.tokenizer_sheet import tokenizer_sheet
+from eval.scores.reconstruction import check_lpips
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout

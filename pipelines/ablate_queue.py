@@ -10,7 +10,7 @@ from subprocess import Popen
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from eval.score_table import time_text
+from eval.pages.page import time_text
 from nvg.errors import UserError
 from pipelines.checkpoints import checkpoint_name, find_damage
 from pipelines.configuration import dump_config

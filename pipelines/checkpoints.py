@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.manifest import sync_path, write_atomically
+from cluster.files import sync_path, write_atomically
 from nvg.errors import UserError
 
 MARKER = "COMPLETE"

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.rule import Rule
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
 from pipelines.configuration import dump_config
 from pipelines.evaluate.generator import REPORT_FILE, RESULTS_FILE, EvaluateConfig, run_evaluate

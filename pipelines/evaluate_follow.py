@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from cluster.session import cluster_session
 from nvg.errors import UserError
 from pipelines.checkpoints import newest_valid

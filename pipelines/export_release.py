@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster.manifest import sync_path
+from cluster.files import sync_path
 from nvg.checkpoints.networks import read_network
 from nvg.checkpoints.release_networks import (
     BARE_GENERATOR,

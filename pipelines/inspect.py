@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from eval.pictures.paintings import paint_tokenized
 from eval.pictures.sheets import painting_rows
 from nvg.checkpoints import load_network

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from eval.pictures.paintings import paint_records
 from eval.pictures.sheets import painting_rows
 from nvg.checkpoints import load_network, weights_hash

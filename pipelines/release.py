@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from nvg.checkpoints import save_weights
 from nvg.checkpoints.release_files import read_release_file
 from nvg.checkpoints.release_networks import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.manifest import MANIFEST_FILE, write_atomically
+from cluster.files import write_atomically
+from cluster.manifest import MANIFEST_FILE
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from nvg.records.shard import INDEX_FILE

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -9,11 +9,12 @@ import torch
 import yaml
 from PIL import Image
 
-from cluster.manifest import read_manifest, write_atomically
+from cluster.files import write_atomically
+from cluster.manifest import read_manifest
 from eval.pictures.paintings import paint_samples
 from eval.pictures.sheets import painting_rows, sample_grid
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import PoolConfig
 from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig

@@ -12,11 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cluster.manifest import write_atomically
-from eval.control_pictures import control_sheet
+from cluster.files import write_atomically
 from eval.controlled import Comparison, ControlledSamples, compare
 from eval.pictures.paintings import paint_sequences
-from eval.pictures.sheets import painting_rows
+from eval.pictures.sheets import control_sheet, painting_rows
 from eval.pool.samplers import GeneratorSampler
 from nvg.granularity import StageLayout, stage_map
 from nvg.sampling import Given

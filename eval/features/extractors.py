@@ -4,13 +4,16 @@ Two kinds: Inception (`inception-v3-compat`, the network behind every published 
 never fetched silently) and the small image network (`nvg-small-image`) for data sets that Inception
 knows nothing about. torch-fidelity's registry lives in one process, so every worker registers for itself.
 Shapes: images_BHWC uint8, features_NF float32, logits_NV float32, spatial_NG float32.
+
+Which network the features of an evaluation come from: weights that are given, or a network trained for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,14 @@ from eval.features.inception import (
     check_inception_file,
     load_inception,
 )
-from eval.features.small_network import WEIGHTS_NAME, load_feature_network
+from eval.features.small_network import (
+    WEIGHTS_NAME,
+    FeatureNetworkConfig,
+    FeatureTrainingConfig,
+    load_feature_network,
+    save_feature_network,
+    train_feature_network,
+)
 from eval.image_files import file_hash
 from eval.pixels import ImageArray, check_images
 from nvg.errors import UserError
@@ -40,6 +50,7 @@ SMALL_IMAGE = "nvg-small-image"
 KINDS = (INCEPTION, SMALL_IMAGE)
 
 _registry_lock = threading.Lock()
+LARGEST_FEATURE_SIDE = 64
 
 
 class SmallImageFeatureExtractor(FeatureExtractorBase):
@@ -256,3 +267,74 @@ def feature_arrays(
     layers = [layer for layer in extract(extractor, images_BHWC, batch_size=batch_size) if layer is not None]
     kind = INCEPTION if isinstance(extractor, InceptionExtractor) else SMALL_IMAGE
     return dict(zip(feature_names(kind), layers, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorConfig:
+    """Where features come from, and where an evaluation leaves its files.
+
+    Attributes:
+        output: folder for results, chunks and the feature network.
+        extractor_kind: `nvg-small-image` or `inception-v3-compat`.
+        extractor_path: Inception's file, or the folder of a feature network; empty trains the network on the
+            training images and keeps it in the output folder.
+        feature_training: schedule of that training.
+    """
+
+    output: str = ""
+    extractor_kind: str = SMALL_IMAGE
+    extractor_path: str = ""
+    feature_training: FeatureTrainingConfig = field(default_factory=FeatureTrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.extractor_kind not in (SMALL_IMAGE, INCEPTION):
+            raise ValueError(
+                f"extractor_kind: found {self.extractor_kind!r}, expected {SMALL_IMAGE!r} or {INCEPTION!r}"
+            )
+        if self.extractor_kind == INCEPTION and not self.extractor_path:
+            raise ValueError("extractor_path: found nothing, expected the file of Inception's weights")
+
+
+def given_extractor(config: ExtractorConfig) -> ExtractorSpec | None:
+    """The extractor whose weights the configuration names; None where a feature network has to be trained.
+
+    Args:
+        config: says where features come from.
+
+    Raises:
+        UserError: the weights are missing.
+    """
+    if not config.extractor_path:
+        return None
+    spec = ExtractorSpec(kind=config.extractor_kind, path=config.extractor_path)
+    spec.check()
+    return spec
+
+
+def trained_extractor(
+    config: ExtractorConfig, images_BHWC: ImageArray, labels_B: np.ndarray, num_classes: int
+) -> ExtractorSpec:
+    """A feature network trained on the training images, or the one an earlier run trained on them.
+
+    Args:
+        config: schedule of the training, and the folder the network is kept in.
+        images_BHWC: uint8 training images.
+        labels_B: int64, their classes.
+        num_classes: how many classes there are.
+
+    Returns:
+        The spec, its weights on disk.
+    """
+    side, channels = images_BHWC.shape[1], images_BHWC.shape[3]
+    network_config = FeatureNetworkConfig(
+        image_size=min(side, LARGEST_FEATURE_SIDE), image_channels=channels, num_classes=num_classes
+    )
+    what = hashlib.sha256(repr((network_config, config.feature_training)).encode())
+    what.update(np.ascontiguousarray(images_BHWC).tobytes())
+    what.update(np.ascontiguousarray(labels_B, dtype=np.int64).tobytes())
+    folder = Path(config.output) / "feature-network" / what.hexdigest()[:16]
+    spec = ExtractorSpec(kind=SMALL_IMAGE, path=str(folder.resolve()))
+    if not (spec.weights_file.is_file() and (folder / "config.json").is_file()):
+        network = train_feature_network(images_BHWC, labels_B, config=network_config, training=config.feature_training)
+        save_feature_network(network, folder)
+    return spec

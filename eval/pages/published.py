@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from eval.pages import page
-from eval.pictures.drawing import Picture, Theme, both_themes, new_figure, place
-from eval.pictures.plots import plain_axes
+from eval.pictures.drawing import Picture
+from eval.pictures.plots import scatter
 
 OURS = "here"
 
@@ -146,54 +143,6 @@ def fid_plot(rows: Sequence[ScoreRow], key: str) -> Picture:
     shown = [row for row in rows if row.fid is not None and getattr(row, key) is not None]
     points = [(float(getattr(row, key)), float(row.fid or 0.0), row.model, row.type in (OURS, "NVG")) for row in shown]
     return scatter(points, names[key], "FID", logarithmic=True)
-
-
-def scatter(
-    points: Sequence[tuple[float, float, str, bool]],
-    x_name: str,
-    y_name: str,
-    *,
-    logarithmic: bool = False,
-    lines: Sequence[Sequence[int]] = (),
-) -> Picture:
-    """Named points, the important ones in colour.
-
-    Args:
-        points: (x, y, name, important).
-        x_name, y_name: of the axes.
-        logarithmic: both axes.
-        lines: rows of points that are joined by a line.
-
-    Raises:
-        ValueError: no point.
-    """
-    if not points:
-        raise ValueError("scatter: found no point, expected at least one")
-
-    def draw(theme: Theme) -> Figure:
-        figure = new_figure(7.6, 4.4)
-        axes = place(figure, 0.6, 0.2, 6.7, 3.6)
-        for line in lines:
-            axes.plot([points[n][0] for n in line], [points[n][1] for n in line], color=theme.faint, linewidth=1)
-        for x, y, name, important in points:
-            colour = theme.accent if important else theme.faint
-            axes.scatter([x], [y], color=colour, s=26 if important else 14, zorder=5 if important else 3)
-            axes.annotate(name, (x, y), (4, 3), textcoords="offset points", color=colour, fontsize=6.5)
-        if logarithmic:
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-        _finish(axes, theme, x_name, y_name)
-        return figure
-
-    return both_themes(draw)
-
-
-def _finish(axes: Axes, theme: Theme, x_name: str, y_name: str) -> None:
-    name: Callable[..., Any]
-    for name, text in ((axes.set_xlabel, x_name), (axes.set_ylabel, y_name)):
-        name(text, color=theme.faint, fontsize=8)
-    plain_axes(axes, theme, grid=True)
-    axes.tick_params(which="minor", length=0, labelsize=7, colors=theme.faint)
 
 
 def _number(value: float | None, digits: int) -> str:

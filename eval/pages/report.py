@@ -8,12 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from eval.evaluation_config import EvaluationMaterial
 from eval.pages import page
+from eval.pages.page import ROW_NAMES, score_rows, time_text
 from eval.pictures.plots import loss_curves, usage_bars
 from eval.pictures.sheets import nearest_sheet, painting_rows, real_beside_generated, reconstruction_sheet, sample_grid
-from eval.score_table import ROW_NAMES, score_rows, time_text
 
 
 @dataclass(frozen=True, kw_only=True)

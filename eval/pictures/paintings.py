@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from eval.pixels import ImageArray, to_model_range, to_uint8
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import PoolConfig
 from nvg.checkpoints import load_network
 from nvg.granularity import StageLayout, stage_map
 from nvg.sampling import SampledSequence

@@ -1,9 +1,12 @@
-"""Curves and bars of a report, each drawn for light and dark pages."""
+"""Curves and bars of a report, each drawn for light and dark pages.
+
+One picture of an ablation study: a dot per seed and the mean, for token cross-entropy, FID and class accuracy.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from eval.pictures.drawing import Picture, Theme, both_themes, new_figure, place
+from eval.pictures.drawing import LIGHT, Picture, Theme, both_themes, new_figure, place, to_png
 
 PARTS = ("l1", "quantizer", "mse", "cross_entropy")
 STAGE_KEY = re.compile(r"(cross_entropy|velocity)_(\d+)")
+PANELS = (
+    ("cross_entropy", "token cross-entropy, nats ↓"),
+    ("fid", "FID ↓"),
+    ("class_accuracy", "read as asked ↑"),
+)
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
@@ -182,3 +190,95 @@ def _count(value: float) -> str:
     if abs(value) >= 1e6:
         return f"{value / 1e6:g} M"
     return f"{value / 1e3:g} k" if abs(value) >= 1e3 else f"{value:g}"
+
+
+def scatter(
+    points: Sequence[tuple[float, float, str, bool]],
+    x_name: str,
+    y_name: str,
+    *,
+    logarithmic: bool = False,
+    lines: Sequence[Sequence[int]] = (),
+) -> Picture:
+    """Named points, the important ones in colour.
+
+    Args:
+        points: (x, y, name, important).
+        x_name, y_name: of the axes.
+        logarithmic: both axes.
+        lines: rows of points that are joined by a line.
+
+    Raises:
+        ValueError: no point.
+    """
+    if not points:
+        raise ValueError("scatter: found no point, expected at least one")
+
+    def draw(theme: Theme) -> Figure:
+        figure = new_figure(7.6, 4.4)
+        axes = place(figure, 0.6, 0.2, 6.7, 3.6)
+        for line in lines:
+            axes.plot([points[n][0] for n in line], [points[n][1] for n in line], color=theme.faint, linewidth=1)
+        for x, y, name, important in points:
+            colour = theme.accent if important else theme.faint
+            axes.scatter([x], [y], color=colour, s=26 if important else 14, zorder=5 if important else 3)
+            axes.annotate(name, (x, y), (4, 3), textcoords="offset points", color=colour, fontsize=6.5)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        _finish(axes, theme, x_name, y_name)
+        return figure
+
+    return both_themes(draw)
+
+
+def _finish(axes: Axes, theme: Theme, x_name: str, y_name: str) -> None:
+    name: Callable[..., Any]
+    for name, text in ((axes.set_xlabel, x_name), (axes.set_ylabel, y_name)):
+        name(text, color=theme.faint, fontsize=8)
+    plain_axes(axes, theme, grid=True)
+    axes.tick_params(which="minor", length=0, labelsize=7, colors=theme.faint)
+
+
+def ablation_picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw all variants, the first one's mean as a line through each panel.
+
+    Args:
+        cells: `variant`, `seed` and `scores` of every variant and seed.
+
+    Returns:
+        PNG bytes on a white ground.
+
+    Raises:
+        ValueError: no cell.
+    """
+    if not cells:
+        raise ValueError("ablation picture: found no result, expected at least one")
+    variants = list(dict.fromkeys(cell["variant"] for cell in cells))
+    height = 0.3 * len(variants) + 0.2
+    figure = new_figure(9.6, height + 0.75)
+    figure.patch.set_alpha(1.0)
+    figure.patch.set_facecolor("white")
+    for number, (key, title) in enumerate(PANELS):
+        axes = place(figure, 2.1 + number * 2.5, 0.35, 2.25, height)
+        _ablation_panel(axes, key, title, variants, cells)
+        axes.set_yticks(range(len(variants)), variants if number == 0 else [""] * len(variants), fontsize=8.5)
+    return to_png(figure)
+
+
+def _ablation_panel(axes: Axes, key: str, title: str, variants: list[str], cells: Sequence[Mapping[str, Any]]) -> None:
+    for row, variant in enumerate(variants):
+        values = [cell["scores"][key] for cell in cells if cell["variant"] == variant]
+        axes.plot(values, [row] * len(values), "o", color=LIGHT.faint, markersize=4, alpha=0.7, zorder=3)
+        axes.plot(
+            [float(np.mean(values))], [row], "|", color=LIGHT.accent, markersize=15, markeredgewidth=2.4, zorder=4
+        )
+        if row == 0:
+            axes.axvline(float(np.mean(values)), color=LIGHT.accent, linewidth=0.8, alpha=0.4)
+    axes.set_title(title, color=LIGHT.ink, fontsize=9, loc="left")
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.tick_params(colors=LIGHT.ink, labelsize=8, length=0)
+    axes.grid(axis="x", color=LIGHT.faint, alpha=0.2, linewidth=0.7)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(LIGHT.faint)

@@ -2,6 +2,12 @@
 
 Every function takes arrays and returns a `Picture`; nothing is written to disk.
 Shapes: images_BHWC uint8, labels_B int64.
+
+One picture of a tokenizer: originals, reconstructions, error, and the reconstruction after each stage.
+
+What was given and what came of it, in one picture.
+
+Shapes: images uint8 (H, W, C); maps int64 (side, side).
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from eval.pictures.drawing import (
+    LIGHT,
     Picture,
     Theme,
     both_themes,
@@ -22,15 +29,67 @@ from eval.pictures.drawing import (
     new_figure,
     place,
     show,
+    to_png,
     to_rgb,
 )
 from eval.pictures.paintings import Painting
 from eval.pixels import ImageArray, check_images
-from eval.tokenizer_sheet import absolute_error
 from nvg.errors import UserError
 
+ERROR_SCALE = 4  # white is a difference of 64 grey levels or more
 MOST_CLASSES_SHOWN = 12
 LARGEST_TILE = 1.1  # inches
+WIDTH, GAP, HEAD, LINE = 7.6, 0.1, 0.3, 0.2
+MOST_COLUMNS = 12
+LEAST_TILE_PIXELS = 192
+
+
+def absolute_error(images_BHWC: ImageArray, copies_BHWC: ImageArray) -> ImageArray:
+    """Absolute difference, mean over channels, four times as bright: uint8 (B, H, W, 1)."""
+    error = np.abs(images_BHWC.astype(np.int16) - copies_BHWC).mean(axis=-1, keepdims=True)
+    return (ERROR_SCALE * error).clip(0, 255).astype(np.uint8)
+
+
+def tokenizer_sheet(paintings: Sequence[Painting]) -> bytes:
+    """Draw the sheet, one column per image.
+
+    Args:
+        paintings: images taken apart, their originals with them.
+
+    Returns:
+        PNG bytes on a white ground.
+
+    Raises:
+        ValueError: no painting, or one without its original.
+    """
+    originals = [painting.original_HWC for painting in paintings if painting.original_HWC is not None]
+    if not originals or len(originals) != len(paintings):
+        raise ValueError("tokenizer sheet: expected at least one painting, each with its original")
+    before = np.stack(originals)
+    stages = np.stack([painting.stages_SHWC for painting in paintings], axis=1)
+    groups = [
+        [("original", before), ("reconstruction", stages[-1]), ("error ×4", absolute_error(before, stages[-1]))],
+        [(f"stage {stage} · {_tokens(stage)}", images) for stage, images in enumerate(stages)],
+    ]
+    margin, tile, between = 1.3, min(0.8, 8.4 / len(paintings)), 0.16
+    num_rows = sum(len(group) for group in groups)
+    figure = new_figure(margin + tile * len(paintings) + 0.05, tile * num_rows + between + 0.1)
+    figure.patch.set_alpha(1.0)
+    figure.patch.set_facecolor("white")
+    top = 0.05
+    for group in groups:
+        for name, images_BHWC in group:
+            row: list[ImageArray | None] = [enlarge(image, least=128) for image in to_rgb(images_BHWC)]
+            axes = place(figure, margin, top, tile * len(paintings), 0.92 * tile)
+            show(axes, mosaic([row]))
+            axes.text(-0.01, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=LIGHT.ink)
+            top += tile
+        top += between
+    return to_png(figure)
+
+
+def _tokens(stage: int) -> str:
+    return "1 token" if stage == 0 else f"{1 << stage} tokens"
 
 
 def sample_grid(
@@ -292,3 +351,82 @@ def _text(
     """Write at a place given in inches from the upper left corner."""
     width, height = figure.get_size_inches()
     figure.text(x / width, 1 - y / height, text, color=colour, fontsize=size, fontweight=weight, ha=align, va="center")
+
+
+def control_sheet(
+    source_HWC: ImageArray | None,
+    maps_Sss: Sequence[NDArray[np.integer]],
+    rows: Sequence[tuple[str, ImageArray]],
+    *,
+    source_name: str,
+    agreements: Sequence[float] | None = None,
+) -> Picture:
+    """The image or mask, the maps it gave, and rows of samples under them.
+
+    Args:
+        source_HWC: uint8 image or mask; None leaves its place out.
+        maps_Sss: given maps of stages 1, 2, …; may be empty.
+        rows: name and uint8 samples of each row, as many columns as fit are shown.
+        source_name: what stands over the source.
+        agreements: of the samples with each given split, written under its map; may be shorter.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ValueError: no row, or not such images.
+    """
+    if not rows:
+        raise ValueError("rows: found none, expected at least one row of samples")
+    for name, images_BHWC in rows:
+        check_images(images_BHWC, name)
+    heads = [] if source_HWC is None else [(source_name, "", to_rgb(source_HWC[None])[0])]
+    heads += [
+        (f"split {stage}", _agreement(agreements, stage - 1), map_colours(map_ss, stage))
+        for stage, map_ss in enumerate(maps_Sss, start=1)
+    ]
+    columns = max(len(heads), min(MOST_COLUMNS, max(len(images) for _, images in rows)), 6)
+    margin = 1.0
+
+    def draw(theme: Theme) -> Figure:
+        tile = (WIDTH - margin - GAP * (columns - 1)) / columns
+        height = HEAD + tile + LINE + len(rows) * (tile + GAP) + GAP
+        figure = new_figure(WIDTH, height)
+        _write(figure, 0.0, HEAD + tile / 2, "given", theme.accent, bold=True)
+        for column, (above, below, picture) in enumerate(heads):
+            x = margin + column * (tile + GAP)
+            _write(figure, x + tile / 2, HEAD / 2, above, theme.ink, centred=True)
+            show(place(figure, x, HEAD, tile, tile), mosaic([[enlarge(picture, least=LEAST_TILE_PIXELS)]]))
+            _write(figure, x + tile / 2, HEAD + tile + LINE / 2, below, theme.faint, centred=True)
+        if agreements:
+            _write(figure, 0.0, HEAD + tile + LINE / 2, "agreement", theme.faint)
+        for number, (name, images_BHWC) in enumerate(rows):
+            y = HEAD + tile + LINE + GAP + number * (tile + GAP)
+            _write(figure, 0.0, y + tile / 2, name, theme.ink)
+            for column, image in enumerate(to_rgb(images_BHWC[:columns])):
+                x = margin + column * (tile + GAP)
+                show(place(figure, x, y, tile, tile), mosaic([[enlarge(image, least=LEAST_TILE_PIXELS)]]))
+        return figure
+
+    return both_themes(draw)
+
+
+def _agreement(agreements: Sequence[float] | None, split: int) -> str:
+    return f"{agreements[split]:.0%}" if agreements is not None and split < len(agreements) else ""
+
+
+def _write(
+    figure: Figure, x: float, y: float, text: str, colour: str, *, bold: bool = False, centred: bool = False
+) -> None:
+    """Write at a place given in inches from the upper left corner."""
+    width, height = figure.get_size_inches()
+    figure.text(
+        x / width,
+        1 - y / height,
+        text,
+        color=colour,
+        fontsize=8.5,
+        fontweight="bold" if bold else "normal",
+        ha="center" if centred else "left",
+        va="center",
+    )

@@ -2,13 +2,15 @@
 
 Sample n asks for class n mod num_classes; its noise depends on its index alone. How chunks are handed out, kept and
 taken up again is in `eval.pool.pool`.
+
+The pool job that looks at real or given images: their features, chunk by chunk.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from eval.chunk_workers import BatchFunction
-from eval.features.extractors import ExtractorSpec, build_extractor, feature_arrays, feature_names
+from eval.features.extractors import ExtractorSpec, build_extractor, extract, feature_arrays, feature_names
+from eval.image_files import ImageReader
 from eval.pixels import ImageArray
 from eval.pool.chunks import Arrays, arrays_digest
-from eval.pool.pool import PoolResult, chunk_identity, run_chunks
+from eval.pool.pool import BatchFunction, PoolConfig, PoolResult, chunk_identity, run_chunks
 from eval.pool.samplers import SamplerSpec
-from eval.pool_config import PoolConfig
+from eval.scores.reconstruction import _file_hash, load_lpips, pair_scores, reconstruct_with_ids
+from nvg.checkpoints import load_network, weights_hash
+from nvg.tokenizer import Tokenizer
 
 IMAGES = "images_BHWC"
 
@@ -149,3 +153,115 @@ def run_pool(
 def pool_identity(spec: SamplerSpec, config: PoolConfig, extractor: ExtractorSpec) -> dict[str, Any]:
     """Everything that decides the bytes of the samples; see `eval.pool.pool.chunk_identity`."""
     return chunk_identity(SamplingJob(spec=spec, extractor=extractor), config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionJob:
+    """Reconstruct images, score each and note the ids it used.
+
+    Attributes:
+        images: the reference set.
+        tokenizer: folder of the tokenizer's weights.
+        tokenizer_weights: which of them: `ema` or `model`.
+        extractor: where the features for rFID come from.
+        lpips: trunk (`vgg`, `alex`) to the file of its weights; a trunk that is not there is left out.
+        rounding: see `eval.pixels.to_uint8`.
+    """
+
+    images: ImageReader
+    tokenizer: str
+    tokenizer_weights: str = "ema"
+    extractor: ExtractorSpec
+    lpips: Mapping[str, str] = field(default_factory=dict)
+    rounding: str = "release"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arrays of a chunk."""
+        scores = ("psnr_B", "ssim_B", *(f"lpips_{trunk}_B" for trunk in sorted(self.lpips)))
+        return ("readable_B", "content_ids_BT", "features_BF", "original_features_BF", *scores)
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of images and weights, and the rounding.
+
+        Raises:
+            UserError: a weight file is missing.
+        """
+        return {
+            "images": self.images.identity(),
+            "tokenizer": {
+                "sha256": weights_hash(self.tokenizer, self.tokenizer_weights),
+                "weights": self.tokenizer_weights,
+            },
+            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "lpips_sha256": {trunk: _file_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
+            "rounding": self.rounding,
+        }
+
+    def build(self, device: str, batch_size: int) -> BatchFunction:
+        """Load tokenizer, extractor and LPIPS.
+
+        Raises:
+            UserError: weights are missing or do not fit.
+        """
+        tokenizer = load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights).to(device)
+        extractor = build_extractor(self.extractor, device=device)
+        distances = {trunk: network.to(device) for trunk, network in load_lpips(self.lpips).items()}
+
+        def compute(indices_B: NDArray[np.int64]) -> Arrays:
+            # The last chunk is filled up with the first images, so that its batches are as large as all others.
+            images_BHWC, readable_B = self.images.read(indices_B % len(self.images))
+            content_ids_BT, copies_BHWC = reconstruct_with_ids(tokenizer, images_BHWC, self.rounding)
+            return {
+                "readable_B": readable_B,
+                "content_ids_BT": content_ids_BT,
+                "features_BF": extract(extractor, copies_BHWC, batch_size=batch_size).features_NF,
+                "original_features_BF": extract(extractor, images_BHWC, batch_size=batch_size).features_NF,
+                **pair_scores(images_BHWC, copies_BHWC, distances),
+            }
+
+        return compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureJob:
+    """Compute the features of images.
+
+    Attributes:
+        images: where they come from.
+        extractor: what computes their features.
+    """
+
+    images: ImageReader
+    extractor: ExtractorSpec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Arrays of a chunk: `readable_B`, and those of `eval.features.extractors.feature_arrays`."""
+        return ("readable_B", *feature_names(self.extractor.kind))
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of images and weights.
+
+        Raises:
+            UserError: a file is missing.
+        """
+        return {
+            "images": self.images.identity(),
+            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+        }
+
+    def build(self, device: str, batch_size: int) -> BatchFunction:
+        """Load the extractor.
+
+        Raises:
+            UserError: weights are missing or do not fit.
+        """
+        extractor = build_extractor(self.extractor, device=device)
+
+        def compute(indices_B: NDArray[np.int64]) -> Arrays:
+            # The last chunk is filled up with the first images, so that its batches are as large as all others.
+            images_BHWC, readable_B = self.images.read(indices_B % len(self.images))
+            return {"readable_B": readable_B, **feature_arrays(extractor, images_BHWC, batch_size=batch_size)}
+
+        return compute

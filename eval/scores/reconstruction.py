@@ -7,94 +7,22 @@ Shapes: images_BHWC uint8, content_ids_BT int32 (T = 2L - 1), features float32, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.chunk_workers import BatchFunction
-from eval.features.extractors import ExtractorSpec, build_extractor, extract
-from eval.image_files import ImageReader, file_hash
+from eval.image_files import file_hash
 from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool.chunks import Arrays
 from eval.scores.metrics import peak_signal_to_noise
-from nvg.checkpoints import load_network, load_perceptual_distance, weights_hash
+from nvg.checkpoints import load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
 LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionJob:
-    """Reconstruct images, score each and note the ids it used.
-
-    Attributes:
-        images: the reference set.
-        tokenizer: folder of the tokenizer's weights.
-        tokenizer_weights: which of them: `ema` or `model`.
-        extractor: where the features for rFID come from.
-        lpips: trunk (`vgg`, `alex`) to the file of its weights; a trunk that is not there is left out.
-        rounding: see `eval.pixels.to_uint8`.
-    """
-
-    images: ImageReader
-    tokenizer: str
-    tokenizer_weights: str = "ema"
-    extractor: ExtractorSpec
-    lpips: Mapping[str, str] = field(default_factory=dict)
-    rounding: str = "release"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Arrays of a chunk."""
-        scores = ("psnr_B", "ssim_B", *(f"lpips_{trunk}_B" for trunk in sorted(self.lpips)))
-        return ("readable_B", "content_ids_BT", "features_BF", "original_features_BF", *scores)
-
-    def identity(self) -> dict[str, Any]:
-        """Hashes of images and weights, and the rounding.
-
-        Raises:
-            UserError: a weight file is missing.
-        """
-        return {
-            "images": self.images.identity(),
-            "tokenizer": {
-                "sha256": weights_hash(self.tokenizer, self.tokenizer_weights),
-                "weights": self.tokenizer_weights,
-            },
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
-            "lpips_sha256": {trunk: _file_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
-            "rounding": self.rounding,
-        }
-
-    def build(self, device: str, batch_size: int) -> BatchFunction:
-        """Load tokenizer, extractor and LPIPS.
-
-        Raises:
-            UserError: weights are missing or do not fit.
-        """
-        tokenizer = load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights).to(device)
-        extractor = build_extractor(self.extractor, device=device)
-        distances = {trunk: network.to(device) for trunk, network in load_lpips(self.lpips).items()}
-
-        def compute(indices_B: NDArray[np.int64]) -> Arrays:
-            # The last chunk is filled up with the first images, so that its batches are as large as all others.
-            images_BHWC, readable_B = self.images.read(indices_B % len(self.images))
-            content_ids_BT, copies_BHWC = reconstruct_with_ids(tokenizer, images_BHWC, self.rounding)
-            return {
-                "readable_B": readable_B,
-                "content_ids_BT": content_ids_BT,
-                "features_BF": extract(extractor, copies_BHWC, batch_size=batch_size).features_NF,
-                "original_features_BF": extract(extractor, images_BHWC, batch_size=batch_size).features_NF,
-                **pair_scores(images_BHWC, copies_BHWC, distances),
-            }
-
-        return compute
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster.session import SessionConfig
 from eval.features.small_network import FeatureTrainingConfig
-from eval.pool_config import PoolConfig
+from eval.pool.pool import PoolConfig
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer.tokenizer import GRANULARITY, STRUCTURES

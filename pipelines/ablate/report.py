@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.manifest import write_atomically
-from eval.ablation_picture import ablation_picture
+from cluster.files import write_atomically
+from eval.pictures.plots import ablation_picture
 from pipelines.ablate.study import Reference
 
 MARKDOWN_FILE = "ablation.md"

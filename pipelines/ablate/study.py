@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from eval.evaluation import prepare_extractor, reconstruct
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.features.extractors import build_extractor, extract

@@ -11,26 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.session import SessionConfig, cluster_session
-from eval.against_reference import (
-    LABELS,
-    LOGITS,
-    ScoreConfig,
-    complete_reference,
-    results_against,
-)
-from eval.extractor_choice import ExtractorConfig, given_extractor
-from eval.feature_job import FeatureJob
-from eval.features.extractors import ExtractorSpec, feature_names
+from eval.features.extractors import ExtractorConfig, ExtractorSpec, feature_names, given_extractor
 from eval.image_files import open_images, write_npz, write_png_folder
-from eval.pool.jobs import IMAGES, SamplingJob
-from eval.pool.pool import PoolResult, run_chunks
+from eval.pages.page import time_text
+from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
+from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import ChunkPoolConfig
-from eval.reference import Reference, read_reference
-from eval.results import RESULTS_FILE, write_results
-from eval.score_table import time_text
+from eval.reference import LABELS, LOGITS, Reference, ScoreConfig, complete_reference, read_reference, results_against
+from eval.results import RESULTS_FILE, timed, write_results
 from eval.scores.metrics import refuse_class_order
-from eval.timing import timed
 from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.granularity import StageLayout

@@ -9,12 +9,12 @@ from rich.table import Table
 
 from cluster.manifest import read_manifest
 from cluster.session import SessionConfig, cluster_session
-from eval.against_reference import ScoreConfig
 from eval.evaluation import evaluate
 from eval.evaluation_config import EvaluationConfig, EvaluationData
+from eval.pages.page import score_rows, time_text
 from eval.pages.report import ReportContent, write_report
+from eval.reference import ScoreConfig
 from eval.results import RESULTS_FILE
-from eval.score_table import score_rows, time_text
 from nvg.checkpoints import weights_hash
 from nvg.errors import UserError
 from pipelines.checkpoints import weights_folder

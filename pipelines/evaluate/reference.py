@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cluster.session import SessionConfig, cluster_session
-from eval.against_reference import FEATURES, SPATIAL
-from eval.extractor_choice import ExtractorConfig, given_extractor, trained_extractor
-from eval.feature_job import FeatureJob
-from eval.features.extractors import ExtractorSpec
+from eval.features.extractors import ExtractorConfig, ExtractorSpec, given_extractor, trained_extractor
 from eval.pixels import ImageArray
-from eval.pool.pool import PoolResult, run_chunks
-from eval.pool_config import ChunkPoolConfig
-from eval.protocol import metric_protocol
-from eval.reference import select_rows, write_reference
+from eval.pool.jobs import FeatureJob
+from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
+from eval.reference import FEATURES, SPATIAL, select_rows, write_reference
+from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
 from nvg.errors import UserError
 from pipelines.evaluate.tokenizer import SourceImages

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from cluster.session import cluster_session
 from eval.pages import page
-from eval.pages.published import scatter
+from eval.pictures.plots import scatter
 from nvg.sampling import SamplingConfig
 from pipelines.evaluate.against import draw_against, open_against
 from pipelines.evaluate.generator import EvaluateConfig, resolve_paths

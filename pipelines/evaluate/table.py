@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from eval.pages.published import ScoreRow, markdown_table, report_page, row_of_results
 from eval.results import RESULTS_FILE
 from nvg.errors import UserError

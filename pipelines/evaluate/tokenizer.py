@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.session import SessionConfig, cluster_session
-from eval.extractor_choice import given_extractor, trained_extractor
-from eval.features.extractors import ExtractorSpec
+from eval.features.extractors import ExtractorSpec, given_extractor, trained_extractor
+from eval.pages.page import time_text
 from eval.pixels import ImageArray
 from eval.results import RESULTS_FILE
-from eval.score_table import time_text
 from eval.tokenizer_evaluation import (
     SHEET_FILE,
     ReferenceSet,

@@ -16,15 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.manifest import (
-    MANIFEST_KIND,
-    SCHEMA_VERSION,
-    ManifestError,
-    read_manifest,
-    sync_path,
-    write_atomically,
-    write_manifest,
-)
+from cluster.files import sync_path, write_atomically
+from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, ManifestError, read_manifest, write_manifest
 from nvg.checkpoints import save_weights
 from nvg.errors import UserError
 from nvg.granularity import StageLayout

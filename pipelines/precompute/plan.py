@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.manifest import MANIFEST_FILE, ManifestError, require_match, sync_path, write_atomically
+from cluster.files import sync_path, write_atomically
+from cluster.manifest import MANIFEST_FILE, ManifestError, require_match
 from nvg.errors import UserError
 from nvg.tokenizer.tokenizer import GRANULARITY
 from pipelines.precompute.config import PrecomputeConfig

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.manifest import sync_path
+from cluster.files import sync_path
 from nvg.checkpoints import file_hash
 from nvg.records import RecordLayout
 from nvg.records.shard import INDEX_FILE, SHARD_HASH

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from cluster.ranks import leave_process_group, normalise_rank_environment
 from nvg.errors import UserError
 from pipelines.configuration import dump_config, load_config

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from cluster.ranks import RankEnvironment
 from pipelines.run_folder import METRICS_FILE, trim_metrics
 from pipelines.train.sinks import Sink, open_sinks

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from cluster.manifest import write_atomically
+from cluster.files import write_atomically
 from nvg.errors import UserError
 from pipelines.report_config import WandbConfig
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from cluster.session import SessionConfig, cluster_session
 from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
 from eval.pool.jobs import run_pool
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import PoolConfig
 from nvg.sampling import SamplingConfig
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute

@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from eval.against_reference import ScoreConfig, complete_reference, not_comparable_because, score_against
-from eval.chunk_workers import ChunkWorker
-from eval.feature_job import FeatureJob
 from eval.features.extractors import INCEPTION, ExtractorSpec
 from eval.features.inception import InceptionExtractor
 from eval.image_files import NpzImages, open_images
 from eval.pool.chunks import read_chunk
-from eval.pool.pool import PoolResult, chunk_identity
+from eval.pool.jobs import FeatureJob
+from eval.pool.pool import ChunkPoolConfig, ChunkWorker, PoolConfig, PoolResult, chunk_identity
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import ChunkPoolConfig, PoolConfig
-from eval.reference import Reference, read_reference, select_rows, write_reference
+from eval.reference import (
+    Reference,
+    ScoreConfig,
+    complete_reference,
+    not_comparable_because,
+    read_reference,
+    score_against,
+    select_rows,
+    write_reference,
+)
 from eval.scores.frechet import gather
 from eval.scores.metrics import score_features
 from nvg.errors import UserError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.control_pictures import control_sheet
 from eval.controlled import compare, draw_best, draw_samples
+from eval.pictures.sheets import control_sheet
 from eval.scores.adherence import split_agreement
 from nvg.granularity import cluster_latents, stage_map
 from nvg.sampling import Given, give_contents, give_structure

@@ -13,8 +13,8 @@ from eval.evaluation import evaluate, prepare_extractor, reconstruct
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.features.extractors import INCEPTION, ExtractorSpec
 from eval.features.small_network import FeatureTrainingConfig
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import PoolConfig
 from nvg.errors import UserError
 from pipelines.checkpoints import weights_folder
 from pipelines.configuration import ConfigError, load_config

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.chunk_workers import PoolError
 from eval.features.extractors import ExtractorSpec
 from eval.pool.chunks import Arrays, arrays_digest, chunk_path, read_chunk, write_chunk
 from eval.pool.jobs import SamplePool, pool_identity, run_pool
+from eval.pool.pool import PoolConfig, PoolError
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec, Sampler
-from eval.pool_config import PoolConfig
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 

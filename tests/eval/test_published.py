@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.pages.published import ScoreRow, fid_plot, markdown_table, row_of_results, scatter, score_table
+from eval.pages.published import ScoreRow, fid_plot, markdown_table, row_of_results, score_table
+from eval.pictures.plots import scatter
 from nvg.errors import UserError
 from pipelines.evaluate.table import ReportConfig, published_rows, run_report
 

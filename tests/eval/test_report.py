@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from eval.evaluation_config import EvaluationMaterial
+from eval.pages.page import score_rows, time_text
 from eval.pages.report import ReportContent, render_report, write_report
 from eval.pictures.drawing import DPI, map_colours, mosaic
 from eval.pictures.paintings import Painting, paint_images, paint_samples
 from eval.pictures.plots import loss_curves, smooth, usage_bars
 from eval.pictures.sheets import nearest_sheet, painting_rows, real_beside_generated, reconstruction_sheet, sample_grid
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import PoolConfig
-from eval.score_table import score_rows, time_text
 
 
 class Links(HTMLParser):

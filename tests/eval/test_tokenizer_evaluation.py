@@ -12,15 +12,14 @@ import pytest
 import torch
 from torchvision.models import alexnet, vgg16
 
-from eval.chunk_workers import ChunkWorker
 from eval.evaluation_config import EvaluationData
 from eval.features.extractors import ExtractorSpec
 from eval.pool.chunks import chunk_path, read_chunk
-from eval.pool.pool import chunk_identity
+from eval.pool.jobs import ReconstructionJob
+from eval.pool.pool import ChunkPoolConfig, ChunkWorker, chunk_identity
 from eval.pool.samplers import GeneratorSpec
-from eval.pool_config import ChunkPoolConfig
 from eval.scores.metrics import frechet_distance
-from eval.scores.reconstruction import ReconstructionJob, check_lpips, load_lpips, pair_scores, reconstruct_with_ids
+from eval.scores.reconstruction import check_lpips, load_lpips, pair_scores, reconstruct_with_ids
 from eval.tokenizer_evaluation import reconstruction_scores
 from nvg.checkpoints import load_network
 from nvg.errors import UserError

@@ -13,7 +13,7 @@ from tiny_networks import save_generators, save_tokenizer
 
 from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
 from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, save_feature_network
-from eval.pool_config import PoolConfig
+from eval.pool.pool import PoolConfig
 from eval.reference import write_reference
 from eval.scores.frechet import gather
 from nvg.errors import UserError
