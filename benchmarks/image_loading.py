@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from cluster.ranks import RankEnvironment
-from pipelines.batches.images import ImageLoadingConfig, LazyImageSource, memory_image_source
+from pipelines.batches.config import ImageLoadingConfig
+from pipelines.batches.images import LazyImageSource, memory_image_source
 from pipelines.batches.order import BatchSource
 from pipelines.sources import ImageSource, SourceConfig, open_source
 from pipelines.sources.decoding import decode_image

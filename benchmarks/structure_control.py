@@ -30,7 +30,7 @@ from nvg.sampling import give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
-from pipelines.evaluate.generator import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sources import load_images, open_source
 
 MASK_SIDE = 128

@@ -2,6 +2,8 @@
 
 The merge is strict. Whatever does not fit stops the run with the key, the value found and what is allowed. A YAML file
 may begin with `extends: other.yaml` and then says only what it changes.
+
+The one way in which a setting is refused.
 """
 
 from __future__ import annotations
@@ -246,3 +248,9 @@ def _raw_value(source: DictConfig, key: str) -> Any:
 def _nearest(word: str, known: Sequence[str]) -> str:
     matches = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def check(good: bool, message: str) -> None:
+    """Raises ValueError with a message that names key, value and what is allowed, unless all is good."""
+    if not good:
+        raise ValueError(message)

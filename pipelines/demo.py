@@ -18,7 +18,8 @@ from rich.rule import Rule
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
 from pipelines.configuration import dump_config
-from pipelines.evaluate.generator import REPORT_FILE, RESULTS_FILE, EvaluateConfig, run_evaluate
+from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
+from pipelines.evaluate.generator import RESULTS_FILE, run_evaluate
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig

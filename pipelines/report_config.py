@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.config_check import check
+from pipelines.configuration import check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pipelines.ablate.plan import AblateConfig
 from pipelines.cli.main import app
 from pipelines.configuration import ConfigError, load_config
 from pipelines.demo import DemoConfig
-from pipelines.evaluate.generator import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.table import PublishedConfig
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sample import SampleConfig

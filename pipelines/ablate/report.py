@@ -11,7 +11,6 @@ from typing import Any
 
 from cluster.files import write_atomically
 from eval.pictures.plots import ablation_picture
-from pipelines.ablate.study import Reference
 
 MARKDOWN_FILE = "ablation.md"
 JSON_FILE = "ablation.json"
@@ -223,3 +222,11 @@ def _number(score: Mapping[str, float | None] | None, digits: int, *, percent: b
     spread = score["spread"]
     around = "" if spread is None else f" ± {factor * spread:.{digits}f}"
     return f"{factor * mean:.{digits}f}{around}{unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Scores of real held-out images, and of their reconstructions by each tokenizer."""
+
+    held_out: dict[str, float]
+    reconstructions: dict[str, dict[str, float]]

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipelines.config_check import check
+from pipelines.configuration import check
 
 VIEWS_PER_EPOCH = ("one", "in_turn", "all")  # a random view of each image, view (epoch mod their number), or all views
+LOADERS = ("auto", "memory", "lazy")
 
 
 def check_views_per_epoch(name: str, value: str) -> None:
@@ -57,3 +58,27 @@ class DataConfig:
             value = getattr(self, name)
             check(value > 0, f"data.{name} is {value}; it must be above 0")
         check(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; it must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLoadingConfig:
+    """How a rank reads its images; no setting changes a batch.
+
+    Attributes:
+        loader: "memory" decodes every view once and holds the bytes (8 GiB a rank at most), "lazy" decodes each batch
+            anew, "auto" takes memory where the views fit and lazy elsewhere.
+        num_threads: threads of a rank that read and decode (lazy).
+        prefetch_batches: batches of a rank that are read ahead (lazy).
+    """
+
+    loader: str = "auto"
+    num_threads: int = 2
+    prefetch_batches: int = 2
+
+    def __post_init__(self) -> None:
+        if self.loader not in LOADERS:
+            raise ValueError(f"loading.loader is {self.loader!r}; choose one of {', '.join(LOADERS)}")
+        for name in ("num_threads", "prefetch_batches"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"loading.{name} is {value}; it must be 1 or more")

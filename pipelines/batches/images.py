@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from cluster.ranks import RankEnvironment
 from nvg.errors import UserError
+from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.order import ArraySource, Batch, BatchSource, EpochSource, StepRows
 from pipelines.sources import (
     BadImage,
@@ -38,31 +38,6 @@ from pipelines.sources import (
 logger = logging.getLogger(__name__)
 
 MAX_IMAGE_BYTES_IN_MEMORY = 8 * 2**30
-LOADERS = ("auto", "memory", "lazy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageLoadingConfig:
-    """How a rank reads its images; no setting changes a batch.
-
-    Attributes:
-        loader: "memory" decodes every view once and holds the bytes (8 GiB a rank at most), "lazy" decodes each batch
-            anew, "auto" takes memory where the views fit and lazy elsewhere.
-        num_threads: threads of a rank that read and decode (lazy).
-        prefetch_batches: batches of a rank that are read ahead (lazy).
-    """
-
-    loader: str = "auto"
-    num_threads: int = 2
-    prefetch_batches: int = 2
-
-    def __post_init__(self) -> None:
-        if self.loader not in LOADERS:
-            raise ValueError(f"loading.loader is {self.loader!r}; choose one of {', '.join(LOADERS)}")
-        for name in ("num_threads", "prefetch_batches"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"loading.{name} is {value}; it must be 1 or more")
 
 
 def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> BatchSource:

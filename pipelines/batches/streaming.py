@@ -3,30 +3,111 @@
 Its order depends also on canonical nodes, block size, algorithm and batch, so all of them are part of the
 data's fingerprint. A step has the same samples for any number of ranks, dealt out in turns instead of in
 one piece each, which ``Batch.global_rows`` says.
+
+StreamingDataset for shards that lie on this machine. Import it only where it is used: streaming is heavy.
+
+Shared memory of StreamingDataset that killed trainings left behind on this node.
+
+StreamingDataset passes over segments and lock files of others, dead ones too, and its own cleaning stops at the first
+free number. So every training notes which it has taken; the next one to start removes those whose owner is dead.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from streaming import StreamingDataset
 
 from cluster.ranks import RankEnvironment, barrier
 from nvg.errors import UserError
 from nvg.records.shard import SHARD_HASH
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import Batch
-from pipelines.streaming_memory import claim, remove_dead
 
+SHARED_MEMORY = Path("/dev/shm")
+LOCALS = "locals"
 CLAIMS_FOLDER = "nvg-streaming"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Segments of one process, all named ``<prefix>_…``.
+
+    Attributes:
+        prefix: six digits.
+        locks: folder of the lock files of the same names.
+        pid, started: the process, and when it began, since process ids come again.
+        inode: of the first segment, since prefixes come again.
+    """
+
+    prefix: str
+    locks: str
+    pid: int
+    started: float
+    inode: int
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its process is gone."""
+        try:
+            return psutil.Process(self.pid).create_time() != self.started
+        except psutil.NoSuchProcess:
+            return True
+
+
+def claim(prefix: int, locks: str, claims: Path, shared_memory: Path = SHARED_MEMORY) -> None:
+    """Note the segments of this process.
+
+    Args:
+        prefix: number that StreamingDataset has chosen.
+        locks: folder of its lock files.
+        claims: folder of the notes, of this node.
+        shared_memory: where segments appear as files.
+    """
+    name = f"{prefix:06}"
+    started = psutil.Process().create_time()
+    inode = (shared_memory / f"{name}_{LOCALS}").stat().st_ino
+    claims.mkdir(parents=True, exist_ok=True)
+    note = Claim(prefix=name, locks=locks, pid=os.getpid(), started=started, inode=inode)
+    (claims / f"{name}.json").write_text(json.dumps(asdict(note)))
+
+
+def remove_dead(claims: Path, shared_memory: Path = SHARED_MEMORY) -> list[str]:
+    """Remove segments and lock files of dead processes (one process of the node at a time).
+
+    Args:
+        claims: folder of the notes, of this node.
+        shared_memory: where segments appear as files.
+
+    Returns:
+        Prefixes whose segments were removed.
+    """
+    removed: list[str] = []
+    for file in sorted(claims.glob("*.json")):
+        note = Claim(**json.loads(file.read_text()))
+        if not note.is_dead:
+            continue
+        first = shared_memory / f"{note.prefix}_{LOCALS}"
+        if first.exists() and first.stat().st_ino == note.inode:
+            for folder in (shared_memory, Path(note.locks)):
+                for path in folder.glob(f"{note.prefix}_*"):
+                    path.unlink(missing_ok=True)
+            removed.append(note.prefix)
+        file.unlink()
+    return removed
 
 
 class StreamingSource:
@@ -95,7 +176,7 @@ def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnviro
     """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
     from streaming import StreamingDataset  # heavy import: only where it is used
 
-    from pipelines.local_streaming import LocalStreamingDataset
+    from pipelines.batches.streaming import LocalStreamingDataset
 
     far = partial(StreamingDataset, remote=config.remote, validate_hash=SHARD_HASH)
     folder = Path(tempfile.gettempdir())
@@ -138,3 +219,23 @@ def _die_with_parent(worker: int) -> None:
     """Loader processes of a killed rank would live on with their memory: Linux ends them with it."""
     pr_set_pdeathsig = 1
     ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class LocalStreamingDataset(StreamingDataset):
+    """StreamingDataset without its bookkeeping of downloads: the same samples in the same order.
+
+    The library looks each sample's shard up twice ahead of the reader, in two threads that compete with it.
+    """
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Nothing: every shard is here, and the library would take a file lock for each sample to find that out."""
+
+    def _prepare_thread(self, it: Any) -> None:
+        """All samples of the epoch are prepared."""
+        it.prepare_index = it.total
+        it.on_exit()
+
+    def _ready_thread(self, it: Any) -> None:
+        """All samples of the epoch are ready."""
+        it.ready_index = it.total
+        it.on_exit()

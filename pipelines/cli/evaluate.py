@@ -40,7 +40,8 @@ def generator(
     reference=VIRTUAL_imagenet256_labeled.npz output=runs/d16/eval[/bold] · [bold]nvg eval generator --config
     runs/demo/configs/evaluation.yaml --sampling paper pool.num_actors=2[/bold]
     """
-    from pipelines.evaluate.generator import EvaluateConfig, plan_evaluate, run_evaluate
+    from pipelines.evaluate.config import EvaluateConfig
+    from pipelines.evaluate.generator import plan_evaluate, run_evaluate
 
     resolved = resolve(EvaluateConfig, config, [*model_overrides(model), *(overrides or [])], sampling=sampling)
     if dry_run:
@@ -56,7 +57,8 @@ def images(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryR
     Example: [bold]nvg eval images samples=samples.npz reference=VIRTUAL_imagenet256_labeled.npz
     extractor_kind=inception-v3-compat extractor_path=INCEPTION.pth output=runs/theirs[/bold]
     """
-    from pipelines.evaluate.against import EvaluateImagesConfig, plan_against, run_evaluate_images
+    from pipelines.evaluate.against import plan_against, run_evaluate_images
+    from pipelines.evaluate.config import EvaluateImagesConfig
 
     resolved = resolve(EvaluateImagesConfig, config, overrides)
     if dry_run:
@@ -121,7 +123,7 @@ def follow(
     Example: [bold]nvg eval follow --config eval/imagenet256.yaml --model runs/d16 eval_every_images=5000000
     pool.num_samples=10000 output=runs/d16/follow[/bold]
     """
-    from pipelines.evaluate_follow import FollowConfig, plan_follow, run_follow
+    from pipelines.evaluate.series import FollowConfig, plan_follow, run_follow
 
     resolved = resolve(FollowConfig, config, [*model_overrides(model), *(overrides or [])], sampling=sampling)
     if dry_run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,48 +10,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cluster.session import SessionConfig, cluster_session
+from cluster.session import cluster_session
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, feature_names, given_extractor
 from eval.image_files import open_images, write_npz, write_png_folder
 from eval.pages.page import time_text
 from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
-from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
+from eval.pool.pool import PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
-from eval.reference import LABELS, LOGITS, Reference, ScoreConfig, complete_reference, read_reference, results_against
+from eval.reference import LABELS, LOGITS, Reference, complete_reference, read_reference, results_against
 from eval.results import RESULTS_FILE, timed, write_results
 from eval.scores.metrics import refuse_class_order
 from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from pipelines.evaluate.config import EvaluateImagesConfig
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.generator import EvaluateConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateImagesConfig(ExtractorConfig, ScoreConfig):
-    """Images made elsewhere, and what they are compared with.
-
-    Attributes:
-        samples: npz file with `arr_0`, uint8 (images, height, width, 3), or a folder of image files.
-        reference: npz file of ADM's, or of `nvg eval reference`.
-        class_ordered: True scores samples that come sorted by class all the same, permuted.
-        pool: shape of the pool that computes their features.
-        session: the Ray cluster to start or join.
-    """
-
-    samples: str = ""
-    reference: str = ""
-    class_ordered: bool = False
-    pool: ChunkPoolConfig = field(default_factory=lambda: ChunkPoolConfig(chunk_size=1000, batch_size=50))
-    session: SessionConfig = field(default_factory=SessionConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("samples", "reference", "extractor_path", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: found nothing, expected a path")
+    from pipelines.evaluate.config import EvaluateConfig
 
 
 def plan_against(config: EvaluateConfig | EvaluateImagesConfig) -> list[str]:

@@ -1,6 +1,5 @@
 """`nvg eval generator`: open the images and the checkpoints, evaluate, write `results.json` and `report.html`."""
 
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,61 +7,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.manifest import read_manifest
-from cluster.session import SessionConfig, cluster_session
+from cluster.session import cluster_session
 from eval.evaluation import evaluate
-from eval.evaluation_config import EvaluationConfig, EvaluationData
+from eval.evaluation_config import EvaluationData
 from eval.pages.page import score_rows, time_text
 from eval.pages.report import ReportContent, write_report
-from eval.reference import ScoreConfig
 from eval.results import RESULTS_FILE
 from nvg.checkpoints import weights_hash
 from nvg.errors import UserError
-from pipelines.checkpoints import weights_folder
 from pipelines.evaluate.against import plan_against, run_against
+from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig, resolve_paths
+from pipelines.evaluate.images import load_data
 from pipelines.run_folder import read_metrics
-from pipelines.sources import SourceConfig, load_images, open_source
-
-REPORT_FILE = "report.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationConfig):
-    """What is evaluated, on which images, and what the report shows besides.
-
-    Attributes:
-        source: the images; its parts `train`, `judge` and `test` are read, view 0 of each image, and for the search
-            for copies every view of `train` that its `num_views` names. Not opened where there is a reference.
-        reference: npz file of ADM's or of `nvg eval reference`: samples are scored against it alone, by the protocol
-            of published tables. Empty compares with the images of the source.
-        score: what is computed against a reference beside the scores.
-        samples_file: npz file for the samples drawn against a reference, as ADM's evaluator takes it; may be empty.
-        samples_folder: folder for them as PNG files; may be empty.
-        records: record data set the generators were trained on; compared with the tokenizer, and its codebook
-            usage is shown. Empty leaves both out.
-        curves: name to run folder of the trainings whose loss curves are shown.
-        times: name to seconds of the steps that went before, shown in the report.
-        title: headline of the report.
-        session: the Ray cluster to start or join.
-    """
-
-    source: SourceConfig = field(default_factory=SourceConfig)
-    reference: str = ""
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    samples_file: str = ""
-    samples_folder: str = ""
-    records: str = ""
-    curves: dict[str, str] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    title: str = "Images, painted from coarse to fine"
-    session: SessionConfig = field(default_factory=SessionConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("tokenizer", "content", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: found nothing, expected a folder")
-        if not self.reference and (self.samples_file or self.samples_folder):
-            raise ValueError("samples_file, samples_folder: found them without a reference, expected them with one")
 
 
 def plan_evaluate(config: EvaluateConfig) -> list[str]:
@@ -134,52 +90,6 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
     console.print(f"results  {output / RESULTS_FILE}", highlight=False, soft_wrap=True)
     console.print(f"report   {report}", highlight=False, soft_wrap=True)
     return evaluation.results
-
-
-def resolve_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """The evaluation with absolute paths, runs replaced by their newest valid checkpoints.
-
-    Args:
-        config: as given.
-
-    Raises:
-        UserError: weights are missing.
-    """
-    return replace(
-        config,
-        output=str(Path(config.output).expanduser().absolute()),
-        tokenizer=str(weights_folder("tokenizer", config.tokenizer)),
-        content=str(weights_folder("content", config.content)),
-        structure=config.structure and str(weights_folder("structure", config.structure)),
-    )
-
-
-def load_data(source: SourceConfig) -> EvaluationData:
-    """Read the three parts of a source into memory: view 0 of each image, and all views of the training images.
-
-    Args:
-        source: the images; its split is ignored.
-
-    Returns:
-        Training, judge and held-out images.
-
-    Raises:
-        UserError: a part is missing or empty, or has too many bad images.
-    """
-    opened = {name: open_source(replace(source, split=name)) for name in ("train", "judge", "test")}
-    loaded = {name: load_images(part) for name, part in opened.items()}
-    views = range(source.num_views)
-    return EvaluationData(
-        class_names=list(opened["train"].class_names),
-        train_images=loaded["train"].images,
-        train_labels=loaded["train"].labels,
-        judge_images=loaded["judge"].images,
-        judge_labels=loaded["judge"].labels,
-        held_out_images=loaded["test"].images,
-        held_out_labels=loaded["test"].labels,
-        train_views=load_images(opened["train"], views).images if len(views) > 1 else None,
-        fingerprints={name: part.fingerprint for name, part in opened.items()},
-    )
 
 
 def codebook_usage(config: EvaluateConfig) -> list[float]:

@@ -20,7 +20,7 @@ from eval.reference import FEATURES, SPATIAL, select_rows, write_reference
 from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
 from nvg.errors import UserError
-from pipelines.evaluate.tokenizer import SourceImages
+from pipelines.evaluate.images import SourceImages
 from pipelines.sources import ImageSource, SkippedInput, SourceConfig, check_bad_inputs, load_images, open_source
 
 READABLE = "readable_B"

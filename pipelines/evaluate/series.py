@@ -1,10 +1,18 @@
-"""`nvg eval sweep`: the same generators under many sampling settings, on few samples, scored on one pool of actors."""
+"""`nvg eval sweep`: the same generators under many sampling settings, on few samples, scored on one pool of actors.
+
+`nvg eval follow`: scores the EMA weights of trainings that run, beside them, without stopping them.
+
+It watches run folders only, so it may run on spare devices or another machine that sees them. What it scores it copies
+first, since trainings delete old checkpoints.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +23,16 @@ from cluster.files import write_atomically
 from cluster.session import cluster_session
 from eval.pages import page
 from eval.pictures.plots import scatter
+from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
-from pipelines.evaluate.against import draw_against, open_against
-from pipelines.evaluate.generator import EvaluateConfig, resolve_paths
+from pipelines.checkpoints import newest_valid
+from pipelines.evaluate.against import draw_against, open_against, print_against
+from pipelines.evaluate.config import EvaluateConfig, resolve_paths
 
 SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
 SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
+SCORES_FILE = "scores.jsonl"
+WEIGHTS_FOLDER = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +152,129 @@ def sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowConfig(EvaluateConfig):
+    """An evaluation against a reference that is repeated while the generators are trained.
+
+    Attributes:
+        eval_every_images: images of the content training between two evaluations.
+        poll_s: pause between two looks at the run folders.
+        until_images: the evaluation at or past so many images is the last; 0 goes on until stopped.
+    """
+
+    eval_every_images: int = 5_000_000
+    poll_s: float = 60.0
+    until_images: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.reference:
+            raise ValueError("reference: found nothing, expected an npz file to compare samples with")
+        if self.eval_every_images < 1 or self.poll_s <= 0 or self.until_images < 0:
+            raise ValueError(
+                f"eval_every_images, poll_s, until_images: found {self.eval_every_images}, {self.poll_s:g}, "
+                f"{self.until_images}; expected at least 1, more than 0, at least 0"
+            )
+
+
+def plan_follow(config: FollowConfig) -> list[str]:
+    """The steps, for a dry run: one line each."""
+    end = f"until {config.until_images:,} images" if config.until_images else "until stopped"
+    return [
+        f"look at {config.content} and {config.structure or 'no structure generator'} every {config.poll_s:g} s, {end}",
+        f"after every {config.eval_every_images:,} images copy the newest whole checkpoints, draw "
+        f"{config.pool.num_samples} samples of their {config.weights} weights, score them against {config.reference}",
+        f"append a line to {config.output}/{SCORES_FILE}",
+    ]
+
+
+def run_follow(
+    config: FollowConfig, *, console: Console | None = None, wait: Callable[[float], None] = time.sleep
+) -> Path:
+    """Score checkpoints as they come; started again, it goes on after the last one scored.
+
+    Args:
+        config: what is followed.
+        console: where scores are shown.
+        wait: called with the pause between two looks, seconds.
+
+    Returns:
+        The file of scores, one JSON line an evaluation.
+
+    Raises:
+        UserError: weights or reference do not belong together.
+    """
+    console = console or Console()
+    output = Path(config.output).expanduser().absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    rows = read_scores(output)
+    with cluster_session(config.session):
+        while not (rows and config.until_images and rows[-1]["content_images"] >= config.until_images):
+            due = rows[-1]["content_images"] + config.eval_every_images if rows else 0
+            found = _newest(config, console)
+            if found is None or found["content"][1] < due:
+                wait(config.poll_s)
+                continue
+            rows.append(_score(config, found, output, console))
+            text = "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows)
+            write_atomically(output / SCORES_FILE, text.encode())
+    return output / SCORES_FILE
+
+
+def read_scores(output: Path) -> list[dict[str, Any]]:
+    """What was scored so far, oldest first."""
+    path = output / SCORES_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _newest(config: FollowConfig, console: Console) -> dict[str, tuple[Path, int]] | None:
+    """Newest whole checkpoint of each run and the images it has seen; None until all have one."""
+    found = {}
+    for name in ("content", "structure"):
+        run = getattr(config, name)
+        if not run:
+            continue
+        checkpoint = newest_valid(Path(run).expanduser().absolute() / "checkpoints", console.print)
+        if checkpoint is None:
+            return None
+        found[name] = (checkpoint, images_seen(checkpoint))
+    return found
+
+
+def images_seen(checkpoint: Path) -> int:
+    """Images a training had seen at a checkpoint.
+
+    Args:
+        checkpoint: its folder.
+
+    Raises:
+        UserError: it does not say.
+    """
+    try:
+        return int(json.loads((checkpoint / "trainer.json").read_text())["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint}: found no count of images in trainer.json ({error!r}), expected a checkpoint of nvg train"
+        ) from error
+
+
+def _score(config: FollowConfig, found: dict[str, tuple[Path, int]], output: Path, console: Console) -> dict[str, Any]:
+    copies = {name: _copy(path, config.weights, output / WEIGHTS_FOLDER / name) for name, (path, _) in found.items()}
+    one = resolve_paths(replace(config, **{name: str(path) for name, path in copies.items()}))
+    _, results = draw_against(one, open_against(one), console=console, title=found["content"][0].name)
+    console.print(f"\n{found['content'][1]:,} images", style="bold", highlight=False)
+    print_against(results, console)
+    shutil.rmtree(output / WEIGHTS_FOLDER)
+    images = {f"{name}_images": count for name, (_, count) in found.items()}
+    return {**images, "scores": results["scores"]["generated"], "protocol": results["protocol"]}
+
+
+def _copy(checkpoint: Path, weights: str, target: Path) -> Path:
+    """The weights and their description, out of reach of the training's own tidying."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in (f"{weights}.safetensors", "config.json"):
+        shutil.copy2(checkpoint / file, target / file)
+    return target

@@ -14,7 +14,6 @@ from rich.table import Table
 from cluster.session import SessionConfig, cluster_session
 from eval.features.extractors import ExtractorSpec, given_extractor, trained_extractor
 from eval.pages.page import time_text
-from eval.pixels import ImageArray
 from eval.results import RESULTS_FILE
 from eval.tokenizer_evaluation import (
     SHEET_FILE,
@@ -24,9 +23,8 @@ from eval.tokenizer_evaluation import (
 )
 from nvg.errors import UserError
 from pipelines.checkpoints import weights_folder
+from pipelines.evaluate.images import SourceImages
 from pipelines.sources import (
-    BadImage,
-    ImageSource,
     SkippedInput,
     SourceConfig,
     check_bad_inputs,
@@ -47,43 +45,6 @@ class EvaluateTokenizerConfig(TokenizerEvaluationConfig):
 
     source: SourceConfig = field(default_factory=lambda: SourceConfig(split="test"))
     session: SessionConfig = field(default_factory=SessionConfig)
-
-
-@dataclass(frozen=True)
-class SourceImages:
-    """The images of an opened source, each in its centred view."""
-
-    source: ImageSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def identity(self) -> dict[str, Any]:
-        """Fingerprint, split and everything that decides a view."""
-        config = self.source.config
-        return {
-            "kind": config.kind,
-            "fingerprint": self.source.fingerprint,
-            "split": config.split,
-            "seed": config.seed,
-            "judge_fraction": config.judge_fraction,
-            "test_fraction": config.test_fraction,
-            "view": f"0 ({config.view_policy})",
-            "image_size": config.image_size,
-            "image_channels": config.image_channels,
-        }
-
-    def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
-        """Images, and which of them could be read; the others are black."""
-        config = self.source.config
-        images_BHWC = np.zeros((len(indices_B), config.image_size, config.image_size, config.image_channels), np.uint8)
-        readable_B = np.ones(len(indices_B), np.bool_)
-        for row, index in enumerate(indices_B.tolist()):
-            try:
-                images_BHWC[row] = self.source.read(index, 0)
-            except BadImage:
-                readable_B[row] = False
-        return images_BHWC, readable_B
 
 
 def plan_evaluate_tokenizer(config: EvaluateTokenizerConfig) -> list[str]:

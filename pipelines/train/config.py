@@ -7,7 +7,7 @@ ranks.
 from dataclasses import dataclass, field
 
 from nvg.errors import UserError
-from pipelines.config_check import check
+from pipelines.configuration import check
 from pipelines.report_config import WandbConfig
 
 

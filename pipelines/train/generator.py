@@ -21,10 +21,8 @@ from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import BatchSource
-from pipelines.batches.records import generator_source
+from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source
 from pipelines.initial_weights import begin_with, is_new
-from pipelines.remote_records import open_records
-from pipelines.repa_source import RepaSource, open_repa_source
 from pipelines.report_config import SampleSheetConfig
 from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image

@@ -15,8 +15,8 @@ from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
-from pipelines.batches.config import check_views_per_epoch
-from pipelines.batches.images import ImageLoadingConfig, check_loading, image_source
+from pipelines.batches.config import ImageLoadingConfig, check_views_per_epoch
+from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
 from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
 from pipelines.train.engine import TrainingEngine

@@ -30,8 +30,9 @@ from eval.reference import (
 from eval.scores.frechet import gather
 from eval.scores.metrics import score_features
 from nvg.errors import UserError
-from pipelines.evaluate.against import EvaluateImagesConfig, plan_against, run_evaluate_images
-from pipelines.evaluate.generator import EvaluateConfig, plan_evaluate, run_evaluate
+from pipelines.evaluate.against import plan_against, run_evaluate_images
+from pipelines.evaluate.config import EvaluateConfig, EvaluateImagesConfig
+from pipelines.evaluate.generator import plan_evaluate, run_evaluate
 from pipelines.evaluate.reference import ReferenceRunConfig, plan_reference, run_reference
 from pipelines.sources import SourceConfig
 

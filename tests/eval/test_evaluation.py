@@ -18,7 +18,8 @@ from eval.pool.samplers import GeneratorSpec
 from nvg.errors import UserError
 from pipelines.checkpoints import weights_folder
 from pipelines.configuration import ConfigError, load_config
-from pipelines.evaluate.generator import EvaluateConfig, codebook_usage, plan_evaluate, run_evaluate
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.generator import codebook_usage, plan_evaluate, run_evaluate
 from pipelines.sources import SourceConfig
 
 POOL = PoolConfig(num_samples=60, num_actors=2, chunk_size=20, batch_size=20, cpus_per_actor=0.5, seed=5)

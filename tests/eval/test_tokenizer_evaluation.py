@@ -26,12 +26,8 @@ from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import ConfigError, load_config
-from pipelines.evaluate.tokenizer import (
-    EvaluateTokenizerConfig,
-    SourceImages,
-    plan_evaluate_tokenizer,
-    run_evaluate_tokenizer,
-)
+from pipelines.evaluate.images import SourceImages
+from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig, plan_evaluate_tokenizer, run_evaluate_tokenizer
 from pipelines.sources import BadImage, SourceConfig, open_source
 
 POOL = ChunkPoolConfig(num_actors=1, chunk_size=100, batch_size=50, cpus_per_actor=0.5)

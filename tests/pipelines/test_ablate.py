@@ -21,11 +21,12 @@ from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
 from pipelines import ablate_queue
-from pipelines.ablate import run_ablate
 from pipelines.ablate.plan import AblateConfig, describe_plan, make_plan
 from pipelines.ablate.report import judge_orderings, summarise
+from pipelines.ablate.study import run_ablate
 from pipelines.configuration import CONFIG_FOLDER, load_config
-from pipelines.evaluate.generator import EvaluateConfig, run_evaluate
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.generator import run_evaluate
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig

@@ -20,8 +20,17 @@ from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import begin, commit
 from pipelines.cli.evaluate import model_overrides
-from pipelines.evaluate.series import SweepConfig, describe, plan_sweep, run_sweep
-from pipelines.evaluate_follow import FollowConfig, images_seen, plan_follow, read_scores, run_follow
+from pipelines.evaluate.series import (
+    FollowConfig,
+    SweepConfig,
+    describe,
+    images_seen,
+    plan_follow,
+    plan_sweep,
+    read_scores,
+    run_follow,
+    run_sweep,
+)
 
 
 @pytest.fixture(scope="module")

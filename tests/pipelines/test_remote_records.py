@@ -7,7 +7,7 @@ import pytest
 
 from nvg.errors import UserError
 from pipelines.batches.config import DataConfig
-from pipelines.remote_records import DESCRIPTION, open_records
+from pipelines.batches.records import DESCRIPTION, open_records
 
 MANIFEST = {"num_positions": 16, "num_records": 3, "num_classes": 10, "codebook_size": 64}
 INDEX = {"version": 2, "shards": [{"samples": 3}]}

@@ -13,7 +13,7 @@ from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.cli.main import app
 from pipelines.configuration import dump_config
-from pipelines.evaluate.generator import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sample import SampleConfig, sample_images
 
 

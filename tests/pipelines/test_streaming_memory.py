@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.streaming_memory import claim, remove_dead
+from pipelines.batches.streaming import claim, remove_dead
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from nvg.errors import UserError
 from nvg.tokenizer import TokenizerConfig
 from nvg.training import TokenizerLossConfig
 from pipelines.batches import images
-from pipelines.batches.images import ImageLoadingConfig, LazyImageSource, image_source, memory_image_source
+from pipelines.batches.config import ImageLoadingConfig
+from pipelines.batches.images import LazyImageSource, image_source, memory_image_source
 from pipelines.sources import BadImage, SourceConfig, open_source
 from pipelines.sources.views import make_view
 from pipelines.train.config import LoopConfig, OptimizerConfig

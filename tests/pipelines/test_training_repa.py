@@ -17,7 +17,7 @@ from nvg.models import ContentGenerator, RepaHead
 from nvg.records import RecordDataset
 from nvg.training import ContentObjective, GeneratorLossConfig
 from pipelines.batches.order import ArraySource
-from pipelines.repa_source import open_repa_source
+from pipelines.batches.records import open_repa_source
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.launch import run_training
@@ -102,7 +102,7 @@ def records(**repa):
 def test_source_is_what_the_records_have(monkeypatch):
     features = np.ones((2, 16, WIDTH), dtype=np.float32)
     stored = SimpleNamespace(layout=SimpleNamespace(width=WIDTH), batch=lambda rows: features[rows])
-    monkeypatch.setattr("pipelines.repa_source.FeatureDataset.open", lambda records: stored)
+    monkeypatch.setattr("pipelines.batches.records.FeatureDataset.open", lambda records: stored)
     source = open_repa_source(records(store="features"), "")
     assert (source.width, source.teacher) == (WIDTH, None)
     assert source.fetch(np.array([1]))["features"].shape == (1, 16, WIDTH)
@@ -113,9 +113,10 @@ def test_source_is_what_the_records_have(monkeypatch):
 def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
     buffer = io.BytesIO()
     Image.new("L", (4, 4), 255).save(buffer, "jpeg")
-    monkeypatch.setattr("pipelines.repa_source.JpegDataset.open", lambda records: Stored({7: buffer.getvalue()}))
+    monkeypatch.setattr("pipelines.batches.records.JpegDataset.open", lambda records: Stored({7: buffer.getvalue()}))
     monkeypatch.setattr(
-        "pipelines.repa_source.load_dinov2_features", lambda path, key: SimpleNamespace(width=768, path=path, key=key)
+        "pipelines.batches.records.load_dinov2_features",
+        lambda path, key: SimpleNamespace(width=768, path=path, key=key),
     )
     source = open_repa_source(records(store="jpeg"), "dinov2.pth")
     assert (source.teacher.path, source.teacher.key) == ("dinov2.pth", "dinov2_weights")  # type: ignore[union-attr]

@@ -51,7 +51,7 @@ def test_ranks_together_hold_the_global_batches_of_one_rank(num_nodes, ranks_per
 def test_local_shards_come_in_the_librarys_order(tmp_path):
     from streaming import MDSWriter, StreamingDataset
 
-    from pipelines.local_streaming import LocalStreamingDataset
+    from pipelines.batches.streaming import LocalStreamingDataset
 
     with MDSWriter(columns={"image": "uint32"}, out=str(tmp_path / "one"), size_limit=200) as writer:
         for image in range(200):
