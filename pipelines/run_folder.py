@@ -5,10 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-
 from cluster.files import write_atomically
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import Any, Protocol, TypeVar
+import torch
+from nvg.errors import UserError
+from pipelines.configuration import dump_config, load_config
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from cluster.ranks import RankEnvironment, barrier, from_main
 
 METRICS_FILE = "metrics.jsonl"
+PACKAGES = ("torch", "numpy", "safetensors", "einops", "deepspeed", "ray", "mosaicml-streaming", "nvg")
+CONFIG_FILE = "config.yaml"
+PROVENANCE_FILE = "provenance.json"
+LOCK_FILE = ".lock"
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -37,3 +53,72 @@ def trim_metrics(run_folder: Path, step: int) -> None:
     if path.is_file():
         kept = [row for row in read_metrics(run_folder) if row["step"] <= step]
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> None:
+    """Write ``config.yaml`` (once: a resumed run must fit it) and add this session to ``provenance.json``.
+
+    Args:
+        run_folder: the run.
+        config: resolved configuration.
+        data: fingerprint of the data.
+    """
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
+    (run_folder / CONFIG_FILE).write_text(dump_config(config))
+    path = run_folder / PROVENANCE_FILE
+    sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
+    sessions.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "versions": _versions(),
+            "data": data,
+        }
+    )
+    write_atomically(path, json.dumps({"sessions": sessions}, indent=2).encode())
+
+
+def _commit() -> str | None:
+    """Commit of the code, None outside a clone."""
+    folder = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def run_lock(run_folder: Path, place: RankEnvironment) -> Iterator[None]:
+    """Keep a second training out of a run folder; the system frees the lock of a killed process.
+
+    Raises:
+        UserError: another process trains here.
+    """
+    if not place.is_main:
+        yield
+        return
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with open(run_folder / LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another training is writing to {run_folder}; wait for it or choose another run_folder"
+            ) from error
+        yield

@@ -78,8 +78,8 @@ def export_release(
 
     Example: [bold]nvg export-release runs/d16 --output d16.ckpt --autoencoder-output ae.ckpt[/bold]
     """
-    from pipelines.export_release import ExportReleaseConfig, plan_export
-    from pipelines.export_release import export_release as write
+    from pipelines.release import ExportReleaseConfig, plan_export
+    from pipelines.release import export_release as write
 
     config = ExportReleaseConfig(run=run, output=output, autoencoder_output=autoencoder_output)
     if dry_run:
@@ -225,7 +225,7 @@ def inspect_image(config: ConfigFile = None, overrides: Overrides = None, dry_ru
         show_plan(resolved, plan_inspect(resolved))
         return
     if resolved.records:
-        from pipelines.inspect_records import inspect_records as run
+        from pipelines.inspect import inspect_records as run
     else:
         from pipelines.inspect import inspect_image as run
     typer.echo(run(resolved))

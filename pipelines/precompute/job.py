@@ -22,12 +22,13 @@ from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
 from pipelines.precompute.beside import open_repa_stream
 from pipelines.precompute.config import PrecomputeConfig
-from pipelines.precompute.merge import is_complete, merge_parts
+from pipelines.precompute.plan import is_complete
+from pipelines.precompute.merge import merge_parts
 from pipelines.precompute.plan import DatasetFolder, Plan, make_plan
 from pipelines.sources import ImageSource, SkippedInput, check_bad_inputs, open_source
 
 if TYPE_CHECKING:
-    from pipelines.precompute_pool import PoolEvent
+    from pipelines.precompute.pool import PoolEvent
 
 __all__ = ["PrecomputeConfig", "precompute"]
 
@@ -101,8 +102,8 @@ def _encode_missing(
         _progress(console) as progress,
         cluster_session(config.session),
     ):
-        from pipelines.precompute_metrics import PoolMetrics
-        from pipelines.precompute_pool import encode_units
+        from pipelines.precompute.metrics import PoolMetrics
+        from pipelines.precompute.pool import encode_units
 
         metrics = PoolMetrics(folder.root.name, len(missing), len(skipped))
         finished = sum(len(plan.units[unit]) for unit in parts)

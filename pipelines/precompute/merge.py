@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
 import numpy as np
-
 from cluster.files import sync_path, write_atomically
 from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, ManifestError, read_manifest, write_manifest
 from nvg.checkpoints import save_weights
@@ -24,35 +22,10 @@ from nvg.granularity import StageLayout
 from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Tokenizer
-from pipelines.canvas_sums import CanvasSums
+from pipelines.precompute.unit import CanvasSums
 from pipelines.precompute.plan import DatasetFolder, Plan, writing
 from pipelines.sources import ImageSource
-
-SOURCES_FILE = "sources.txt"
-DEQUANTIZER_NAME = "dequantizer"
-
-
-def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = False) -> bool:
-    """Whether the merged data set of this plan is there, with every shard at its size.
-
-    Args:
-        folder: The data set.
-        plan: The job.
-        allow_partial: Whether it may lack units.
-    """
-    try:
-        manifest = read_manifest(folder.root)
-        entries = read_index(folder.root)
-        counted = sum(entry["samples"] for entry in entries) == manifest["num_records"]
-        if manifest.get("plan") != plan.fingerprint or not counted:
-            return False
-        for stream in (folder.root, *beside(folder.root, plan.description)):
-            for entry in read_index(stream):
-                check_shard_size(stream, entry)
-    except (ManifestError, UserError):
-        return False
-    whole = allow_partial or "missing_units" not in manifest
-    return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
+from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, beside
 
 
 def merge_parts(
@@ -112,9 +85,6 @@ def merge_parts(
     return folder.root
 
 
-def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:
-    """Folders of what is stored beside the records, by a plan or manifest."""
-    return [root / description["repa"]["store"]] if "repa" in description else []
 
 
 def _merge_beside(folder: DatasetFolder, units: list[int], stream: Path) -> None:

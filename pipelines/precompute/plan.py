@@ -12,19 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import numpy as np
-
 from cluster.files import sync_path, write_atomically
 from cluster.manifest import MANIFEST_FILE, ManifestError, require_match
 from nvg.errors import UserError
 from nvg.tokenizer.tokenizer import GRANULARITY
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import ImageSource
+from collections.abc import Mapping
+from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, ManifestError, read_manifest, write_manifest
+from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
 
 PART_MANIFEST = "part.manifest"
 _PLAN_FILE = "plan.json"
 _LOCK_FILE = ".precompute.lock"
+DEQUANTIZER_NAME = "dequantizer"
+SOURCES_FILE = "sources.txt"
 
 
 @dataclass(frozen=True)
@@ -219,3 +222,31 @@ def _require_same_job(recorded: Path, plan: Plan) -> None:
         raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"{recorded}: not valid JSON ({error}); remove the data set's folder") from error
+
+
+def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = False) -> bool:
+    """Whether the merged data set of this plan is there, with every shard at its size.
+
+    Args:
+        folder: The data set.
+        plan: The job.
+        allow_partial: Whether it may lack units.
+    """
+    try:
+        manifest = read_manifest(folder.root)
+        entries = read_index(folder.root)
+        counted = sum(entry["samples"] for entry in entries) == manifest["num_records"]
+        if manifest.get("plan") != plan.fingerprint or not counted:
+            return False
+        for stream in (folder.root, *beside(folder.root, plan.description)):
+            for entry in read_index(stream):
+                check_shard_size(stream, entry)
+    except (ManifestError, UserError):
+        return False
+    whole = allow_partial or "missing_units" not in manifest
+    return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
+
+
+def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:
+    """Folders of what is stored beside the records, by a plan or manifest."""
+    return [root / description["repa"]["store"]] if "repa" in description else []

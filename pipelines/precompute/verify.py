@@ -22,7 +22,7 @@ from nvg.records import (
     read_shard,
 )
 from nvg.tokenizer import Dequantizer
-from pipelines.precompute.merge import DEQUANTIZER_NAME, SOURCES_FILE, beside
+from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, beside
 
 
 @dataclass(frozen=True, kw_only=True)

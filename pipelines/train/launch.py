@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-
 import torch
-
 from cluster.files import write_atomically
 from cluster.ranks import leave_process_group, normalise_rank_environment
 from nvg.errors import UserError
@@ -24,10 +22,7 @@ from pipelines.train.interrupt import EXIT_STOPPED, TrainingStopped, forget_requ
 from pipelines.train.loop import train
 from pipelines.train.task import TrainingConfig, TrainingTask
 from pipelines.training_window import NonFiniteLossError
-
-PACKAGES = ("torch", "numpy", "safetensors", "einops", "deepspeed", "ray", "mosaicml-streaming", "nvg")
-CONFIG_FILE = "config.yaml"
-PROVENANCE_FILE = "provenance.json"
+from pipelines.run_folder import write_provenance
 
 
 class RunConfig(Protocol):
@@ -105,52 +100,10 @@ def run_on_this_rank(config: Config, build_task: TaskBuilder[Config]) -> Path:
     return train(task, training, run_folder)
 
 
-def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> None:
-    """Write ``config.yaml`` (once: a resumed run must fit it) and add this session to ``provenance.json``.
-
-    Args:
-        run_folder: the run.
-        config: resolved configuration.
-        data: fingerprint of the data.
-    """
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
-    (run_folder / CONFIG_FILE).write_text(dump_config(config))
-    path = run_folder / PROVENANCE_FILE
-    sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
-    sessions.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": sys.argv,
-            "commit": _commit(),
-            "python": platform.python_version(),
-            "versions": _versions(),
-            "data": data,
-        }
-    )
-    write_atomically(path, json.dumps({"sessions": sessions}, indent=2).encode())
 
 
-def _commit() -> str | None:
-    """Commit of the code, None outside a clone."""
-    folder = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
 
 
-def _versions() -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 Schema = TypeVar("Schema")

@@ -30,7 +30,8 @@ from pipelines.batches.order import Batch
 from pipelines.train.engine import advice_on_memory
 from pipelines.train.interrupt import STOP_FILE, StopRequest, TrainingStopped, on_stop_signals, stopped_text
 from pipelines.train.report import open_report
-from pipelines.train.saving import NoSpaceError, run_lock, save_checkpoint
+from pipelines.train.saving import NoSpaceError, save_checkpoint
+from pipelines.run_folder import run_lock
 from pipelines.train.state import TrainerState, flatten
 from pipelines.train.step import Players
 from pipelines.train.task import TrainingConfig, TrainingTask

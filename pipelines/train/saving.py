@@ -23,32 +23,12 @@ from pipelines.train.engine import TrainingEngine
 from pipelines.train.state import TrainerState
 from pipelines.train.task import TrainingTask
 
-LOCK_FILE = ".lock"
 
 
 class NoSpaceError(UserError):
     """A checkpoint found no room on its disk."""
 
 
-@contextmanager
-def run_lock(run_folder: Path, place: RankEnvironment) -> Iterator[None]:
-    """Keep a second training out of a run folder; the system frees the lock of a killed process.
-
-    Raises:
-        UserError: another process trains here.
-    """
-    if not place.is_main:
-        yield
-        return
-    run_folder.mkdir(parents=True, exist_ok=True)
-    with open(run_folder / LOCK_FILE, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another training is writing to {run_folder}; wait for it or choose another run_folder"
-            ) from error
-        yield
 
 
 def save_checkpoint(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipelines.sources import BadImage, SourceConfig, open_source
-from pipelines.sources.decoding import decode_image
+from pipelines.sources.views import decode_image
 
 
 def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.sources import SourceConfig, open_source
 from pipelines.sources import views as source_views
-from pipelines.sources.decoding import decode_image
+from pipelines.sources.views import decode_image
 from pipelines.sources.views import make_view
 
 SIDE = 32

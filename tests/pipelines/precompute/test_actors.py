@@ -17,7 +17,7 @@ from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
 
 if TYPE_CHECKING:  # it imports ray, which reads its environment at import: the session sets that first
-    from pipelines.precompute_pool import PoolEvent
+    from pipelines.precompute.pool import PoolEvent
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 

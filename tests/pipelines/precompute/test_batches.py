@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipelines.precompute_batches import BATCHES_AHEAD, in_stages
+from pipelines.precompute.unit import BATCHES_AHEAD, in_stages
 
 
 def test_order_and_results_are_those_of_plain_calls():

@@ -9,7 +9,7 @@ import time
 
 from ray.util.metrics import Counter, Gauge
 
-from pipelines.precompute_pool import PoolEvent
+from pipelines.precompute.pool import PoolEvent
 
 TAG = "dataset"
 
