@@ -30,14 +30,12 @@ from cluster.ranks import ensure_process_group, local_device, normalise_rank_env
 from cluster.session import free_port
 from pipelines.configuration import load_config
 from pipelines.run_folder import read_metrics
-from pipelines.train.config import DeepSpeedConfig
+from pipelines.train.config import DeepSpeedConfig, TrainingConfig
 from pipelines.train.costs import state_bytes
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.launch import run_on_this_rank
 from pipelines.train.plan import generator_work
-from pipelines.train.step import Players
-from pipelines.train.task import TrainingConfig
-from pipelines.training_feed import Feed
+from pipelines.train.step import Feed, Players
 
 GIB = 2.0**30
 SPARE = 1.1  # of the memory that the states need, for activations of one sequence and the libraries

@@ -27,8 +27,7 @@ from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.images import LazyImageSource, memory_image_source
 from pipelines.batches.order import BatchSource
 from pipelines.sources import ImageSource, SourceConfig, open_source
-from pipelines.sources.views import decode_image
-from pipelines.sources.views import make_view
+from pipelines.sources.views import decode_image, make_view
 
 BATCH = 32
 PARTS_MEASURED = 64  # images

@@ -24,8 +24,8 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
 from pipelines.sources.folders import folder_channels
+from pipelines.train.drivers import PairRunConfig, train_generators
 from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
-from pipelines.training_pair import PairRunConfig, train_generators
 
 TIMES_FILE = "times.json"
 STEP_CONFIGS_FOLDER = "configs"

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import numpy as np
+from rich.console import Console
+
 from cluster.files import write_atomically
-from eval.pictures.paintings import paint_tokenized
+from eval.pictures.paintings import paint_records, paint_tokenized
 from eval.pictures.sheets import painting_rows
-from nvg.checkpoints import load_network
+from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
+from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
-from pipelines.sources import SourceConfig, open_source
-from rich.console import Console
-from eval.pictures.paintings import paint_records
-from nvg.checkpoints import load_network, weights_hash
-from nvg.records import RecordDataset
 from pipelines.precompute.plan import SOURCES_FILE
+from pipelines.sources import SourceConfig, open_source
 
 
 @dataclass(frozen=True, kw_only=True)

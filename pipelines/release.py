@@ -13,8 +13,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from cluster.files import write_atomically
+
+import torch
+from torch import Tensor, nn
+
+from cluster.files import sync_path, write_atomically
 from nvg.checkpoints import save_weights
+from nvg.checkpoints.networks import read_network
 from nvg.checkpoints.release_files import read_release_file
 from nvg.checkpoints.release_networks import (
     AUTOENCODER_IGNORED,
@@ -25,22 +30,12 @@ from nvg.checkpoints.release_networks import (
     ReleasedNetwork,
     check_same_space,
     generators_of_release,
+    generators_to_release,
     select,
     tokenizer_of_release,
-)
-from nvg.errors import UserError
-from dataclasses import dataclass
-import torch
-from torch import Tensor, nn
-from cluster.files import sync_path
-from nvg.checkpoints.networks import read_network
-from nvg.checkpoints.release_networks import (
-    BARE_GENERATOR,
-    EMA_GENERATOR,
-    ReleasedNetwork,
-    generators_to_release,
     tokenizer_to_release,
 )
+from nvg.errors import UserError
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder

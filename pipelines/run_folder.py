@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from pathlib import Path
-from typing import Any
-from cluster.files import write_atomically
 import platform
 import subprocess
 import sys
 import time
-from importlib import metadata
-from typing import Any, Protocol, TypeVar
-import torch
-from nvg.errors import UserError
-from pipelines.configuration import dump_config, load_config
-import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from cluster.ranks import RankEnvironment, barrier, from_main
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cluster.files import write_atomically
+from cluster.ranks import RankEnvironment
+from nvg.errors import UserError
+from pipelines.configuration import dump_config
 
 METRICS_FILE = "metrics.jsonl"
 PACKAGES = ("torch", "numpy", "safetensors", "einops", "deepspeed", "ray", "mosaicml-streaming", "nvg")

@@ -6,35 +6,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import yaml
 from PIL import Image
-from cluster.files import write_atomically
-from cluster.manifest import read_manifest
-from eval.pictures.paintings import paint_samples
-from eval.pictures.sheets import painting_rows, sample_grid
-from eval.pool.pool import PoolConfig
-from eval.pool.samplers import GeneratorSpec
-from nvg.checkpoints import load_config
-from nvg.errors import UserError
-from nvg.sampling import SamplingConfig
-from nvg.tokenizer.tokenizer import SPATIAL
-from pipelines.checkpoints import weights_folder
-from pipelines.structure_control import ControlConfig, plan_control
-from dataclasses import replace
-from typing import Any
 from rich.console import Console
 from rich.table import Table
+
+from cluster.files import write_atomically
+from cluster.manifest import read_manifest
 from eval.controlled import Comparison, ControlledSamples, compare
-from eval.pictures.paintings import paint_sequences
-from eval.pictures.sheets import control_sheet, painting_rows
-from eval.pool.samplers import GeneratorSampler
+from eval.pictures.paintings import paint_samples, paint_sequences
+from eval.pictures.sheets import control_sheet, painting_rows, sample_grid
+from eval.pool.pool import PoolConfig
+from eval.pool.samplers import GeneratorSampler, GeneratorSpec
+from nvg.checkpoints import load_config
+from nvg.errors import UserError
 from nvg.granularity import StageLayout, stage_map
-from nvg.sampling import Given
-from pipelines.structure_control import Control, ControlConfig, load_control
+from nvg.sampling import Given, SamplingConfig
+from nvg.tokenizer.tokenizer import SPATIAL
+from pipelines.checkpoints import weights_folder
+from pipelines.structure_control import Control, ControlConfig, load_control, plan_control
 
 CONTROL_FILE = "control.png"
 ADHERENCE_FILE = "adherence.json"

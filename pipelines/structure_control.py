@@ -16,8 +16,7 @@ from nvg.granularity import StageLayout
 from nvg.sampling import Given, check_given_structure, give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.sources import BadImage, SourceConfig
-from pipelines.sources.views import decode_image
-from pipelines.sources.views import make_view
+from pipelines.sources.views import decode_image, make_view
 
 MAP_SUFFIX = ".npy"
 

@@ -38,11 +38,11 @@ from nvg.tokenizer import Dequantizer
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.ablate.plan import AblateConfig, AblationPlan, Cell, make_plan
 from pipelines.ablate.report import Reference, write_result
-from pipelines.ablate_queue import train_queue
 from pipelines.checkpoints import resolve_checkpoint, weights_folder
 from pipelines.evaluate.images import load_data
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
+from pipelines.train.drivers import train_queue
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.tokenizer import TokenizerRunConfig
 

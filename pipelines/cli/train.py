@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from pipelines.cli.frame import EXIT_USER_ERROR, ConfigFile, DryRun, Overrides, resolve, show_error, show_plan
+from pipelines.train.plan import plan_training
 
 if TYPE_CHECKING:
-    from pipelines.train.generator import GeneratorRunConfig
-    from pipelines.train.tokenizer import TokenizerRunConfig
+    pass
 
 T = TypeVar("T")
 
@@ -63,36 +62,14 @@ def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
 
     Example: [bold]nvg train generators --config runs/demo/configs/generators.yaml[/bold]
     """
-    from pipelines.training_pair import PairRunConfig, plan_generators, train_generators
+    from pipelines.train.drivers import PairRunConfig, train_generators
+    from pipelines.train.plan import plan_generators
 
     resolved = resolve(PairRunConfig, config, overrides)
     if dry_run:
         show_plan(resolved, plan_generators(resolved))
         return
     _train(train_generators, resolved)
-
-
-def plan_training(subject: str, data: str, config: TokenizerRunConfig | GeneratorRunConfig) -> list[str]:
-    """Steps of one training, for `--dry-run`.
-
-    Args:
-        subject: What is trained.
-        data: What it is trained on.
-        config: The resolved run.
-
-    Returns:
-        One line per step.
-    """
-    optimizer, launch = config.optimizer, config.launch
-    begun = (Path(config.run_folder) / "checkpoints").is_dir()
-    return [
-        f"read {data}",
-        f"train {subject} for {optimizer.num_steps} steps of {optimizer.global_batch} images, "
-        f"{launch.launcher} launcher with {launch.num_workers} worker(s), "
-        f"ZeRO-{config.deepspeed.zero_stage}, {config.loop.precision}",
-        f"{'continue' if begun else 'start'} in {config.run_folder}, a checkpoint every "
-        f"{config.loop.checkpoint_every_steps} steps",
-    ]
 
 
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
@@ -110,7 +87,7 @@ def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_r
 
 
 def _train(run: Callable[[T], object], config: T) -> None:
-    from pipelines.training_window import NonFiniteLossError
+    from pipelines.train.step import NonFiniteLossError
 
     try:
         folders = run(config)

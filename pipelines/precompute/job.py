@@ -22,9 +22,8 @@ from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
 from pipelines.precompute.beside import open_repa_stream
 from pipelines.precompute.config import PrecomputeConfig
-from pipelines.precompute.plan import is_complete
 from pipelines.precompute.merge import merge_parts
-from pipelines.precompute.plan import DatasetFolder, Plan, make_plan
+from pipelines.precompute.plan import DatasetFolder, Plan, is_complete, make_plan
 from pipelines.sources import ImageSource, SkippedInput, check_bad_inputs, open_source
 
 if TYPE_CHECKING:

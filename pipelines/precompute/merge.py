@@ -13,19 +13,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from cluster.files import sync_path, write_atomically
-from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, ManifestError, read_manifest, write_manifest
+from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, write_manifest
 from nvg.checkpoints import save_weights
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Tokenizer
+from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, DatasetFolder, Plan, beside, writing
 from pipelines.precompute.unit import CanvasSums
-from pipelines.precompute.plan import DatasetFolder, Plan, writing
 from pipelines.sources import ImageSource
-from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, beside
 
 
 def merge_parts(
@@ -83,8 +84,6 @@ def merge_parts(
         index = {"version": 2, "shards": entries}
         write_atomically(folder.root / INDEX_FILE, json.dumps(index, sort_keys=True).encode("utf-8"))
     return folder.root
-
-
 
 
 def _merge_beside(folder: DatasetFolder, units: list[int], stream: Path) -> None:

@@ -12,16 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from cluster.files import sync_path, write_atomically
-from cluster.manifest import MANIFEST_FILE, ManifestError, require_match
+from cluster.manifest import (
+    MANIFEST_FILE,
+    ManifestError,
+    read_manifest,
+    require_match,
+)
 from nvg.errors import UserError
+from nvg.records import check_shard_size, read_index
 from nvg.tokenizer.tokenizer import GRANULARITY
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import ImageSource
-from collections.abc import Mapping
-from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, ManifestError, read_manifest, write_manifest
-from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
 
 PART_MANIFEST = "part.manifest"
 _PLAN_FILE = "plan.json"

@@ -15,14 +15,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
+
 from cluster.files import sync_path
 from nvg.checkpoints import file_hash
 from nvg.records import RecordLayout
@@ -31,12 +35,7 @@ from nvg.tokenizer import Tokenizer
 from pipelines.precompute.beside import RepaStream
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
-from pipelines.sources import ImageSource, to_model_range
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pipelines.sources import BadImage, ImageSource
-from dataclasses import dataclass, field
+from pipelines.sources import BadImage, ImageSource, to_model_range
 
 BATCHES_AHEAD = 2
 _RECORDED_PACKAGES = ("mosaicml-streaming", "numba", "numpy", "pillow", "ray", "torch")

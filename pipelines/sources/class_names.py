@@ -5,14 +5,16 @@ Seeded, stratified train/judge/test parts of a source that comes without any.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from nvg.errors import UserError
-from pipelines.sources.locations import is_file, join, location_of, read_bytes
-import hashlib
+
 import numpy as np
+
+from nvg.errors import UserError
 from pipelines.sources.config import SourceConfig
+from pipelines.sources.locations import is_file, join, location_of, read_bytes
 
 CLASS_MAP_FILES = ("classes.json", "classes.txt")
 

@@ -7,25 +7,32 @@ Its own division replaces a seeded one: split "train" is `train/`, split "test" 
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
+
 from nvg.errors import UserError
-from pipelines.sources.class_names import class_names_of
+from pipelines.sources.class_names import CLASS_MAP_FILES, class_names_of, find_one, select_split
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.views import decode_image
-from pipelines.sources.locations import is_file, is_folder, join, list_files, list_folders, location_of, read_bytes
+from pipelines.sources.locations import (
+    is_file,
+    is_folder,
+    join,
+    list_files,
+    list_folders,
+    location_of,
+    name_of,
+    read_bytes,
+)
 from pipelines.sources.source import BadImage, SkippedInput, check_bad_inputs
-from pipelines.sources.class_names import select_split
-from pipelines.sources.views import views_of_file
-import csv
-from pipelines.sources.class_names import CLASS_MAP_FILES, class_names_of, find_one
-from pipelines.sources.locations import is_folder, join, list_files, list_folders, location_of, name_of, read_bytes
+from pipelines.sources.views import decode_image, views_of_file
 
 TRAIN, VALIDATION = "train", "val"
 LABEL_FILES = ("LOC_val_solution.csv", "val.txt")

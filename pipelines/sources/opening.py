@@ -27,8 +27,7 @@ def open_source(config: SourceConfig) -> ImageSource:
 
         return FolderSource(config, list_class_folders(config))
     if config.kind == "imagenet":
-        from pipelines.sources.folders import FolderSource
-        from pipelines.sources.folders import list_imagenet
+        from pipelines.sources.folders import FolderSource, list_imagenet
 
         return FolderSource(config, list_imagenet(config))
     from pipelines.sources.tars import WebdatasetSource

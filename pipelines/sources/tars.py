@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
 from PIL import Image
 from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
 from nvg.errors import UserError
-from pipelines.sources.class_names import check_class_name
+from pipelines.sources.class_names import check_class_name, select_split
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.locations import (
     folder_of,
@@ -22,15 +27,13 @@ from pipelines.sources.locations import (
     list_files,
     location_of,
     name_of,
+    open_binary,
     read_bytes,
+    read_range,
+    size_of,
 )
 from pipelines.sources.source import SkippedInput, check_bad_inputs
-from pipelines.sources.class_names import select_split
 from pipelines.sources.views import views_of_file
-import tarfile
-from dataclasses import dataclass, field
-from webdataset.tariterators import base_plus_ext
-from pipelines.sources.locations import open_binary, read_range, size_of
 
 LABEL_EXTENSIONS = ("cls", "json")
 _BLOCK_BYTES = tarfile.BLOCKSIZE

@@ -9,16 +9,18 @@ Bytes of an image file to pixels.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import struct
 from collections.abc import Sequence
 from functools import cache
+
 import numpy as np
 from PIL import Image
+
 from nvg.randomness import Purpose, uniforms
 from pipelines.sources.config import SourceConfig, shift_reach
 from pipelines.sources.source import BadImage
-import io
-import struct
 
 _DECODING_ERRORS = (
     OSError,  # includes UnidentifiedImageError and truncated files

@@ -2,13 +2,66 @@
 
 Durations are counted in images, so that the same file means the same training at any batch or number of
 ranks.
+
+What a training shows besides metrics.jsonl.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from nvg.errors import UserError
 from pipelines.configuration import check
-from pipelines.report_config import WandbConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Optional log to Weights & Biases by the main rank; ``metrics.jsonl`` is always written.
+
+    Attributes:
+        enabled: off by default.
+        project: project name.
+        group: experiment name shared by the runs of one experiment.
+        mode: "offline" writes files to sync later, "online" sends.
+    """
+
+    enabled: bool = False
+    project: str = "nvg"
+    group: str = ""
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        check(self.mode in ("offline", "online"), f"loop.wandb.mode is {self.mode!r}; choose offline or online")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSheetConfig:
+    """Pictures of samples during a generator's training: the averaged weights, fixed classes and seed, with their maps.
+
+    Attributes:
+        every_steps: steps between two pictures, ``samples/step-….png`` in the run folder; null draws none.
+        tokenizer: run or weights of the tokenizer that the records were made with; its decoder paints.
+        partner: run or weights of the other generator. Content needs none: the maps are then those of records.
+        num_images: samples on a picture, of as many classes.
+        seed: of the samples.
+    """
+
+    every_steps: int | None = None
+    tokenizer: str = ""
+    partner: str = ""
+    num_images: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(
+            self.every_steps is None or self.every_steps > 0,
+            f"samples.every_steps is {self.every_steps}; it must be above 0, or null",
+        )
+        check(self.num_images > 0, f"samples.num_images is {self.num_images}; it must be above 0")
+        check(self.seed >= 0, f"samples.seed is {self.seed}; it must be 0 or more")
+        check(
+            self.every_steps is None or self.tokenizer != "",
+            "samples.every_steps is set and samples.tokenizer empty; name the tokenizer's run",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,3 +297,46 @@ class LaunchConfig:
         for name in ("gpus_per_worker", "max_failures"):
             value = getattr(self, name)
             check(value >= 0, f"launch.{name} is {value}; it must be 0 or more")
+
+
+class RunConfig(Protocol):
+    """The fields that every training's config has."""
+
+    @property
+    def run_folder(self) -> str:
+        """Outputs."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """AdamW, schedule, batch."""
+        ...
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Loop and engine."""
+        ...
+
+    @property
+    def deepspeed(self) -> DeepSpeedConfig:
+        """ZeRO."""
+        ...
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """Where the ranks run."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The three typed parts the loop needs."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+
+    @property
+    def engine_name(self) -> str:
+        """Engine as written into trainer.json: its states are not exchangeable."""
+        return "plain" if self.loop.engine == "plain" else f"deepspeed-zero{self.deepspeed.zero_stage}"

@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.ranks import RankEnvironment
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from pipelines.train.task import TrainingTask
 
 ModelConfig = ContentGeneratorConfig | StructureGeneratorConfig
 BACKWARD = 2.0  # operations of the backward pass for each of the forward pass
@@ -155,3 +157,32 @@ def state_bytes(num_parameters: int, *, zero_stage: int, world_size: int, offloa
     weights *= share if zero_stage == 3 else 1.0
     gradients *= share if zero_stage >= 2 else 1.0 + share
     return num_parameters * (weights + gradients + moments + average)
+
+
+class Speed:
+    """Images and tokens a second, and the share of the devices' peak that the network's own operations make up.
+
+    mfu = images_per_s · operations of an image, forward and backward / dense bf16 peak of all devices. Blocks computed
+    again do not count; a device whose peak is not listed, such as a CPU, has none.
+
+    Args:
+        task: what is trained.
+        place, device: this rank.
+    """
+
+    def __init__(self, task: TrainingTask, place: RankEnvironment, device: torch.device) -> None:
+        self._task = task
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._peak = None if peak is None else peak * place.world_size
+        self._flops_per_image: float | None = None
+
+    def numbers(self, images_per_s: float) -> dict[str, float]:
+        """images_per_s, and tokens_per_s and mfu where they are known."""
+        numbers = {"images_per_s": images_per_s}
+        if self._task.tokens_per_image is not None:
+            numbers["tokens_per_s"] = images_per_s * self._task.tokens_per_image
+        if self._peak is not None and self._task.count_flops is not None:
+            if self._flops_per_image is None:
+                self._flops_per_image = self._task.count_flops()
+            numbers["mfu"] = images_per_s * self._flops_per_image / self._peak
+        return numbers

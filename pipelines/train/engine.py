@@ -2,6 +2,8 @@
 
 The loop sees forward, backward, step and the two questions after a step (was it applied, how long was the
 gradient); what differs (accumulation, precision, partitioned parameters, saving) stays here.
+
+Which parameters an objective trains, and the optimizer that moves them.
 """
 
 from __future__ import annotations
@@ -17,10 +19,39 @@ from torch import Tensor, nn
 
 from cluster.ranks import RankEnvironment
 from nvg.errors import UserError
-from nvg.training import PlainEngine
+from nvg.training import PlainEngine, parameter_groups
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.train.deepspeed_settings import deepspeed_dict
-from pipelines.training_optimizer import build_optimizer, trained_modules
+
+
+def trained_modules(objective: Any) -> list[nn.Module]:
+    """What an objective's optimizer moves: its network, and the head that aligns it where there is one."""
+    alignment = getattr(objective, "alignment", None)
+    return [objective.network] if alignment is None else [objective.network, alignment]
+
+
+def build_optimizer(modules: list[nn.Module], config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW with fused updates (no compilation at run time on any device).
+
+    Args:
+        modules: what is trained, the network first; it alone has learning rate factors.
+        config: learning rate, betas, weight decay.
+        device: where the weights are.
+
+    Returns:
+        The optimizer; decay on tensors with two or more dimensions.
+    """
+    network, *others = modules
+    groups = parameter_groups(network, config.weight_decay, config.lr_factors)
+    for other in others:
+        groups += parameter_groups(other, config.weight_decay)
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        fused=device.type in ("cpu", "cuda"),
+    )
 
 
 class TrainingEngine(Protocol):

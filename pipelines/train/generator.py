@@ -2,17 +2,23 @@
 
 The key ``kind`` says which: content or structure. Also under ``deepspeed --module`` and ``torchrun -m``;
 with ``launch.launcher=ray`` the ranks are Ray Train workers. ``train_generators`` in
-``pipelines.training_pair`` runs both at the same time.
+``pipelines.train.drivers`` runs both at the same time.
+
+Fine-tuning: a new training begins with the weights of another one, or with imported ones.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nvg.checkpoints import load_network
+from nvg.checkpoints.networks import check_fit, read_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.records import RecordDataset
@@ -22,15 +28,67 @@ from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjecti
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import BatchSource
 from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source
-from pipelines.initial_weights import begin_with, is_new
-from pipelines.report_config import SampleSheetConfig
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.checkpoints import weights_folder
+from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig, SampleSheetConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image
 from pipelines.train.launch import command, run_training
 from pipelines.train.samples import GeneratorSheets
 from pipelines.train.task import TrainingTask
 
+logger = logging.getLogger(__name__)
+KEY = "init_from"
+CLASS_EMBEDDING = "class_embedding.weight"
+MEASURED = "canvas_scales"
+FREE = {"num_classes", MEASURED, "drop_path_rate"}  # the rest says what the weights mean
 FIXED_BY_RECORDS = ("num_classes", "num_positions", "latent_channels", "codebook_size", "canvas_scales")
+
+
+def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> None:
+    """Fill a new network; the class embedding stays new where the number of classes differs.
+
+    Averaged weights are taken where there are any. The canvas scales stay those of the new run's records.
+
+    Args:
+        network: freshly initialised.
+        path: a run folder, a checkpoint, or a folder of (imported) weights.
+
+    Raises:
+        UserError: nothing usable is there, or it is another architecture.
+    """
+    folder = weights_folder(KEY, path)
+    name = "ema" if (folder / "ema.safetensors").is_file() else "model"
+    found, tensors = read_network(type(network), folder, name)
+    wanted = asdict(network.config)
+    differences = [
+        f"{key}: {value!r} there, {wanted[key]!r} here"
+        for key, value in asdict(found).items()
+        if key not in FREE and value != wanted[key]
+    ]
+    if differences:
+        raise UserError(
+            f"{KEY}: the weights in {folder} are of another architecture:\n  "
+            + "\n  ".join(differences)
+            + "\nset these as they are there, or leave init_from out"
+        )
+    own = network.state_dict()
+    if found.num_classes != network.config.num_classes:
+        tensors[CLASS_EMBEDDING] = own[CLASS_EMBEDDING]
+        logger.warning(
+            "%s: %s was trained on %d classes, this run has %d: the class embedding begins anew, the rest is taken",
+            KEY,
+            folder,
+            found.num_classes,
+            network.config.num_classes,
+        )
+    if MEASURED in own:
+        tensors[MEASURED] = own[MEASURED]
+    check_fit(tensors, network, f"{folder}/{name}.safetensors")
+    network.load_state_dict(tensors)
+
+
+def is_new(run_folder: Path) -> bool:
+    """Whether a run has no checkpoint yet, so that its first weights matter."""
+    return not any((run_folder / "checkpoints").glob("step-*"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     return command(GeneratorRunConfig, train_generator, "Train one generator.", arguments)
 
+    sys.exit(entry())
+
 
 if __name__ == "__main__":
     # Under its importable name: Ray workers look classes and functions up by module.
     from pipelines.train.generator import main as entry
-
-    sys.exit(entry())

@@ -3,10 +3,13 @@
 Schedulers announce the end of a job with SIGTERM (Slurm also with SIGUSR1, where asked to) some seconds before they
 kill it. A rank that gets the signal tells the others; under Ray the driver gets it, and tells the ranks through the
 file ``stop`` in the run folder, which anybody may also make by hand.
+
+A rank that hangs is ended with its stack on disk, so that its launcher can start the job again.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 import time
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 STOP_FILE = "stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -98,3 +102,45 @@ def ask_to_stop(run_folder: Path) -> None:
     """Ask the training in a run folder to save and end, from any process."""
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / STOP_FILE).touch()
+
+
+class Watchdog:
+    """Ends this process when nothing has been heard of it for a time.
+
+    The others of a job wait in a collective for a rank that hangs; each of them writes its stack too, and the one that
+    waits for nobody is the culprit.
+
+    Args:
+        timeout_s: between two calls of `alive`; None never ends anything.
+        file: open for the stacks of all threads.
+    """
+
+    def __init__(self, timeout_s: float | None, file: TextIO | None) -> None:
+        self._timeout_s, self._file = timeout_s, file
+
+    def alive(self) -> None:
+        """Start the time anew (cheap, every step)."""
+        if self._timeout_s is not None and self._file is not None:
+            faulthandler.dump_traceback_later(self._timeout_s, file=self._file, exit=True)
+
+
+@contextmanager
+def watchdog(run_folder: Path, rank: int, timeout_s: float | None) -> Iterator[Watchdog]:
+    """A watchdog of this rank, at rest again after the block; ``stacks-rank<N>.txt`` stays only if it was needed.
+
+    Args:
+        run_folder: where the stacks are written.
+        rank: this rank.
+        timeout_s: see :class:`Watchdog`.
+    """
+    if timeout_s is None:
+        yield Watchdog(None, None)
+        return
+    path = run_folder / f"stacks-rank{rank}.txt"
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            yield Watchdog(timeout_s, file)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            path.unlink()  # a rank that was ended does not come here

@@ -1,61 +1,50 @@
-"""From a run config to a trained folder, on this rank or through Ray; config.yaml and provenance.json."""
+"""From a run config to a trained folder, on this rank or through Ray; config.yaml and provenance.json.
+
+Ray Train V2 as launcher of the one training loop.
+
+Each training is one ``TorchTrainer`` with its own placement group, run name and port. Checkpoints go
+straight to the run folder (all workers see it) under our own commit protocol; Ray restarts lost workers,
+and the loop then resumes from the newest valid checkpoint by itself, exactly as after a start by hand.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
+import math
+import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
+
 import torch
-from cluster.files import write_atomically
+
+import nvg
 from cluster.ranks import leave_process_group, normalise_rank_environment
+from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
-from pipelines.configuration import dump_config, load_config
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
-from pipelines.train.interrupt import EXIT_STOPPED, TrainingStopped, forget_request
-from pipelines.train.loop import train
-from pipelines.train.task import TrainingConfig, TrainingTask
-from pipelines.training_window import NonFiniteLossError
+from pipelines.checkpoints import resolve_checkpoint
+from pipelines.configuration import load_config
 from pipelines.run_folder import write_provenance
-
-
-class RunConfig(Protocol):
-    """The fields that every training's config has."""
-
-    @property
-    def run_folder(self) -> str:
-        """Outputs."""
-        ...
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """AdamW, schedule, batch."""
-        ...
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Loop and engine."""
-        ...
-
-    @property
-    def deepspeed(self) -> DeepSpeedConfig:
-        """ZeRO."""
-        ...
-
-    @property
-    def launch(self) -> LaunchConfig:
-        """Where the ranks run."""
-        ...
-
+from pipelines.train.config import LaunchConfig, LoopConfig, RunConfig, TrainingConfig
+from pipelines.train.interrupt import (
+    EXIT_STOPPED,
+    TrainingStopped,
+    ask_to_stop,
+    forget_request,
+    on_stop_signals,
+    stopped_text,
+)
+from pipelines.train.loop import train
+from pipelines.train.state import TrainerState
+from pipelines.train.step import NonFiniteLossError
+from pipelines.train.task import TrainingTask
 
 Config = TypeVar("Config", bound=RunConfig)
 TaskBuilder = Callable[[Config], TrainingTask]
+RAY_FOLDER = "ray"
+CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
 
 
 def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
@@ -73,7 +62,7 @@ def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
     """
     forget_request(Path(config.run_folder))
     if config.launch.launcher == "ray":
-        from pipelines.training_ray import train_through_ray  # Ray is needed for this launcher only
+        from pipelines.train.launch import train_through_ray  # Ray is needed for this launcher only
 
         return train_through_ray(config, build_task)
     return run_on_this_rank(config, build_task)
@@ -98,12 +87,6 @@ def run_on_this_rank(config: Config, build_task: TaskBuilder[Config]) -> Path:
         write_provenance(run_folder, config, task.batches.fingerprint)
     training = TrainingConfig(optimizer=config.optimizer, loop=config.loop, deepspeed=config.deepspeed)
     return train(task, training, run_folder)
-
-
-
-
-
-
 
 
 Schema = TypeVar("Schema")
@@ -139,3 +122,128 @@ def command(
         return EXIT_STOPPED
     leave_process_group()
     return 0
+
+
+def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
+    """Train with ``config.launch.num_workers`` ranks on the cluster.
+
+    Args:
+        config: the run's configuration; relative paths are taken from the current folder.
+        build_task: makes objective and data on every worker.
+
+    Returns:
+        The newest checkpoint's folder.
+
+    Raises:
+        UserError: a worker met something the user can change, or the cluster has too few resources.
+        TrainingStopped: a signal to this process, or the file ``stop``, asked for the end.
+    """
+    run_folder = Path(config.run_folder).resolve()
+    session = SessionConfig(
+        address=config.launch.address or "auto", num_cpus=_num_cpus(config.launch), log_to_driver=True
+    )
+    with cluster_session(session), on_stop_signals(lambda *_: ask_to_stop(run_folder)):
+        import ray.train
+        import ray.train.torch
+        from ray import cloudpickle
+
+        _require_resources(config.launch, ray.cluster_resources())
+        trainer = ray.train.torch.TorchTrainer(
+            _train_on_worker,
+            train_loop_config={
+                # As bytes: only workers need what it refers to, not the controller on the way.
+                "run": cloudpickle.dumps((config, build_task)),  # pyright: ignore[reportPrivateImportUsage]
+                "working_dir": os.getcwd(),
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.launch.num_workers,
+                use_gpu=config.launch.gpus_per_worker > 0,
+                resources_per_worker=worker_resources(config.launch),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"nvg-{run_folder.name}",
+                storage_path=str(run_folder / RAY_FOLDER),
+                failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
+                worker_runtime_env={"env_vars": _worker_environment(config.launch, config.loop)},
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            message = _own_message(error)
+            if message is None:
+                raise
+            raise UserError(message) from error
+    return _require_finished(config, resolve_checkpoint(run_folder))
+
+
+def _require_finished(config: RunConfig, newest: Path) -> Path:
+    """The newest checkpoint. Raises TrainingStopped where the workers were asked to end before the last step."""
+    num_steps = config.optimizer.num_steps
+    step, wanted = TrainerState.read(newest).step, min(num_steps, config.loop.stop_after_steps or num_steps)
+    if step < wanted:
+        raise TrainingStopped(stopped_text(newest.parents[1].name, step, num_steps, newest))
+    return newest
+
+
+def _train_on_worker(given: dict[str, Any]) -> None:
+    """Body of one Ray Train worker: one rank."""
+    from ray import cloudpickle
+
+    from pipelines.train.launch import run_on_this_rank
+
+    working_dir = Path(given["working_dir"])
+    if working_dir.is_dir():  # Ray stands in a folder of its own; paths of the config are the driver's
+        os.chdir(working_dir)
+    config, build_task = cloudpickle.loads(given["run"])
+    with suppress(TrainingStopped):  # nothing failed, so nothing is to be restarted; the driver tells
+        run_on_this_rank(config, build_task)
+
+
+def worker_resources(launch: LaunchConfig) -> dict[str, float]:
+    """Ray resources of one rank."""
+    resources = {"CPU": launch.cpus_per_worker}
+    return resources | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+
+
+def _num_cpus(launch: LaunchConfig) -> int:
+    """Logical CPUs of a cluster that has to be started here: at least what the ranks ask for."""
+    return max(math.ceil(launch.num_workers * launch.cpus_per_worker), os.cpu_count() or 1)
+
+
+def _worker_environment(launch: LaunchConfig, loop: LoopConfig) -> dict[str, str]:
+    threads = str(loop.threads_per_rank or 1)
+    paths = [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]
+    variables = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    if launch.gpus_per_worker == 0 and not torch.cuda.is_available():
+        variables["DS_ACCELERATOR"] = "cpu"
+    return variables
+
+
+def _require_resources(launch: LaunchConfig, found: Mapping[str, float]) -> None:
+    for name, share in worker_resources(launch).items():
+        needed, there = share * launch.num_workers, found.get(name, 0.0)
+        if needed > there:
+            raise UserError(
+                f"the training asks for {needed:g} {name} (launch.num_workers={launch.num_workers} "
+                f"times {share:g}), "
+                f"the whole Ray cluster has {there:g}; lower one of them or use a larger cluster"
+            )
+
+
+def _own_message(error: BaseException) -> str | None:
+    """Message of the first worker that failed with an error meant for the user; None when there is none."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for _, failure in sorted(failures.items()):
+        cause: BaseException | None = failure
+        while cause is not None:
+            inner = getattr(cause, "cause", None)
+            for candidate in (cause, inner):
+                if isinstance(candidate, (UserError, NonFiniteLossError)):
+                    return str(candidate)
+            cause = cause.__cause__
+    return None

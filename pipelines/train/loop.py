@@ -4,6 +4,8 @@ A step draws the noise of the whole global batch from (seed, step) on the CPU an
 as the data does; so the same images meet the same noise for any number of ranks. The position in the data
 is the number of images seen. Everything else a step depends on (weights, optimizer, moving average) is in
 the checkpoint, hence a resumed run equals the straight one bit for bit at the same number of ranks on a CPU.
+
+Loss of held-out images with fixed noise: the same images and noise at every call.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cluster.ranks import (
@@ -26,24 +29,52 @@ from cluster.ranks import (
 )
 from nvg.errors import NotFiniteError
 from nvg.training import Ema
-from pipelines.batches.order import Batch
-from pipelines.train.engine import advice_on_memory
-from pipelines.train.interrupt import STOP_FILE, StopRequest, TrainingStopped, on_stop_signals, stopped_text
-from pipelines.train.report import open_report
-from pipelines.train.saving import NoSpaceError, save_checkpoint
+from pipelines.batches.order import Batch, BatchSource
 from pipelines.run_folder import run_lock
+from pipelines.train.config import TrainingConfig
+from pipelines.train.costs import Speed
+from pipelines.train.engine import TrainingEngine, advice_on_memory
+from pipelines.train.interrupt import (
+    STOP_FILE,
+    StopRequest,
+    TrainingStopped,
+    Watchdog,
+    on_stop_signals,
+    stopped_text,
+    watchdog,
+)
+from pipelines.train.report import DATA, TrainingClock, open_report
+from pipelines.train.saving import NoSpaceError, find_resumable, load_checkpoint, save_checkpoint
 from pipelines.train.state import TrainerState, flatten
-from pipelines.train.step import Players
-from pipelines.train.task import TrainingConfig, TrainingTask
-from pipelines.training_clock import DATA, Speed, TrainingClock
-from pipelines.training_feed import Feed
-from pipelines.training_resume import find_resumable, load_checkpoint
-from pipelines.training_validation import held_out_loss
-from pipelines.training_watchdog import Watchdog, watchdog
-from pipelines.training_window import LossWindow, NonFiniteLossError, not_finite
+from pipelines.train.step import Feed, LossWindow, NonFiniteLossError, Players, not_finite
+from pipelines.train.task import TrainingTask
 
+FIRST_STEP = 1 << 30  # noise of held-out batches is never that of a training step
 logger = logging.getLogger(__name__)
 CHECKPOINTS_FOLDER = "checkpoints"
+
+
+@torch.no_grad()
+def held_out_loss(engine: TrainingEngine, feed: Feed, source: BatchSource, max_images: int) -> float:
+    """Mean loss over whole global batches, all ranks together (all ranks call, in evaluation mode).
+
+    Args:
+        engine: of the trained objective.
+        feed: cuts the batches.
+        source: held-out images.
+        max_images: used of them, at least one global batch.
+    """
+    wanted = min(max_images, source.num_images)
+    stream = source.batches(start_step=0, global_batch=feed.global_batch, seed=0, place=feed.place)
+    losses: list[Tensor] = []
+    for index in range(max(1, wanted // feed.global_batch)):
+        for batch, noise in feed.micro_batches(next(stream), seed=0, step=FIRST_STEP + index):
+            losses.append(engine.forward(batch, noise)[0])
+    mean = torch.stack(losses).double().mean()
+    if feed.place.world_size > 1:
+        dist.all_reduce(mean)
+        mean /= feed.place.world_size
+    return float(mean)
 
 
 def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:

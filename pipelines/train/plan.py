@@ -15,9 +15,11 @@ from pipelines.train.costs import (
     count_work,
     state_bytes,
 )
+from pipelines.train.drivers import PairRunConfig
 
 if TYPE_CHECKING:
     from pipelines.train.generator import GeneratorRunConfig
+    from pipelines.train.tokenizer import TokenizerRunConfig
 
 GIB = 2.0**30
 
@@ -86,3 +88,45 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
 def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_devices: int) -> float:
     offload = config.deepspeed.offload_optimizer
     return state_bytes(work.num_parameters, zero_stage=zero_stage, world_size=num_devices, offload=offload)
+
+
+def plan_generators(config: PairRunConfig) -> list[str]:
+    """Steps of both trainings, for ``--dry-run``.
+
+    Args:
+        config: the pair.
+
+    Returns:
+        One line per step.
+    """
+    lines = [f"use the Ray cluster {config.cluster.address!r} for two driver processes"]
+    for run in config.runs:
+        lines.append(
+            f"train the {run.kind} generator on {run.data.path} for {run.optimizer.num_steps} steps of "
+            f"{run.optimizer.global_batch} images with {run.launch.num_workers} worker(s) in {run.run_folder}"
+        )
+        lines += [f"  {line}" for line in plan_costs(run, run.launch.num_workers)]
+    return lines
+
+
+def plan_training(subject: str, data: str, config: TokenizerRunConfig | GeneratorRunConfig) -> list[str]:
+    """Steps of one training, for `--dry-run`.
+
+    Args:
+        subject: What is trained.
+        data: What it is trained on.
+        config: The resolved run.
+
+    Returns:
+        One line per step.
+    """
+    optimizer, launch = config.optimizer, config.launch
+    begun = (Path(config.run_folder) / "checkpoints").is_dir()
+    return [
+        f"read {data}",
+        f"train {subject} for {optimizer.num_steps} steps of {optimizer.global_batch} images, "
+        f"{launch.launcher} launcher with {launch.num_workers} worker(s), "
+        f"ZeRO-{config.deepspeed.zero_stage}, {config.loop.precision}",
+        f"{'continue' if begun else 'start'} in {config.run_folder}, a checkpoint every "
+        f"{config.loop.checkpoint_every_steps} steps",
+    ]

@@ -1,23 +1,31 @@
-"""What a rank tells about a training: rows of numbers, a bar or plain lines, pictures, further sinks."""
+"""What a rank tells about a training: rows of numbers, a bar or plain lines, pictures, further sinks.
+
+Where the time of a training goes, how fast it is and how much memory it takes.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.files import write_atomically
 from cluster.ranks import RankEnvironment
 from pipelines.run_folder import METRICS_FILE, trim_metrics
+from pipelines.train.config import TrainingConfig
 from pipelines.train.sinks import Sink, open_sinks
-from pipelines.train.task import TrainingConfig
+
+DATA = "data"
 
 
 def open_report(
@@ -166,3 +174,47 @@ class SilentReport:
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Nothing to keep."""
+
+
+class TrainingClock:
+    """Seconds since the last row of metrics, by what they went to.
+
+    Args:
+        device: of this rank, for its memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.started = time.perf_counter()
+        self.spans: dict[str, float] = {}
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Count the block's seconds under a name; all but `DATA` are no part of the steps."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spans[name] = self.spans.get(name, 0.0) + time.perf_counter() - started
+
+    def close(self, num_steps: int) -> dict[str, float]:
+        """Numbers of the window that ends now.
+
+        Args:
+            num_steps: steps in it.
+
+        Returns:
+            step_s: seconds of a step with its wait for data; data_s: that wait; <name>_s: seconds of everything else in
+            the whole window; memory_gib: the most this rank has held, of its device or else of the host.
+        """
+        now = time.perf_counter()
+        data = self.spans.pop(DATA, 0.0)
+        seconds = (now - self.started - sum(self.spans.values())) / num_steps
+        others = {f"{name}_s": value for name, value in self.spans.items()}
+        self.started, self.spans = now, {}
+        return {"step_s": seconds, "data_s": data / num_steps, **others, "memory_gib": self._memory_gib()}
+
+    def _memory_gib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB

@@ -20,7 +20,7 @@ from nvg.records import RecordDataset
 from nvg.sampling import Given, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import newest_valid, weights_folder
-from pipelines.report_config import SampleSheetConfig
+from pipelines.train.config import SampleSheetConfig
 
 ROUNDING = "round"
 logger = logging.getLogger(__name__)

@@ -1,34 +1,91 @@
-"""Saving: the commit protocol of ``checkpointing`` with engine, weights and all ranks."""
+"""Saving: the commit protocol of ``checkpointing`` with engine, weights and all ranks.
+
+Going on from a checkpoint: which one, whether it may be, and filling engines and average from it.
+
+Engine states for another number of ranks: DeepSpeed's universal checkpoints, made when they are needed.
+
+The conversion takes ZeRO 1 to 3 apart into one file per parameter and moment, which any number of ranks can read. It
+runs in a process of its own, on the CPU, and its result is used once: the next checkpoint is an ordinary one again.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import logging
+import os
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cluster.ranks import RankEnvironment, barrier, from_main
-from nvg.checkpoints import save_weights
+from cluster.ranks import RankEnvironment, agree, barrier, from_main
+from nvg.checkpoints import load_weights, save_weights
 from nvg.errors import UserError
 from nvg.training import Ema
 from pipelines import checkpoints
 from pipelines.train.config import LoopConfig
 from pipelines.train.engine import TrainingEngine
-from pipelines.train.state import TrainerState
+from pipelines.train.state import TrainerState, require_same
 from pipelines.train.task import TrainingTask
 
+NUM_PROCESSES = 4
+NUM_LINES = 8
+logger = logging.getLogger(__name__)
+SHARDED = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
+
+
+def universal_folder(checkpoint: Path) -> Path:
+    """Where the converted states of a checkpoint lie, beside it under a name that the next save clears away."""
+    return checkpoint.with_name(f"{checkpoint.name}.universal.tmp")
+
+
+def convert(checkpoint: Path) -> Path:
+    """Convert every engine's states of a checkpoint.
+
+    Args:
+        checkpoint: whole; it stays as it is. Needs as much space again on the disk.
+
+    Returns:
+        Folder with one folder per engine, named as in the checkpoint.
+
+    Raises:
+        UserError: the conversion failed; says with which command and what it printed last.
+    """
+    output = universal_folder(checkpoint)
+    shutil.rmtree(output, ignore_errors=True)
+    for engine in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
+        _convert_engine(engine, output / engine.name)
+    return output
+
+
+def _convert_engine(source: Path, target: Path) -> None:
+    processes = str(min(NUM_PROCESSES, os.cpu_count() or 1))
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source), "--output_folder", str(target)]
+    command += ["--num_extract_workers", processes, "--num_merge_workers", processes]
+    # Not a rank of the job that waits for it, and no user of its devices.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RANK", "LOCAL_", "WORLD_"))
+    }
+    done = subprocess.run(
+        command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        last = "\n  ".join((done.stdout + done.stderr).splitlines()[-NUM_LINES:])
+        raise UserError(
+            f"the optimizer states in {source} could not be converted for another number of ranks:\n  {last}\n"
+            f"start with as many ranks as before, or convert by hand to see more: {shlex.join(command)}"
+        )
 
 
 class NoSpaceError(UserError):
     """A checkpoint found no room on its disk."""
-
-
 
 
 def save_checkpoint(
@@ -114,3 +171,119 @@ def _write_weights(folder: Path, state: TrainerState, task: TrainingTask, ema: E
     if alignment is not None:
         save_weights(folder, alignment.head.state_dict(), asdict(alignment.head.config), "repa", name="repa")
     state.write(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable:
+    """A checkpoint that this run may go on from.
+
+    Attributes:
+        folder: the checkpoint.
+        state: where it stands; ``accepted`` includes what differs now.
+        converted: engine states for any number of ranks, made from those of the checkpoint; None where these fit.
+    """
+
+    folder: Path
+    state: TrainerState
+    converted: Path | None
+
+
+def find_resumable(
+    run_checkpoints: Path,
+    *,
+    expected: TrainerState,
+    accept_changed: Sequence[str],
+    place: RankEnvironment,
+    device: torch.device,
+) -> Resumable | None:
+    """The newest valid checkpoint, converted where another number of ranks wrote it (all ranks call and agree).
+
+    Args:
+        run_checkpoints: the run's checkpoints folder.
+        expected: configuration, data, engine and ranks of this run.
+        accept_changed: settings that may differ.
+        place, device: this rank.
+
+    Returns:
+        The checkpoint, or None when there is none.
+
+    Raises:
+        UserError: configuration, data or engine have changed, or all checkpoints are damaged.
+    """
+    found, refusal = None, None
+    if place.is_main:
+        try:
+            found = _choose(run_checkpoints, expected, accept_changed)
+        except UserError as error:
+            refusal = str(error)
+    found, refusal = from_main((found, refusal), place, device)
+    if refusal is not None:
+        raise UserError(refusal)
+    return found
+
+
+def _choose(run_checkpoints: Path, expected: TrainerState, accept_changed: Sequence[str]) -> Resumable | None:
+    folder = checkpoints.newest_valid(run_checkpoints, logger.warning, set_aside=True)
+    if folder is None:
+        return None
+    state = TrainerState.read(folder)
+    changes = require_same(state.config, expected.config, "configuration", folder, accept_changed)
+    changes += require_same(state.data, expected.data, "data", folder, accept_changed)
+    for change in changes:
+        logger.warning("going on with a changed setting: %s", change)
+    state.accepted.extend(f"from step {state.step}: {change}" for change in changes)
+    converted = convert(folder) if _needs_conversion(folder, state, expected) else None
+    return Resumable(folder=folder, state=state, converted=converted)
+
+
+def _needs_conversion(folder: Path, found: TrainerState, expected: TrainerState) -> bool:
+    """Whether the engine states are cut for other ranks. Raises UserError where they fit no more at all."""
+    if (found.engine, found.world_size) == (expected.engine, expected.world_size):
+        return False
+    if found.engine == expected.engine == "deepspeed-zero0":  # every rank holds everything
+        return False
+    if found.engine in SHARDED and expected.engine in SHARDED:
+        return True
+    raise UserError(
+        f"{folder} was written by {found.world_size} rank(s) of {found.engine}, this run has {expected.world_size} of "
+        f"{expected.engine}; their states do not fit: start it as it was, or begin a new run with its weights "
+        f"(init_from={folder})"
+    )
+
+
+def load_checkpoint(
+    found: Resumable,
+    *,
+    kind: str,
+    ema: Ema,
+    engines: Mapping[str, TrainingEngine],
+    place: RankEnvironment,
+    device: torch.device,
+) -> None:
+    """Fill engines and average (all ranks call).
+
+    Args:
+        found: from :func:`find_resumable`; a converted copy is removed afterwards.
+        kind: kind of the weights.
+        ema, engines: filled.
+        place, device: this rank.
+
+    Raises:
+        UserError: a rank could not read its part.
+    """
+    failure: Exception | None = None
+    try:
+        for name, engine in engines.items():
+            engine.load((found.converted or found.folder) / name)
+        if place.is_main:
+            weights, _ = load_weights(found.folder, kind, name="ema")
+            averages = {name: weights[name] for name in ema.state_dict() if name in weights}
+            ema.load_state_dict({**averages, "images_seen": torch.tensor(found.state.ema_images)})
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        failure = error
+    if not agree(failure is None, device):
+        raise UserError(
+            f"checkpoint {found.folder} could not be loaded on every rank: {failure or 'see the other ranks'}"
+        )
+    if place.is_main:
+        shutil.rmtree(universal_folder(found.folder), ignore_errors=True)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cluster.files import write_atomically
 from nvg.errors import UserError
-from pipelines.report_config import WandbConfig
+from pipelines.train.config import WandbConfig
 
 WANDB_ID_FILE = "wandb-id.txt"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -1,21 +1,28 @@
 """One network's turn in a training step: forward, backward and update with an engine and a schedule of its own.
 
 A tokenizer with an adversarial loss has two players, every other training one.
+
+A rank's rows of a global batch and of its noise, on the device, micro batch by micro batch.
+
+Losses of the steps since the last row of metrics, kept on the device until the row is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import RankEnvironment, gather_objects
 from nvg.training import WsdSchedule
-from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.batches.order import Batch
+from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig, TrainingConfig
 from pipelines.train.engine import TrainingEngine, build_engine
-from pipelines.train.task import TrainingConfig, TrainingTask
+from pipelines.train.task import Objective, TrainingTask
 
 
 class Turn(TypedDict):
@@ -193,3 +200,143 @@ class Players:
             adversary_loss, numbers, _ = self.adversary.turn({**batch, **self.seen()}, noise, **told)
             metrics = {**metrics, **numbers, "adversary_loss": adversary_loss}
         return loss, metrics, grad_norm
+
+
+class Feed:
+    """Cuts global batches for this rank.
+
+    Args:
+        objective: draws the noise; what it names in ``host_noise`` stays on the CPU.
+        global_batch: images of all ranks.
+        num_micro: micro batches of a rank.
+        place, device: this rank.
+    """
+
+    def __init__(
+        self, objective: Objective, *, global_batch: int, num_micro: int, place: RankEnvironment, device: torch.device
+    ) -> None:
+        self.objective, self.global_batch, self.num_micro = objective, global_batch, num_micro
+        self.place, self.device = place, device
+
+    def micro_batches(
+        self, batch: Batch, *, seed: int, step: int
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Pairs of batch and noise.
+
+        Args:
+            batch: this rank's rows.
+            seed, step: what the noise of the whole global batch is drawn from.
+        """
+        whole = self.objective.draw_noise(seed=seed, step=step, global_batch=self.global_batch)
+        noise = {name: value[batch.global_rows] for name, value in whole.items()}
+        size = self.global_batch // self.place.world_size // self.num_micro
+        for index in range(self.num_micro):
+            rows = slice(index * size, (index + 1) * size)
+            yield (
+                {name: self._moved(value[rows]) for name, value in batch.tensors.items()},
+                {
+                    name: value[rows] if name in self.objective.host_noise else self._moved(value[rows])
+                    for name, value in noise.items()
+                },
+            )
+
+    def _moved(self, value: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            value = value.pin_memory()  # the copy then runs beside the host
+        return value.to(self.device, non_blocking=True)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number any more; names step and sample ids."""
+
+
+def not_finite(player: str, sample_ids: np.ndarray, what: str) -> NonFiniteLossError:
+    """The error to raise about a step.
+
+    Args:
+        player: who learns.
+        sample_ids: rows of the data set.
+        what: was found.
+    """
+    return NonFiniteLossError(
+        f"{player}: {what}; sample ids {sample_ids.tolist()}. The last checkpoint is untouched. Lower optimizer.lr, or "
+        "look at these samples"
+    )
+
+
+class LossWindow:
+    """Losses and named numbers of some steps; few transfers from the device and one gather over ranks a window.
+
+    Args:
+        name: of the training, for messages.
+        place: this rank.
+    """
+
+    def __init__(self, name: str, place: RankEnvironment) -> None:
+        self.name, self.place = name, place
+        self.steps: list[tuple[int, np.ndarray, Tensor, dict[str, Tensor]]] = []
+        self.unread: list[tuple[str, int, np.ndarray, Tensor]] = []
+
+    @property
+    def last_sample_ids(self) -> list[int]:
+        """Sample ids of the newest step."""
+        return self.steps[-1][1].tolist()
+
+    def add(self, step: int, sample_ids: np.ndarray, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Note a step: its rows of the data set, scalar loss and named scalar numbers."""
+        self.steps.append((step, sample_ids, loss, parts))
+
+    def check(self, player: str, step: int, sample_ids: np.ndarray, loss: Tensor) -> None:
+        """Refuse a loss that is not finite: at once on a CPU, when the window is read on a device.
+
+        Args:
+            player: whose loss it is, for the message.
+            step: number of the step.
+            sample_ids: rows of the data set.
+            loss: scalar.
+
+        Raises:
+            NonFiniteLossError: it is not finite.
+        """
+        self.unread.append((player, step, sample_ids, loss))
+        if loss.device.type == "cpu":  # elsewhere the host would wait for the device in every step
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raises NonFiniteLossError unless every loss since the last call is finite; one transfer for all."""
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        losses = torch.stack([loss for *_, loss in unread]).tolist()
+        for (player, step, sample_ids, _), loss in zip(unread, losses, strict=True):
+            if not math.isfinite(loss):
+                raise not_finite(player, sample_ids, f"the loss of step {step} is {loss}")
+
+    def close(self) -> tuple[dict[str, float], int]:
+        """Empties the window (all ranks call). Raises NonFiniteLossError where a loss of it is not finite.
+
+        Returns:
+            Mean of "loss" and of every named number over the steps and ranks that had it (a step may lack some
+            stages); the number of steps.
+        """
+        self.require_finite()
+        names: list[str] = []
+        values: list[Tensor] = []
+        for _, _, loss, parts in self.steps:
+            for name, value in {**parts, "loss": loss}.items():
+                names.append(name)
+                values.append(value.float())
+        sums: dict[str, list[float]] = {}
+        for name, value in zip(names, torch.stack(values).tolist(), strict=True):
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += 1.0
+        for others in gather_objects(sums, self.place)[1:]:
+            for name, (value, count) in others.items():
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0] += value
+                total[1] += count
+        means = {name: total / count for name, (total, count) in sums.items()}
+        num_steps = len(self.steps)
+        self.steps = []
+        return {"loss": means.pop("loss"), **dict(sorted(means.items()))}, num_steps

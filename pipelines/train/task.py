@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.order import BatchSource
-from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.train.config import OptimizerConfig, TrainingConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.state import flatten
 
@@ -43,20 +43,6 @@ class Objective(Protocol):
     def __call__(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and named scalar numbers."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The three typed parts the loop needs."""
-
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-
-    @property
-    def engine_name(self) -> str:
-        """Engine as written into trainer.json: its states are not exchangeable."""
-        return "plain" if self.loop.engine == "plain" else f"deepspeed-zero{self.deepspeed.zero_stage}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from nvg.granularity import spatial_structure
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
-from pipelines import ablate_queue
 from pipelines.ablate.plan import AblateConfig, describe_plan, make_plan
 from pipelines.ablate.report import judge_orderings, summarise
 from pipelines.ablate.study import run_ablate
@@ -30,6 +29,7 @@ from pipelines.evaluate.generator import run_evaluate
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
+from pipelines.train import drivers
 from pipelines.train.config import LaunchConfig
 from pipelines.train.generator import GeneratorRunConfig, train_generator
 
@@ -258,7 +258,7 @@ def test_a_microscopic_study_stopped_and_gone_on_with(ray_session, tmp_path, mon
     config = tiny_study(tmp_path / "study")
     plan = make_plan(config)
     assert len(plan.trainings) == 4
-    finished = ablate_queue._QueueProgress.finished
+    finished = drivers._QueueProgress.finished
 
     def stop_after_the_first_generator(self, name):
         finished(self, name)
@@ -266,10 +266,10 @@ def test_a_microscopic_study_stopped_and_gone_on_with(ray_session, tmp_path, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ablate_queue._QueueProgress, "finished", stop_after_the_first_generator)
+        patch.setattr(drivers._QueueProgress, "finished", stop_after_the_first_generator)
         with pytest.raises(KeyboardInterrupt):
             run_ablate(config)
-    done = [name for name, run in plan.trainings.items() if ablate_queue.is_finished(run)]
+    done = [name for name, run in plan.trainings.items() if drivers.is_finished(run)]
     assert done
     assert len(done) < 4
     files = {name: Path(plan.trainings[name].run_folder) / "provenance.json" for name in done}
@@ -293,7 +293,7 @@ def test_a_microscopic_study_stopped_and_gone_on_with(ray_session, tmp_path, mon
     assert "finished" in capsys.readouterr().err
 
     cells = result["cells"]
-    monkeypatch.setattr(ablate_queue, "training_process", None)  # nothing is left to train
+    monkeypatch.setattr(drivers, "training_process", None)  # nothing is left to train
     run_ablate(config)
     assert json.loads((table.parent / "ablation.json").read_text())["cells"] == cells
 
@@ -304,4 +304,4 @@ def test_a_training_that_fails_is_named_with_the_end_of_its_log(tmp_path):
     config = tiny_study(tmp_path)
     run = replace(config.content, run_folder=str(tmp_path / "run"), launch=LaunchConfig())
     with pytest.raises(UserError, match=r"(?s)training alone failed \(exit code 2\).*manifest.*start the same command"):
-        ablate_queue.train_queue({"alone": run}, num_parallel=1, console=Console(stderr=True))
+        drivers.train_queue({"alone": run}, num_parallel=1, console=Console(stderr=True))

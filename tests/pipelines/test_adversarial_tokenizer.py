@@ -23,8 +23,8 @@ from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.train.launch import run_training
+from pipelines.train.step import NonFiniteLossError
 from pipelines.train.tokenizer import JudgesConfig, TokenizerRunConfig, build_task, train_tokenizer
-from pipelines.training_window import NonFiniteLossError
 
 pytestmark = pytest.mark.slow
 STEPS = 4

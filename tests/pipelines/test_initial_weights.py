@@ -10,8 +10,7 @@ from tiny_networks import save_generators
 from nvg.checkpoints import load_network, save_weights
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
-from pipelines.initial_weights import begin_with, is_new
-from pipelines.train.generator import ComputeConfig, GeneratorRunConfig, prepare_network
+from pipelines.train.generator import ComputeConfig, GeneratorRunConfig, begin_with, is_new, prepare_network
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from PIL import Image
 
 from pipelines.sources import SourceConfig, open_source
 from pipelines.sources import views as source_views
-from pipelines.sources.views import decode_image
-from pipelines.sources.views import make_view
+from pipelines.sources.views import decode_image, make_view
 
 SIDE = 32
 

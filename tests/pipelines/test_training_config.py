@@ -10,9 +10,9 @@ from nvg.errors import UserError
 from pipelines.configuration import ConfigError, load_config
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.train.deepspeed_settings import deepspeed_dict
+from pipelines.train.drivers import PairRunConfig
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.tokenizer import TokenizerRunConfig
-from pipelines.training_pair import PairRunConfig
 
 
 def derive(**deepspeed):

@@ -15,7 +15,7 @@ from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.launch import run_training
 from pipelines.train.state import TrainerState
-from pipelines.training_window import NonFiniteLossError
+from pipelines.train.step import NonFiniteLossError
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.launch import run_training
-from pipelines.training_window import NonFiniteLossError
+from pipelines.train.step import NonFiniteLossError
 
 
 def losses(folder):

@@ -25,9 +25,9 @@ from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
 from pipelines.train.config import LaunchConfig
+from pipelines.train.drivers import PairRunConfig, train_generators
 from pipelines.train.generator import train_generator
 from pipelines.train.launch import run_training
-from pipelines.training_pair import PairRunConfig, train_generators
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

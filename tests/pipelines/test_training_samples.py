@@ -13,7 +13,7 @@ from nvg.checkpoints import load_network, save_weights, weights_hash
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset, RecordLayout
-from pipelines.report_config import SampleSheetConfig
+from pipelines.train.config import SampleSheetConfig
 from pipelines.train.launch import run_training
 from pipelines.train.samples import GeneratorSheets
 

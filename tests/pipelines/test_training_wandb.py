@@ -6,8 +6,8 @@ import logging
 import pytest
 from tiny_training import build_task, tiny_config
 
-from pipelines.report_config import WandbConfig
 from pipelines.run_folder import read_metrics
+from pipelines.train.config import WandbConfig
 from pipelines.train.launch import run_training
 
 pytest.importorskip("wandb")

@@ -9,10 +9,9 @@ from torch import nn
 from cluster.ranks import RankEnvironment
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGeneratorConfig
 from pipelines.configuration import load_config
-from pipelines.train.costs import count_work, flops_per_image, peak_flops, state_bytes
+from pipelines.train.costs import Speed, count_work, flops_per_image, peak_flops, state_bytes
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.plan import plan_costs
-from pipelines.training_clock import Speed
 
 OPTIONS = {"stages_per_image": None, "precision": "bf16", "recompute_activations": False}
 

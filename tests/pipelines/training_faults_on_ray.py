@@ -34,10 +34,10 @@ from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
 from pipelines.train.config import LaunchConfig
+from pipelines.train.drivers import PairRunConfig
 from pipelines.train.generator import GeneratorRunConfig, train_generator
 from pipelines.train.interrupt import EXIT_STOPPED
 from pipelines.train.state import TrainerState
-from pipelines.training_pair import PairRunConfig
 
 KINDS = ("content", "structure")
 ONE = ("pipelines.train.generator",)

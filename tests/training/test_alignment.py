@@ -12,7 +12,7 @@ from nvg.models import ContentGenerator, ContentGeneratorConfig, HiddenTokens
 from nvg.tokenizer import Dequantizer, DequantizerConfig
 from nvg.training import ContentObjective, GeneratorLossConfig
 from pipelines.train.config import OptimizerConfig
-from pipelines.training_optimizer import build_optimizer, trained_modules
+from pipelines.train.engine import build_optimizer, trained_modules
 
 SPACE: dict[str, Any] = {"num_positions": 16, "latent_channels": 4, "codebook_size": 16}
 WIDTH = 6

@@ -20,8 +20,8 @@ from PIL import Image
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from pipelines.precompute import merge
-from pipelines.precompute.plan import is_complete
 from pipelines.precompute.merge import merge_parts
+from pipelines.precompute.plan import is_complete
 from pipelines.precompute.verify import verify_records
 from pipelines.sources import SourceConfig
 

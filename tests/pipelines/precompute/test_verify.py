@@ -12,8 +12,7 @@ from PIL import Image
 
 from nvg.errors import UserError
 from nvg.records import RecordDataset
-from pipelines.inspect import InspectConfig
-from pipelines.inspect import inspect_records
+from pipelines.inspect import InspectConfig, inspect_records
 from pipelines.precompute.verify import verify_records
 
 
