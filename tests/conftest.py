@@ -53,7 +53,7 @@ def two_node_environment(ray_session) -> Iterator[dict[str, str]]:
     Yields:
         The environment for `subprocess.run(..., env=...)`; a program started with it joins the two nodes.
     """
-    from cluster.testing import simulated_cluster
+    from simulated_cluster import simulated_cluster
 
     with simulated_cluster(num_nodes=2, num_cpus_per_node=2) as environment:
         yield environment

@@ -1,6 +1,6 @@
 """Thirty steps of each generator on made-up records, and the numbers they gave when they were written down.
 
-python tests/pipelines/golden_training.py writes tests/golden/ anew; see CHANGELOG.md, Numerics, before you do.
+python tests/support/golden_training.py writes tests/golden/ anew; see CHANGELOG.md, Numerics, before you do.
 """
 
 import json

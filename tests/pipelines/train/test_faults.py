@@ -17,12 +17,12 @@ from pipelines.train.launch import run_training
 from pipelines.train.state import TrainerState
 from pipelines.train.step import NonFiniteLossError
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[2] / "support"
 
 
 def run_script(repository, name, *arguments):
     return subprocess.run(
-        [sys.executable, str(HERE / name), *arguments],
+        [sys.executable, str(SUPPORT / name), *arguments],
         env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -144,7 +144,7 @@ def test_pair_that_does_not_fit_the_records_fails_whole_then_both_train_at_once(
 def test_killed_ray_worker_is_replaced_and_the_losses_are_those_of_a_straight_run(
     ray_session, records, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support"))
     config = on_ray(record_config(records, tmp_path / "run"), num_workers=2, max_failures=1)
     checkpoint = run_training(config, build_task_killed_once)
     killed = int((tmp_path / "run.killed").read_text())

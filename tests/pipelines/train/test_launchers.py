@@ -19,7 +19,7 @@ from pipelines.train.launch import run_training
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 LONG_IMAGES = 192
-SCRIPT = Path(__file__).with_name("tiny_training.py")
+SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
 BIN = Path(sys.executable).parent
 
 

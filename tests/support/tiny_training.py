@@ -1,6 +1,6 @@
 """A training small enough for every test of the loop; also a script for the launchers.
 
-deepspeed tests/pipelines/tiny_training.py run_folder=/tmp/x deepspeed.zero_stage=1
+deepspeed tests/support/tiny_training.py run_folder=/tmp/x deepspeed.zero_stage=1
 """
 
 import sys

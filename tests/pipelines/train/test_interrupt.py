@@ -15,7 +15,7 @@ from pipelines.train import interrupt
 from pipelines.train.interrupt import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
 from pipelines.train.launch import run_training
 
-SCRIPT = Path(__file__).with_name("tiny_training.py")
+SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
 
 
 def losses(folder):

@@ -1,6 +1,6 @@
 """Faults of trainings on Ray that take minutes, each with its assertion; run by hand, the output goes to docs/results.
 
-    PYTHONPATH=.:tests/support .venv/bin/python tests/pipelines/training_faults_on_ray.py /tmp/faults --rounds 2
+    PYTHONPATH=.:tests/support .venv/bin/python tests/support/training_faults_on_ray.py /tmp/faults --rounds 2
 
 On one local cluster of 3 logical CPUs: the driver is killed by SIGKILL, then by SIGTERM; a worker is killed at a random
 step; both generators train where the devices suffice for one of them only. Every time the same command goes on and
