@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from nvg.errors import UserError
+from cluster.session import ClusterError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def normalise_rank_environment(environ: MutableMapping[str, str] | None = None) 
         The place of this process; (0 of 1) when no launcher has set anything.
 
     Raises:
-        UserError: the variables contradict each other.
+        ClusterError: the variables contradict each other.
     """
     environ = os.environ if environ is None else environ
     world_size = int(environ.get("WORLD_SIZE", "1"))
@@ -60,14 +60,14 @@ def normalise_rank_environment(environ: MutableMapping[str, str] | None = None) 
     local_rank = int(environ.get("LOCAL_RANK", "0"))
     local = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE")
     if local is None and world_size > 1:
-        raise UserError(
+        raise ClusterError(
             f"WORLD_SIZE={world_size} but neither LOCAL_WORLD_SIZE nor LOCAL_SIZE is set; start with "
             "torchrun, the deepspeed launcher or Ray Train, or set LOCAL_WORLD_SIZE to "
             "the number of ranks on this node"
         )
     local_world_size = int(local or "1")
     if not 0 <= rank < world_size or not 0 <= local_rank < local_world_size or world_size % local_world_size:
-        raise UserError(
+        raise ClusterError(
             f"found RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE="
             f"{local_world_size}; expected rank < world size and the same number of ranks on every node"
         )

@@ -22,7 +22,7 @@ import torch
 
 import nvg
 from cluster.ranks import leave_process_group, normalise_rank_environment
-from cluster.session import SessionConfig, cluster_session
+from cluster.session import ClusterError, SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpoints import resolve_checkpoint
 from pipelines.configuration import load_config
@@ -113,7 +113,7 @@ def command(
     given = parser.parse_args(arguments)
     try:
         run(load_config(schema, given.config, given.overrides))
-    except (UserError, NonFiniteLossError) as error:
+    except (UserError, ClusterError, NonFiniteLossError) as error:
         sys.stderr.write(f"\nerror: {error}\n")
         return 2
     except TrainingStopped as stopped:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_sources import write_class_folders, write_shards
 from PIL import Image
-from test_sources import write_class_folders
-from test_sources_webdataset import write_shards
 
 from cluster.ranks import RankEnvironment
 from nvg.errors import UserError

@@ -88,7 +88,7 @@ def write_tar(path: Path, count: int) -> None:
 
 
 def test_f7_a_tar_cut_after_it_was_listed_fails_its_unit_by_name(case, tmp_path):
-    """Cut before it is listed, it is refused at once (test_sources_webdataset.py)."""
+    """Cut before it is listed, it is refused at once (test_tars.py)."""
     path = tmp_path / "train-000.tar"
     write_tar(path, 20)
     source = SourceConfig(kind="webdataset", path=str(tmp_path), split="all")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_sources import write_class_folders
+from image_sources import write_class_folders
 
 from nvg.errors import UserError
 from pipelines.sources import SourceConfig, open_source

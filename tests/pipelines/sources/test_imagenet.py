@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sources import write_class_folders
 from PIL import Image
-from test_sources import write_class_folders
 
 from nvg.errors import UserError
 from pipelines.sources import SourceConfig, load_images, open_source

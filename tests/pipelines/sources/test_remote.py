@@ -8,8 +8,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from test_sources import write_class_folders
-from test_sources_webdataset import write_shards
+from image_sources import write_class_folders, write_shards
 
 from nvg.errors import UserError
 from pipelines.sources import ImageSource, SourceConfig, open_source

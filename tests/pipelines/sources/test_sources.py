@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sources import write_class_folders
 from PIL import Image
 
 from pipelines.sources import SourceConfig, load_images, open_source, to_model_range
-
-
-def write_class_folders(root: Path, counts: dict[str, int], *, size: tuple[int, int] = (20, 14)) -> Path:
-    generator = np.random.default_rng(0)
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
-    return root
 
 
 def test_digit_splits_are_disjoint_stratified_and_fixed():

@@ -9,33 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sources import png, write_shards
 from PIL import Image
 from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
 from nvg.errors import UserError
 from pipelines.sources import SourceConfig, load_images, open_source
-
-
-def png(value: int, size: int = 20) -> bytes:
-    pixels = np.random.default_rng(value).integers(0, 256, (size, size), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-def write_shards(root: Path, *, num_shards: int = 2, per_shard: int = 5, label_as: str = "cls") -> list[Path]:
-    paths = []
-    for shard in range(num_shards):
-        path = root / f"train-{shard:03d}.tar"
-        with TarWriter(str(path)) as writer:
-            for row in range(per_shard):
-                number = shard * per_shard + row
-                label = number % 3
-                labels = {"cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
-                writer.write({"__key__": f"{number:05d}", "png": png(number), label_as: labels[label_as]})
-        paths.append(path)
-    return paths
 
 
 def config(path: Path | str, **changes) -> SourceConfig:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from cluster.ranks import normalise_rank_environment
+from cluster.session import ClusterError
 from nvg.errors import UserError
 from pipelines.configuration import ConfigError, load_config
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
@@ -105,7 +106,7 @@ def test_launchers_name_the_ranks_of_a_node_differently():
     place = normalise_rank_environment(launcher)
     assert (place.rank, place.local_world_size) == (3, 2)
     assert launcher["LOCAL_WORLD_SIZE"] == "2"
-    with pytest.raises(UserError, match="LOCAL_WORLD_SIZE"):
+    with pytest.raises(ClusterError, match="LOCAL_WORLD_SIZE"):
         normalise_rank_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
-    with pytest.raises(UserError, match="same number of ranks"):
+    with pytest.raises(ClusterError, match="same number of ranks"):
         normalise_rank_environment({**launcher, "WORLD_SIZE": "5"})
