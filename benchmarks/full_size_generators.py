@@ -26,7 +26,7 @@ import psutil
 import torch
 from generator_step import build_task
 
-from cluster.ranks import ensure_process_group, local_device, normalise_rank_environment
+from cluster.ranks import Ranks
 from cluster.session import free_port
 from pipelines.configuration import load_config
 from pipelines.run_folder import read_metrics
@@ -119,16 +119,15 @@ def _rank(preset: str, folder: str, last_step: int) -> None:
 
 def _one_step(config: GeneratorRunConfig) -> None:
     """Forward, backward and update of one image's stage under ZeRO-1."""
-    place = normalise_rank_environment()
-    device = local_device(place)
-    ensure_process_group(place, device)
+    ranks = Ranks.read()
+    ranks.join()
     training = TrainingConfig(optimizer=config.optimizer, loop=config.loop, deepspeed=DeepSpeedConfig(zero_stage=1))
     task = build_task(config, online=False, watch=None)
-    players = Players(task, training, place, device, universal=False)
+    players = Players(task, training, ranks, universal=False)
     players.set_training(True)
     players.set_learning_rate(0)
-    feed = Feed(task.objective, global_batch=1, num_micro=1, place=place, device=device)
-    batch = next(task.batches.batches(start_step=0, global_batch=1, seed=0, place=place))
+    feed = Feed(task.objective, global_batch=1, num_micro=1, ranks=ranks)
+    batch = next(task.batches.batches(start_step=0, global_batch=1, seed=0, ranks=ranks))
     for micro_batch, noise in feed.micro_batches(batch, seed=0, step=0):
         loss, _, norm = players.turn(micro_batch, noise, last=True, want_grad_norm=True, check=lambda name, loss: None)
         assert math.isfinite(float(loss)), loss

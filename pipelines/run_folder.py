@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import write_atomically
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
@@ -103,13 +103,13 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def run_lock(run_folder: Path, place: RankEnvironment) -> Iterator[None]:
+def run_lock(run_folder: Path, ranks: Ranks) -> Iterator[None]:
     """Keep a second training out of a run folder; the system frees the lock of a killed process.
 
     Raises:
         UserError: another process trains here.
     """
-    if not place.is_main:
+    if not ranks.is_main:
         yield
         return
     run_folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 
 ORDER = "philox permutation of (seed, epoch)"
 
@@ -50,7 +50,7 @@ class BatchSource(Protocol):
         """Images in one epoch."""
         ...
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches of steps ``start_step``, ``start_step + 1``, …; never ends."""
         ...
 
@@ -135,12 +135,12 @@ class EpochSource:
         """Images in one epoch."""
         return len(self._view_rows)
 
-    def steps(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[StepRows]:
+    def steps(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[StepRows]:
         """Rows of this rank's batches from ``start_step`` on; never ends."""
-        share = global_batch // place.world_size
+        share = global_batch // ranks.world_size
         epoch_rows = EpochRows(seed, self._view_rows, in_turn=self._in_turn)
-        global_rows = slice(place.rank * share, (place.rank + 1) * share)
-        first = start_step * global_batch + place.rank * share
+        global_rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
+        first = start_step * global_batch + ranks.rank * share
         while True:
             epochs_B = (first + np.arange(share)) // self.num_images
             yield StepRows(rows_B=epoch_rows.take(first, share), epochs_B=epochs_B, global_rows=global_rows)
@@ -167,9 +167,9 @@ class ArraySource(EpochSource):
         super().__init__(view_rows, fingerprint, views_per_epoch)
         self._fetch = fetch
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; never ends."""
-        for step in self.steps(start_step=start_step, global_batch=global_batch, seed=seed, place=place):
+        for step in self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks):
             yield Batch(tensors=self._fetch(step.rows_B), sample_ids=step.rows_B, global_rows=step.global_rows)
 
 

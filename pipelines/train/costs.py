@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from pipelines.train.task import TrainingTask
 
@@ -167,13 +167,13 @@ class Speed:
 
     Args:
         task: what is trained.
-        place, device: this rank.
+        ranks: this rank.
     """
 
-    def __init__(self, task: TrainingTask, place: RankEnvironment, device: torch.device) -> None:
+    def __init__(self, task: TrainingTask, ranks: Ranks) -> None:
         self._task = task
-        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self._peak = None if peak is None else peak * place.world_size
+        peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+        self._peak = None if peak is None else peak * ranks.world_size
         self._flops_per_image: float | None = None
 
     def numbers(self, images_per_s: float) -> dict[str, float]:

@@ -9,7 +9,6 @@ Which parameters an objective trains, and the optimizer that moves them.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks, settle_deepspeed
 from nvg.errors import UserError
 from nvg.training import PlainEngine, parameter_groups
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
@@ -159,23 +158,17 @@ class _DeepSpeed:
         optimizer: OptimizerConfig,
         loop: LoopConfig,
         sharding: DeepSpeedConfig,
-        place: RankEnvironment,
-        device: torch.device,
+        ranks: Ranks,
         universal: bool,
     ) -> None:
         import deepspeed  # here: it probes compilers and devices, which the plain engine does not need
 
-        if device.type == "cpu":
-            # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared
-            # memory behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        settings = deepspeed_dict(optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size)
+        settle_deepspeed(ranks)
+        settings = deepspeed_dict(optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=ranks.world_size)
         self.objective, self.modules = objective, trained_modules(objective)
-        self.stage, self.universal, self.device = sharding.zero_stage, universal, device
+        self.stage, self.universal, self.device = sharding.zero_stage, universal, ranks.device
         self.refused = False
-        self.optimizer: Any = build_optimizer(self.modules, optimizer, device)
-        # It reads LOCAL_RANK, at ZeRO-3 in every step, and has no argument for it; without a launcher nobody sets it.
-        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+        self.optimizer: Any = build_optimizer(self.modules, optimizer, ranks.device)
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
@@ -267,8 +260,7 @@ def build_engine(
     optimizer: OptimizerConfig,
     loop: LoopConfig,
     deepspeed: DeepSpeedConfig,
-    place: RankEnvironment,
-    device: torch.device,
+    ranks: Ranks,
     universal: bool = False,
 ) -> TrainingEngine:
     """The engine that the configuration asks for.
@@ -276,8 +268,7 @@ def build_engine(
     Args:
         objective: module whose ``network`` holds the trained parameters, on ``device``.
         optimizer, loop, deepspeed: typed configuration.
-        place: this rank.
-        device: its device.
+        ranks: this rank.
         universal: whether it will load states that were converted for another number of ranks.
 
     Returns:
@@ -287,10 +278,10 @@ def build_engine(
         UserError: the plain engine with more than one rank, or a batch that does not divide.
     """
     if loop.engine == "plain":
-        if place.world_size > 1:
-            raise UserError(f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed")
-        return _Plain(objective, optimizer, loop, device)
-    return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device, universal)
+        if ranks.world_size > 1:
+            raise UserError(f"loop.engine=plain runs one rank, found {ranks.world_size}; set loop.engine=deepspeed")
+        return _Plain(objective, optimizer, loop, ranks.device)
+    return _DeepSpeed(objective, optimizer, loop, deepspeed, ranks, universal)
 
 
 @contextlib.contextmanager

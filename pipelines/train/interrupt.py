@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from cluster.ranks import Ranks
+
 STOP_FILE = "stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_STOPPED = 128 + signal.SIGTERM
@@ -48,12 +50,11 @@ class StopRequest:
 
     Args:
         file: ends the training once it is there; the main rank looks for it.
-        is_main: whether this is the main rank.
-        any_rank: true where it is given true on at least one rank (a collective).
+        ranks: all of them end at the same step.
     """
 
-    def __init__(self, file: Path, *, is_main: bool, any_rank: Callable[[bool], bool]) -> None:
-        self._file, self._is_main, self._any_rank = file, is_main, any_rank
+    def __init__(self, file: Path, ranks: Ranks) -> None:
+        self._file, self._ranks = file, ranks
         self._signalled = False
         self._looked_at = -POLL_S
 
@@ -64,14 +65,14 @@ class StopRequest:
     def asked(self) -> bool:
         """Whether to end after this step, the same on all ranks (every rank calls, once a step)."""
         now = time.monotonic()
-        if self._is_main and now - self._looked_at >= POLL_S:
+        if self._ranks.is_main and now - self._looked_at >= POLL_S:
             self._looked_at = now
             self._signalled = self._signalled or self._file.exists()
-        return self._any_rank(self._signalled)
+        return self._ranks.any(self._signalled)
 
     def done(self) -> None:
         """Take the file away: the request has been met (main rank)."""
-        if self._is_main:
+        if self._ranks.is_main:
             self._file.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 import nvg
-from cluster.ranks import leave_process_group, normalise_rank_environment
+from cluster.ranks import Ranks, leave_process_group
 from cluster.session import ClusterError, SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpoints import resolve_checkpoint
@@ -78,12 +78,12 @@ def run_on_this_rank(config: Config, build_task: TaskBuilder[Config]) -> Path:
     Returns:
         The newest checkpoint's folder.
     """
-    place = normalise_rank_environment()
+    ranks = Ranks.read()
     run_folder = Path(config.run_folder).resolve()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         task = build_task(config)
-    if place.is_main:
+    if ranks.is_main:
         write_provenance(run_folder, config, task.batches.fingerprint)
     training = TrainingConfig(optimizer=config.optimizer, loop=config.loop, deepspeed=config.deepspeed)
     return train(task, training, run_folder)

@@ -16,17 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from cluster.ranks import (
-    RankEnvironment,
-    any_rank,
-    ensure_process_group,
-    local_device,
-    normalise_rank_environment,
-    round_to_tf32,
-)
+from cluster.ranks import Ranks, round_to_tf32
 from nvg.errors import NotFiniteError
 from nvg.training import Ema
 from pipelines.batches.order import Batch, BatchSource
@@ -65,16 +57,12 @@ def held_out_loss(engine: TrainingEngine, feed: Feed, source: BatchSource, max_i
         max_images: used of them, at least one global batch.
     """
     wanted = min(max_images, source.num_images)
-    stream = source.batches(start_step=0, global_batch=feed.global_batch, seed=0, place=feed.place)
+    stream = source.batches(start_step=0, global_batch=feed.global_batch, seed=0, ranks=feed.ranks)
     losses: list[Tensor] = []
     for index in range(max(1, wanted // feed.global_batch)):
         for batch, noise in feed.micro_batches(next(stream), seed=0, step=FIRST_STEP + index):
             losses.append(engine.forward(batch, noise)[0])
-    mean = torch.stack(losses).double().mean()
-    if feed.place.world_size > 1:
-        dist.all_reduce(mean)
-        mean /= feed.place.world_size
-    return float(mean)
+    return float(feed.ranks.mean(torch.stack(losses).double().mean()))
 
 
 def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
@@ -93,55 +81,50 @@ def train(task: TrainingTask, config: TrainingConfig, run_folder: Path) -> Path:
         TrainingStopped: a signal or the file ``stop`` asked for the end; the newest checkpoint is of that step.
         UserError: the run cannot go on with this configuration, these data or this disk.
     """
-    place = normalise_rank_environment()
+    ranks = Ranks.read()
     if config.loop.threads_per_rank is not None:
         torch.set_num_threads(config.loop.threads_per_rank)
     round_to_tf32(config.loop.precision == "tf32")
-    device = local_device(place)
-    if place.world_size > 1 or config.loop.engine == "deepspeed":
-        ensure_process_group(place, device)
-    stop = StopRequest(run_folder / STOP_FILE, is_main=place.is_main, any_rank=any_rank(place))
+    if ranks.world_size > 1 or config.loop.engine == "deepspeed":
+        ranks.join()
+    stop = StopRequest(run_folder / STOP_FILE, ranks)
     with ExitStack() as stack:
-        stack.enter_context(run_lock(run_folder, place))
+        stack.enter_context(run_lock(run_folder, ranks))
         stack.enter_context(on_stop_signals(stop.signalled))
-        dog = stack.enter_context(watchdog(run_folder, place.rank, config.loop.hang_timeout_s))
+        dog = stack.enter_context(watchdog(run_folder, ranks.rank, config.loop.hang_timeout_s))
         stack.enter_context(advice_on_memory(task.name))
-        return _Session(task, config, run_folder, place, device).run(stop, dog)
+        return _Session(task, config, run_folder, ranks).run(stop, dog)
 
 
 class _Session:
     """State of one call of :func:`train`."""
 
-    def __init__(
-        self, task: TrainingTask, config: TrainingConfig, run_folder: Path, place: RankEnvironment, device: torch.device
-    ) -> None:
-        self.task, self.config, self.place, self.device = task, config, place, device
+    def __init__(self, task: TrainingTask, config: TrainingConfig, run_folder: Path, ranks: Ranks) -> None:
+        self.task, self.config, self.ranks = task, config, ranks
         self.run_folder = run_folder
         self.batch_size = config.optimizer.global_batch
         self.feed = Feed(
             task.objective,
             global_batch=self.batch_size,
-            num_micro=config.optimizer.accumulation_steps(place.world_size),
-            place=place,
-            device=device,
+            num_micro=config.optimizer.accumulation_steps(ranks.world_size),
+            ranks=ranks,
         )
-        task.objective.to(device)
+        task.objective.to(ranks.device)
         # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
         self.ema = Ema(task.objective.network, half_life_images=config.optimizer.ema_half_life_images)
         self.step = 0
         self.accepted: list[str] = []
         self.failed_checkpoints = 0
-        self.speed = Speed(task, place, device)
+        self.speed = Speed(task, ranks)
         self.found = find_resumable(
             run_folder / CHECKPOINTS_FOLDER,
             expected=self._trainer_state(),
             accept_changed=config.loop.accept_changed,
-            place=place,
-            device=device,
+            ranks=ranks,
         )
         universal = self.found is not None and self.found.converted is not None
-        self.players = Players(task, config, place, device, universal=universal)
-        self.window = LossWindow(task.name, place)
+        self.players = Players(task, config, ranks, universal=universal)
+        self.window = LossWindow(task.name, ranks)
 
     def run(self, stop: StopRequest, dog: Watchdog) -> Path:
         """Resume, train, save; returns the newest checkpoint."""
@@ -159,12 +142,12 @@ class _Session:
         loop = self.config.loop
         self.players.set_training(True)
         with open_report(
-            self.run_folder, self.task.name, self.config, self.task.settings(self.config), self.step, self.place
+            self.run_folder, self.task.name, self.config, self.task.settings(self.config), self.step, self.ranks
         ) as self.report:
             stream = self.task.batches.batches(
-                start_step=self.step, global_batch=self.batch_size, seed=loop.seed, place=self.place
+                start_step=self.step, global_batch=self.batch_size, seed=loop.seed, ranks=self.ranks
             )
-            self.clock = TrainingClock(self.device)
+            self.clock = TrainingClock(self.ranks.device)
             stopping = False
             newest = None
             while self.step < last_step and not stopping:
@@ -219,7 +202,7 @@ class _Session:
         if self.players.main.num_skipped == 0:
             # Under ZeRO-3 gathering is a collective: every rank takes part, the main rank alone averages.
             with self.players.main.engine.whole_parameters():
-                if self.place.is_main:
+                if self.ranks.is_main:
                     self.ema.update(self.task.objective.network, num_images=self.batch_size)
         num_skipped = self.players.num_skipped
         if num_skipped > self.config.loop.max_skipped_steps:
@@ -236,7 +219,7 @@ class _Session:
         if self.task.window_numbers is not None:
             extra = {**self.task.window_numbers(), **extra}
         times = self.clock.close(num_steps)
-        if self.place.is_main:
+        if self.ranks.is_main:
             self.report.row(
                 {
                     "step": self.step,
@@ -257,11 +240,11 @@ class _Session:
         samples = self.task.samples
         if samples is None or self.step % samples.every_steps:
             return
-        if not self.place.is_main:  # the others wait for it in the next step
+        if not self.ranks.is_main:  # the others wait for it in the next step
             return
         with self.clock.span("samples"):
             # Parameters are the average's; buffers are whole on every rank, under ZeRO-3 too.
-            png = samples.draw(self.ema.weights(self.task.objective.network), self.device)
+            png = samples.draw(self.ema.weights(self.task.objective.network), self.ranks.device)
             if png is not None:
                 self.report.picture("samples", png, self.step)
 
@@ -286,7 +269,7 @@ class _Session:
             epoch=epoch,
             images_in_epoch=images_in_epoch,
             ema_images=self.ema.images_seen,
-            world_size=self.place.world_size,
+            world_size=self.ranks.world_size,
             engine=self.config.engine_name,
             seeds={"training": self.config.loop.seed},
             config=self.task.settings(self.config),
@@ -305,8 +288,7 @@ class _Session:
                     task=self.task,
                     ema=self.ema,
                     engines=self.players.engines,
-                    place=self.place,
-                    device=self.device,
+                    ranks=self.ranks,
                     loop=self.config.loop,
                 )
         except NoSpaceError as error:
@@ -324,8 +306,7 @@ class _Session:
             kind=self.task.kind,
             ema=self.ema,
             engines=self.players.engines,
-            place=self.place,
-            device=self.device,
+            ranks=self.ranks,
         )
         self.step, self.accepted = self.found.state.step, self.found.state.accepted
         return self.found.folder

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.files import write_atomically
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from pipelines.run_folder import METRICS_FILE, trim_metrics
 from pipelines.train.config import TrainingConfig
 from pipelines.train.sinks import Sink, open_sinks
@@ -34,7 +34,7 @@ def open_report(
     config: TrainingConfig,
     settings: dict[str, Any],
     first_step: int,
-    place: RankEnvironment,
+    ranks: Ranks,
 ) -> TrainingReport | SilentReport:
     """The report of this rank; the main rank's speaks.
 
@@ -44,9 +44,9 @@ def open_report(
         config: length and sinks.
         settings: shown on the run's page.
         first_step: steps already done.
-        place: this rank.
+        ranks: this rank.
     """
-    if not place.is_main:
+    if not ranks.is_main:
         return SilentReport()
     loop = config.loop
     sinks = open_sinks(

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cluster.ranks import RankEnvironment, agree, barrier, from_main
+from cluster.ranks import Ranks, environment_of_no_rank
 from nvg.checkpoints import load_weights, save_weights
 from nvg.errors import UserError
 from nvg.training import Ema
@@ -70,12 +70,8 @@ def _convert_engine(source: Path, target: Path) -> None:
     command += ["--input_folder", str(source), "--output_folder", str(target)]
     command += ["--num_extract_workers", processes, "--num_merge_workers", processes]
     # Not a rank of the job that waits for it, and no user of its devices.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RANK", "LOCAL_", "WORLD_"))
-    }
-    done = subprocess.run(
-        command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False
-    )
+    environment = environment_of_no_rank(DS_ACCELERATOR="cpu")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = "\n  ".join((done.stdout + done.stderr).splitlines()[-NUM_LINES:])
         raise UserError(
@@ -95,8 +91,7 @@ def save_checkpoint(
     task: TrainingTask,
     ema: Ema,
     engines: Mapping[str, TrainingEngine],
-    place: RankEnvironment,
-    device: torch.device,
+    ranks: Ranks,
     loop: LoopConfig,
 ) -> Path:
     """Write, commit and prune (all ranks call).
@@ -107,7 +102,7 @@ def save_checkpoint(
         task: what is trained; its kind and model are written beside the weights.
         ema: averages of its network.
         engines: write what resuming needs, each into the folder it is named by.
-        place, device: this rank.
+        ranks: this rank.
         loop: which old checkpoints stay.
 
     Returns:
@@ -119,23 +114,23 @@ def save_checkpoint(
         RuntimeError: a weight is not finite; nothing is written.
     """
     temporary = checkpoints.temporary_folder(run_checkpoints, state.step)
-    together = place.world_size == 1  # whether no other rank can be waiting inside DeepSpeed for one that fails
+    together = ranks.world_size == 1  # whether no other rank can be waiting inside DeepSpeed for one that fails
     try:
         # All ranks learn of a full disk here, before any of them waits for another inside DeepSpeed.
-        shortage = from_main(_begin(run_checkpoints, state.step) if place.is_main else None, place, device)
+        shortage = ranks.from_main(_begin(run_checkpoints, state.step) if ranks.is_main else None)
         if shortage is not None:
             together = True
             raise OSError(errno.ENOSPC, shortage)
         for name, engine in engines.items():
             engine.save(temporary / name, {"step": state.step, "universal_checkpoint_info": {}})
         with next(iter(engines.values())).whole_parameters():
-            if place.is_main:
+            if ranks.is_main:
                 _write_weights(temporary, state, task, ema)
-        barrier(place)
-        if place.is_main:
+        ranks.barrier()
+        if ranks.is_main:
             checkpoints.commit(temporary)
             checkpoints.prune(run_checkpoints, keep_last=loop.keep_last, keep_every_steps=loop.keep_every_steps)
-        barrier(place)
+        ranks.barrier()
     except (OSError, RuntimeError, UserError) as error:
         if not checkpoints.is_out_of_space(error):
             raise
@@ -193,8 +188,7 @@ def find_resumable(
     *,
     expected: TrainerState,
     accept_changed: Sequence[str],
-    place: RankEnvironment,
-    device: torch.device,
+    ranks: Ranks,
 ) -> Resumable | None:
     """The newest valid checkpoint, converted where another number of ranks wrote it (all ranks call and agree).
 
@@ -202,7 +196,7 @@ def find_resumable(
         run_checkpoints: the run's checkpoints folder.
         expected: configuration, data, engine and ranks of this run.
         accept_changed: settings that may differ.
-        place, device: this rank.
+        ranks: this rank.
 
     Returns:
         The checkpoint, or None when there is none.
@@ -211,12 +205,12 @@ def find_resumable(
         UserError: configuration, data or engine have changed, or all checkpoints are damaged.
     """
     found, refusal = None, None
-    if place.is_main:
+    if ranks.is_main:
         try:
             found = _choose(run_checkpoints, expected, accept_changed)
         except UserError as error:
             refusal = str(error)
-    found, refusal = from_main((found, refusal), place, device)
+    found, refusal = ranks.from_main((found, refusal))
     if refusal is not None:
         raise UserError(refusal)
     return found
@@ -257,8 +251,7 @@ def load_checkpoint(
     kind: str,
     ema: Ema,
     engines: Mapping[str, TrainingEngine],
-    place: RankEnvironment,
-    device: torch.device,
+    ranks: Ranks,
 ) -> None:
     """Fill engines and average (all ranks call).
 
@@ -266,7 +259,7 @@ def load_checkpoint(
         found: from :func:`find_resumable`; a converted copy is removed afterwards.
         kind: kind of the weights.
         ema, engines: filled.
-        place, device: this rank.
+        ranks: this rank.
 
     Raises:
         UserError: a rank could not read its part.
@@ -275,15 +268,15 @@ def load_checkpoint(
     try:
         for name, engine in engines.items():
             engine.load((found.converted or found.folder) / name)
-        if place.is_main:
+        if ranks.is_main:
             weights, _ = load_weights(found.folder, kind, name="ema")
             averages = {name: weights[name] for name in ema.state_dict() if name in weights}
             ema.load_state_dict({**averages, "images_seen": torch.tensor(found.state.ema_images)})
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         failure = error
-    if not agree(failure is None, device):
+    if not ranks.agree(failure is None):
         raise UserError(
             f"checkpoint {found.folder} could not be loaded on every rank: {failure or 'see the other ranks'}"
         )
-    if place.is_main:
+    if ranks.is_main:
         shutil.rmtree(universal_folder(found.folder), ignore_errors=True)

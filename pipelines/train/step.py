@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.ranks import RankEnvironment, gather_objects
+from cluster.ranks import Ranks
 from nvg.training import WsdSchedule
 from pipelines.batches.order import Batch
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig, TrainingConfig
@@ -45,7 +45,7 @@ class Player:
         objective: module whose ``network`` is trained, on ``device``.
         optimizer: learning rate, schedule, clipping, batch.
         loop, deepspeed: settings of the engine.
-        place, device: this rank.
+        ranks: this rank.
         universal: see :func:`pipelines.train.engine.build_engine`.
     """
 
@@ -57,8 +57,7 @@ class Player:
         *,
         loop: LoopConfig,
         deepspeed: DeepSpeedConfig,
-        place: RankEnvironment,
-        device: torch.device,
+        ranks: Ranks,
         universal: bool,
     ) -> None:
         self.name, self.objective, self.optimizer = name, objective, optimizer
@@ -75,8 +74,7 @@ class Player:
             optimizer=optimizer,
             loop=loop,
             deepspeed=deepspeed,
-            place=place,
-            device=device,
+            ranks=ranks,
             universal=universal,
         )
         self.num_skipped = 0  # updates in a row that the engine refused
@@ -121,7 +119,7 @@ class Players:
     Args:
         task: the main objective and, where there is one, its adversary.
         config: settings of the main optimizer, of loop and engines.
-        place, device: this rank.
+        ranks: this rank.
         universal: see :func:`pipelines.train.engine.build_engine`.
     """
 
@@ -129,21 +127,19 @@ class Players:
         self,
         task: TrainingTask,
         config: TrainingConfig,
-        place: RankEnvironment,
-        device: torch.device,
+        ranks: Ranks,
         *,
         universal: bool,
     ) -> None:
         def player(name: str, objective: Any, optimizer: OptimizerConfig) -> Player:
-            objective.to(device)
+            objective.to(ranks.device)
             return Player(
                 name,
                 objective,
                 optimizer,
                 loop=config.loop,
                 deepspeed=config.deepspeed,
-                place=place,
-                device=device,
+                ranks=ranks,
                 universal=universal,
             )
 
@@ -209,14 +205,12 @@ class Feed:
         objective: draws the noise; what it names in ``host_noise`` stays on the CPU.
         global_batch: images of all ranks.
         num_micro: micro batches of a rank.
-        place, device: this rank.
+        ranks: this rank.
     """
 
-    def __init__(
-        self, objective: Objective, *, global_batch: int, num_micro: int, place: RankEnvironment, device: torch.device
-    ) -> None:
+    def __init__(self, objective: Objective, *, global_batch: int, num_micro: int, ranks: Ranks) -> None:
         self.objective, self.global_batch, self.num_micro = objective, global_batch, num_micro
-        self.place, self.device = place, device
+        self.ranks = ranks
 
     def micro_batches(
         self, batch: Batch, *, seed: int, step: int
@@ -229,7 +223,7 @@ class Feed:
         """
         whole = self.objective.draw_noise(seed=seed, step=step, global_batch=self.global_batch)
         noise = {name: value[batch.global_rows] for name, value in whole.items()}
-        size = self.global_batch // self.place.world_size // self.num_micro
+        size = self.global_batch // self.ranks.world_size // self.num_micro
         for index in range(self.num_micro):
             rows = slice(index * size, (index + 1) * size)
             yield (
@@ -241,9 +235,9 @@ class Feed:
             )
 
     def _moved(self, value: Tensor) -> Tensor:
-        if self.device.type == "cuda":
+        if self.ranks.device.type == "cuda":
             value = value.pin_memory()  # the copy then runs beside the host
-        return value.to(self.device, non_blocking=True)
+        return value.to(self.ranks.device, non_blocking=True)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -269,11 +263,11 @@ class LossWindow:
 
     Args:
         name: of the training, for messages.
-        place: this rank.
+        ranks: this rank.
     """
 
-    def __init__(self, name: str, place: RankEnvironment) -> None:
-        self.name, self.place = name, place
+    def __init__(self, name: str, ranks: Ranks) -> None:
+        self.name, self.ranks = name, ranks
         self.steps: list[tuple[int, np.ndarray, Tensor, dict[str, Tensor]]] = []
         self.unread: list[tuple[str, int, np.ndarray, Tensor]] = []
 
@@ -331,12 +325,13 @@ class LossWindow:
             total = sums.setdefault(name, [0.0, 0.0])
             total[0] += value
             total[1] += 1.0
-        for others in gather_objects(sums, self.place)[1:]:
-            for name, (value, count) in others.items():
-                total = sums.setdefault(name, [0.0, 0.0])
+        totals: dict[str, list[float]] = {}
+        for of_rank in self.ranks.gather(sums):
+            for name, (value, count) in of_rank.items():
+                total = totals.setdefault(name, [0.0, 0.0])
                 total[0] += value
                 total[1] += count
-        means = {name: total / count for name, (total, count) in sums.items()}
+        means = {name: total / count for name, (total, count) in totals.items()}
         num_steps = len(self.steps)
         self.steps = []
         return {"loss": means.pop("loss"), **dict(sorted(means.items()))}, num_steps

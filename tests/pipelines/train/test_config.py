@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cluster.ranks import normalise_rank_environment
+from cluster.ranks import Ranks
 from cluster.session import ClusterError
 from nvg.errors import UserError
 from pipelines.configuration import ConfigError, load_config
@@ -103,10 +103,10 @@ def test_every_optimizer_field_is_compared_on_resume_or_is_the_micro_batch(tmp_p
 
 def test_launchers_name_the_ranks_of_a_node_differently():
     launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
-    place = normalise_rank_environment(launcher)
+    place = Ranks.read(launcher)
     assert (place.rank, place.local_world_size) == (3, 2)
     assert launcher["LOCAL_WORLD_SIZE"] == "2"
     with pytest.raises(ClusterError, match="LOCAL_WORLD_SIZE"):
-        normalise_rank_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+        Ranks.read({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
     with pytest.raises(ClusterError, match="same number of ranks"):
-        normalise_rank_environment({**launcher, "WORLD_SIZE": "5"})
+        Ranks.read({**launcher, "WORLD_SIZE": "5"})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_training import build_task, tiny_config
 
+from cluster.ranks import Ranks
 from pipelines.run_folder import read_metrics
 from pipelines.train import interrupt
 from pipelines.train.interrupt import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
@@ -47,9 +48,13 @@ def test_request_of_an_earlier_session_is_forgotten(tmp_path, monkeypatch):
 
 def test_one_rank_that_was_signalled_stops_all(tmp_path):
     told = []
-    request = StopRequest(
-        tmp_path / STOP_FILE, is_main=False, any_rank=lambda answer: bool(told.append(answer)) or True
-    )
+
+    class OtherSaysYes(Ranks):
+        def any(self, answer):
+            told.append(answer)
+            return True
+
+    request = StopRequest(tmp_path / STOP_FILE, OtherSaysYes(rank=1, world_size=2))
     assert request.asked()  # another rank says so
     request.signalled(signal.SIGTERM, None)
     request.asked()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
-from cluster.ranks import RankEnvironment, round_to_tf32
+from cluster.ranks import Ranks, round_to_tf32
 from nvg.errors import UserError
 from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
@@ -132,15 +132,14 @@ def test_offloaded_optimizer_gives_the_same_losses(tmp_path):
 
 
 def take(source, num_steps, **options):
-    place = RankEnvironment(**options.pop("place", {}))
-    stream = source.batches(**{"start_step": 0, "global_batch": 8, "seed": 3, "place": place, **options})
+    stream = source.batches(**{"start_step": 0, "global_batch": 8, "seed": 3, "ranks": Ranks(), **options})
     return [next(stream).sample_ids for _ in range(num_steps)]
 
 
 def test_batches_do_not_depend_on_ranks_or_interruption():
     source = ArraySource(list(np.arange(NUM_IMAGES).reshape(-1, 1)), lambda rows: {}, {})
     whole = take(source, 25)
-    parts = [take(source, 25, place={"rank": rank, "world_size": 4}) for rank in range(4)]
+    parts = [take(source, 25, ranks=Ranks(rank=rank, world_size=4)) for rank in range(4)]
     np.testing.assert_array_equal(np.stack(whole), np.concatenate(parts, axis=1))
     np.testing.assert_array_equal(np.stack(whole[11:]), take(source, 14, start_step=11))
     epochs = np.concatenate(whole).reshape(-1, NUM_IMAGES)
