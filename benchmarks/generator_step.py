@@ -154,7 +154,6 @@ def build_task(config: GeneratorRunConfig, *, online: bool, watch: Stopwatch | N
         objective = Online(objective)
     return TrainingTask(
         kind=config.kind,
-        name=config.kind,
         objective=objective,
         model_config=asdict(replace(model)),
         batches=ArraySource(np.arange(NUM_RECORDS).reshape(-1, 1), _fetch(online), {"name": "made up"}),

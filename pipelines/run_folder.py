@@ -55,18 +55,14 @@ def trim_metrics(run_folder: Path, step: int) -> None:
 
 
 def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> None:
-    """Write ``config.yaml`` (once: a resumed run must fit it) and add this session to ``provenance.json``.
+    """Write `config.yaml` and add this session to `provenance.json`, once a start is accepted, under the run's lock.
 
     Args:
         run_folder: the run.
-        config: resolved configuration.
+        config: resolved configuration; that of an earlier session, which it fits, is replaced.
         data: fingerprint of the data.
     """
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
-    (run_folder / CONFIG_FILE).write_text(dump_config(config))
+    write_atomically(run_folder / CONFIG_FILE, dump_config(config).encode())
     path = run_folder / PROVENANCE_FILE
     sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
     sessions.append(
@@ -107,12 +103,15 @@ def run_lock(run_folder: Path, ranks: Ranks) -> Iterator[None]:
     """Keep a second training out of a run folder; the system frees the lock of a killed process.
 
     Raises:
-        UserError: another process trains here.
+        UserError: another process trains here, or there can be no folder.
     """
     if not ranks.is_main:
         yield
         return
-    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
     with open(run_folder / LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

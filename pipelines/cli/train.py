@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from pipelines.cli.frame import EXIT_USER_ERROR, ConfigFile, DryRun, Overrides, resolve, show_error, show_plan
+from pipelines.cli.frame import ConfigFile, DryRun, Overrides, resolve, show_plan
 from pipelines.train.plan import plan_training
 
 if TYPE_CHECKING:
@@ -87,12 +87,6 @@ def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_r
 
 
 def _train(run: Callable[[T], object], config: T) -> None:
-    from pipelines.train.step import NonFiniteLossError
-
-    try:
-        folders = run(config)
-    except NonFiniteLossError as error:
-        show_error(str(error))
-        raise typer.Exit(EXIT_USER_ERROR) from error
+    folders = run(config)
     for folder in folders if isinstance(folders, tuple) else (folders,):
         typer.echo(folder)

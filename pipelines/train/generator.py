@@ -29,7 +29,7 @@ from pipelines.batches.config import DataConfig
 from pipelines.batches.order import BatchSource
 from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source
 from pipelines.checkpoints import weights_folder
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig, SampleSheetConfig
+from pipelines.train.config import RunConfig, SampleSheetConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image
 from pipelines.train.launch import command, run_training
 from pipelines.train.samples import GeneratorSheets
@@ -105,7 +105,7 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRunConfig:
+class GeneratorRunConfig(RunConfig):
     """A generator training.
 
     Attributes:
@@ -134,10 +134,6 @@ class GeneratorRunConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     samples: SampleSheetConfig = field(default_factory=SampleSheetConfig)
     dinov2_weights: str = ""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         if self.kind not in ("content", "structure"):
@@ -196,7 +192,6 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
     prepare_network(network, config)
     return TrainingTask(
         kind=config.kind,
-        name=config.kind,
         objective=objective,
         model_config=dataclasses.asdict(model),
         loss_config=dataclasses.asdict(config.loss),

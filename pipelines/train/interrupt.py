@@ -51,16 +51,22 @@ class StopRequest:
     Args:
         file: ends the training once it is there; the main rank looks for it.
         ranks: all of them end at the same step.
+        left_over: which request lay there before the start, from `request_in`; not meant for this session.
     """
 
-    def __init__(self, file: Path, ranks: Ranks) -> None:
-        self._file, self._ranks = file, ranks
+    def __init__(self, file: Path, ranks: Ranks, *, left_over: int | None = None) -> None:
+        self._file, self._ranks, self._left_over = file, ranks, left_over
         self._signalled = False
         self._looked_at = -POLL_S
 
     def signalled(self, *_: object) -> None:
         """Note a signal; as a handler it must not do more."""
         self._signalled = True
+
+    def forget_left_over(self) -> None:
+        """Take away what an earlier session did not live to meet (main rank; only under the run folder's lock)."""
+        if self._ranks.is_main and self._left_over is not None and request_in(self._file.parent) == self._left_over:
+            self._file.unlink()
 
     def asked(self) -> bool:
         """Whether to end after this step, the same on all ranks (every rank calls, once a step)."""
@@ -94,9 +100,12 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Itera
             signal.signal(number, previous)
 
 
-def forget_request(run_folder: Path) -> None:
-    """Take away a request that an earlier session did not live to meet."""
-    (run_folder / STOP_FILE).unlink(missing_ok=True)
+def request_in(run_folder: Path) -> int | None:
+    """Which request to stop lies in a run folder, told from a later one by its time in ns; None where there is none."""
+    try:
+        return (run_folder / STOP_FILE).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def ask_to_stop(run_folder: Path) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from cluster.files import write_atomically
 from cluster.ranks import Ranks
 from pipelines.run_folder import METRICS_FILE, trim_metrics
-from pipelines.train.config import TrainingConfig
+from pipelines.train.config import RunConfig
 from pipelines.train.sinks import Sink, open_sinks
 
 DATA = "data"
@@ -31,7 +32,7 @@ DATA = "data"
 def open_report(
     run_folder: Path,
     name: str,
-    config: TrainingConfig,
+    config: RunConfig,
     settings: dict[str, Any],
     first_step: int,
     ranks: Ranks,
@@ -174,6 +175,28 @@ class SilentReport:
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Nothing to keep."""
+
+
+def averages(window: Sequence[dict[str, Tensor]], ranks: Ranks) -> dict[str, float]:
+    """Means of the named scalars of some steps (all ranks call): one transfer from the device, one gather.
+
+    Returns:
+        Mean of "loss", then of every other name, over the steps and ranks that had it (a step may lack some stages).
+    """
+    named = [(name, value.float()) for metrics in window for name, value in metrics.items()]
+    sums: dict[str, list[float]] = {}
+    for (name, _), value in zip(named, torch.stack([value for _, value in named]).tolist(), strict=True):
+        total = sums.setdefault(name, [0.0, 0.0])
+        total[0] += value
+        total[1] += 1.0
+    totals: dict[str, list[float]] = {}
+    for of_rank in ranks.gather(sums):
+        for name, (value, count) in of_rank.items():
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += count
+    means = {name: total / count for name, (total, count) in totals.items()}
+    return {"loss": means.pop("loss"), **dict(sorted(means.items()))}
 
 
 class TrainingClock:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.order import BatchSource
-from pipelines.train.config import OptimizerConfig, TrainingConfig
+from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.state import flatten
 
@@ -78,8 +78,7 @@ class TrainingTask:
     """What is trained.
 
     Attributes:
-        kind: kind of the weights ("tokenizer", "content", "structure").
-        name: shown to the user.
+        kind: "tokenizer", "content" or "structure": kind of the weights, and what the user is shown.
         objective: module with ``network``, ``draw_noise`` and a forward that gives loss and named metrics.
         model_config: written beside the weights.
         batches: training data.
@@ -95,7 +94,6 @@ class TrainingTask:
     """
 
     kind: str
-    name: str
     objective: Objective
     model_config: dict[str, Any]
     batches: BatchSource
@@ -108,11 +106,8 @@ class TrainingTask:
     count_flops: Callable[[], float] | None = None
     samples: SampleSheets | None = None
 
-    def settings(self, config: TrainingConfig) -> dict[str, Any]:
+    def settings(self, config: RunConfig) -> dict[str, Any]:
         """What must be equal for a run to go on: everything that moves a weight.
-
-        Args:
-            config: optimizer, loop and engine of the run.
 
         Returns:
             Flat dictionary of JSON values.

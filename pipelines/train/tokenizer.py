@@ -18,7 +18,7 @@ from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, Tokeni
 from pipelines.batches.config import ImageLoadingConfig, check_views_per_epoch
 from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.launch import command, run_training
 from pipelines.train.task import Adversary, TrainingTask
@@ -48,11 +48,10 @@ class JudgesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRunConfig:
+class TokenizerRunConfig(RunConfig):
     """A tokenizer training.
 
     Attributes:
-        run_folder: outputs; starting again with the same folder resumes.
         source: training images; ``image_size`` and ``image_channels`` also fix the model's.
         views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
         loading: images held in memory, or decoded batch by batch.
@@ -60,7 +59,6 @@ class TokenizerRunConfig:
         model: architecture.
         loss: loss weights.
         judges: the networks of the perceptual and the adversarial loss.
-        optimizer, loop, deepspeed, launch: see their classes.
     """
 
     run_folder: str = "runs/tokenizer"
@@ -71,10 +69,6 @@ class TokenizerRunConfig:
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     judges: JudgesConfig = field(default_factory=JudgesConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         check_views_per_epoch("views_per_epoch", self.views_per_epoch)
@@ -111,7 +105,6 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     objective = TokenizerObjective(Tokenizer(model), config.loss, perceptual=perceptual, discriminator=discriminator)
     return TrainingTask(
         kind="tokenizer",
-        name="tokenizer",
         objective=objective,
         adversary=None if discriminator is None else _adversary(discriminator, objective, config),
         after_update=None if objective.revival is None else partial(_revive, objective, config),

@@ -8,12 +8,11 @@ import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
 from cluster.ranks import Ranks, round_to_tf32
-from nvg.errors import UserError
+from nvg.errors import NotFiniteError, UserError
 from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.launch import run_training
-from pipelines.train.step import NonFiniteLossError
 
 
 def losses(folder):
@@ -75,7 +74,7 @@ def test_bf16_products_train_fp32_weights(tmp_path):
 @pytest.mark.parametrize("engine", ["plain", "deepspeed"])
 def test_loss_that_is_not_finite_names_step_and_samples(tmp_path, engine):
     config = replace(tiny_config(tmp_path, engine=engine, checkpoint_every_steps=1), bad_image=7)
-    with pytest.raises(NonFiniteLossError, match=r"loss of step (\d+) is nan; sample ids .*\b7\b") as error:
+    with pytest.raises(NotFiniteError, match=r"loss of step (\d+) is nan; sample ids .*\b7\b") as error:
         run_training(config, build_task)
     step = int(str(error.value).split("step ")[1].split()[0])
     newest = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))[-1:]
