@@ -72,7 +72,9 @@ def load_config(
     """Build a config from the schema's defaults, a file, files of single sections and overrides, in that order.
 
     Args:
-        schema: Dataclass that describes the config; may nest dataclasses, lists and dicts.
+        schema: Dataclass that describes the config; may nest dataclasses, lists and dicts. One with a class method
+            `read_as` says itself by which schema given values are read. A table `UNREAD` names sections, with their
+            schemas, that a file may hold for another command: they must fit, and are left out.
         file: YAML file (also a name below `configs/`), or None for the defaults alone.
         overrides: Texts "key=value" with dotted keys; the value is read as YAML ("[1, 2]", "null", "1e-3").
         sections: Key of a section to the YAML file that fills it, e.g. {"sampling": "sampling/paper.yaml"}.
@@ -90,10 +92,15 @@ def load_config(
         or f"the defaults of {schema.__name__}"
     )
     try:
-        values = OmegaConf.merge(from_file, from_command_line)
+        values = typing.cast(DictConfig, OmegaConf.merge(from_file, from_command_line))
+        if hasattr(schema, "read_as"):
+            schema = typing.cast(Any, schema).read_as(values)
+        _leave_out(schema, values, origin)
         # One merge into the schema: frozen dataclasses make its nodes read-only, which merge lifts once.
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-    except (OmegaConfBaseException, TypeError) as error:
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, TypeError, UserError) as error:
         raise ConfigError(_explain(schema, error, from_file, from_command_line, origin)) from error
     try:
         config = OmegaConf.to_object(merged)
@@ -102,6 +109,27 @@ def load_config(
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{origin}: {error}") from error
     return typing.cast(T, config)
+
+
+def _leave_out(schema: type, values: DictConfig, origin: str) -> None:
+    """Take the sections out that a schema, or one nested in it, does not read."""
+    for name, other in getattr(schema, "UNREAD", {}).items():
+        if name in values:
+            section = values._get_node(name)
+            del values[name]
+            if isinstance(section, DictConfig) and not section._is_interpolation():
+                try:
+                    OmegaConf.merge(OmegaConf.structured(other), section)
+                except (OmegaConfBaseException, TypeError) as error:
+                    nothing = OmegaConf.create({})
+                    reason = _explain(other, error, section, nothing, f"{origin}, section {name}")
+                    raise ConfigError(reason) from error
+    for name, kind in typing.get_type_hints(schema).items():
+        inner = _without_none(kind)
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type) and name in values:
+            section = values._get_node(name)
+            if isinstance(section, DictConfig) and not section._is_interpolation():
+                _leave_out(inner, section, origin)
 
 
 def dump_config(config: object) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -86,7 +87,7 @@ class Faults:
             train_generator(replace(run, loop=replace(run.loop, engine="plain"), launch=LaunchConfig()))
             self.straight[kind] = losses(run)
 
-    def config(self, folder: Path, kind: str = "content") -> GeneratorRunConfig:
+    def config(self, folder: Path, kind: str = "content") -> Any:
         """Sixty small steps on two ranks, a checkpoint after every fifth."""
         config = record_config(self.records, folder, kind)
         return replace(
