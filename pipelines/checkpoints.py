@@ -30,7 +30,7 @@ PREFIX = "step-"
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` steps."""
+    """Folder name of the checkpoint after `step` steps."""
     return f"{PREFIX}{step:08d}"
 
 
@@ -53,7 +53,7 @@ def begin(checkpoints: Path, step: int) -> Path:
         step: steps done.
 
     Returns:
-        ``step-XXXXXXXX.tmp``, empty.
+        `step-XXXXXXXX.tmp`, empty.
     """
     checkpoints.mkdir(parents=True, exist_ok=True)
     for left_over in checkpoints.glob(f"{PREFIX}*.tmp"):
@@ -145,10 +145,10 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside:
     """The newest whole checkpoint.
 
     Args:
-        checkpoints: the run's checkpoints folder (may be missing). ``latest`` is not evidence: a kill
+        checkpoints: the run's checkpoints folder (may be missing). `latest` is not evidence: a kill
             between rename and its move leaves it one behind, so the folders themselves are judged.
         report: called with one line per damaged folder.
-        set_aside: rename the damaged ones to ``….damaged``, so that nobody takes them up again; for whoever holds the
+        set_aside: rename the damaged ones to `….damaged`, so that nobody takes them up again; for whoever holds the
             run's lock.
 
     Returns:
@@ -182,7 +182,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     """The checkpoint meant by a path.
 
     Args:
-        path: run folder, its ``checkpoints`` folder, or one checkpoint folder.
+        path: run folder, its `checkpoints` folder, or one checkpoint folder.
 
     Returns:
         The newest valid checkpoint folder (or the given one, when it is valid).

@@ -2,9 +2,8 @@
 
 Schedulers announce the end of a job with SIGTERM (Slurm also with SIGUSR1, where asked to) some seconds before they
 kill it. A rank that gets the signal tells the others; under Ray the driver gets it, and tells the ranks through the
-file ``stop`` in the run folder, which anybody may also make by hand.
-
-A rank that hangs is ended with its stack on disk, so that its launcher can start the job again.
+file `stop` in the run folder, which anybody may also make by hand. A rank that hangs is ended with its stack on disk,
+so that its launcher can start the job again.
 """
 
 from __future__ import annotations
@@ -32,13 +31,7 @@ class TrainingStopped(Exception):  # noqa: N818  nothing went wrong
 
 
 def stopped_text(name: str, step: int, num_steps: int, checkpoint: Path) -> str:
-    """What to tell about a training that ended early.
-
-    Args:
-        name: of the training.
-        step, num_steps: where it stands.
-        checkpoint: its newest.
-    """
+    """What to tell about a training that ended early, its newest checkpoint given."""
     return (
         f"{name}: stopped after step {step} of {num_steps}, as asked; {checkpoint} is whole. Start the same command "
         "again to go on"
@@ -84,11 +77,7 @@ class StopRequest:
 
 @contextmanager
 def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call a handler on SIGTERM and SIGUSR1 inside the block; outside the main thread nothing changes.
-
-    Args:
-        handler: as for ``signal.signal``.
-    """
+    """Call a handler on SIGTERM and SIGUSR1 inside the block; outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():  # a Ray worker: its driver gets the signal
         yield
         return
@@ -136,13 +125,7 @@ class Watchdog:
 
 @contextmanager
 def watchdog(run_folder: Path, rank: int, timeout_s: float | None) -> Iterator[Watchdog]:
-    """A watchdog of this rank, at rest again after the block; ``stacks-rank<N>.txt`` stays only if it was needed.
-
-    Args:
-        run_folder: where the stacks are written.
-        rank: this rank.
-        timeout_s: see :class:`Watchdog`.
-    """
+    """A watchdog of this rank, at rest again after the block; `stacks-rank<N>.txt` stays only if it was needed."""
     if timeout_s is None:
         yield Watchdog(None, None)
         return

@@ -57,9 +57,6 @@ def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
         UserError, TrainingStopped: see `train`; under Ray, a worker met it, or the cluster has too few resources.
     """
     if config.launch.launcher == "ray":
-        # The module of that name, under which workers look the function up, also where this one runs as a script.
-        from pipelines.train.launch import train_through_ray
-
         return train_through_ray(config, build_task)
     return run_on_this_rank(config, build_task, request_in(Path(config.run_folder)))
 
@@ -164,8 +161,6 @@ def _require_finished(config: RunConfig, newest: Path) -> Path:
 def _train_on_worker(given: dict[str, Any]) -> None:
     """Body of one Ray Train worker: one rank."""
     from ray import cloudpickle
-
-    from pipelines.train.launch import run_on_this_rank
 
     working_dir = Path(given["working_dir"])
     if working_dir.is_dir():  # Ray stands in a folder of its own; paths of the config are the driver's

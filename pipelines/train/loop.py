@@ -87,9 +87,11 @@ def train(task: TrainingTask, config: RunConfig, ranks: Ranks, *, left_over: int
     with ExitStack() as stack:
         stack.enter_context(run_lock(run_folder, ranks))
         stack.enter_context(on_stop_signals(stop.signalled))
-        dog = stack.enter_context(watchdog(run_folder, ranks.rank, config.loop.hang_timeout_s))
         stack.enter_context(advice_on_memory(task.kind))
-        return _Session(task, config, run_folder, ranks).run(stop, dog)
+        session = _Session(task, config, run_folder, ranks)
+        # Its file only now: while a rank of a refused start waits here, another training may write to the folder.
+        dog = stack.enter_context(watchdog(run_folder, ranks.rank, config.loop.hang_timeout_s))
+        return session.run(stop, dog)
 
 
 class _Session:

@@ -1,7 +1,4 @@
-"""What a rank tells about a training: rows of numbers, a bar or plain lines, pictures, further sinks.
-
-Where the time of a training goes, how fast it is and how much memory it takes.
-"""
+"""What a rank tells about a training: rows of numbers, a bar or lines, pictures, further sinks; times and memory."""
 
 from __future__ import annotations
 
@@ -37,16 +34,7 @@ def open_report(
     first_step: int,
     ranks: Ranks,
 ) -> TrainingReport | SilentReport:
-    """The report of this rank; the main rank's speaks.
-
-    Args:
-        run_folder: the run.
-        name: of the training.
-        config: length and sinks.
-        settings: shown on the run's page.
-        first_step: steps already done.
-        ranks: this rank.
-    """
+    """The report of this rank; the main rank's speaks. `settings` are shown on the run's page."""
     if not ranks.is_main:
         return SilentReport()
     loop = config.loop
@@ -113,11 +101,7 @@ class TrainingReport:
             self.progress.update(self.task, completed=step)
 
     def row(self, values: dict[str, Any]) -> None:
-        """Write one row of numbers; it has at least ``step``.
-
-        Args:
-            values: JSON values; a number that is not finite is written as null.
-        """
+        """Write one row of JSON values, `step` among them; a number that is not finite is written as null."""
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
@@ -128,13 +112,7 @@ class TrainingReport:
         self._show(clean)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Keep a picture of a step as ``<name>/step-….png`` in the run folder, and show it to the sinks.
-
-        Args:
-            name: of the series.
-            png: the file's bytes.
-            step: it belongs to.
-        """
+        """Keep a PNG file of a step as `<name>/step-….png` in the run folder, and show it to the sinks."""
         path = self.run_folder / name / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, png)
@@ -200,11 +178,7 @@ def averages(window: Sequence[dict[str, Tensor]], ranks: Ranks) -> dict[str, flo
 
 
 class TrainingClock:
-    """Seconds since the last row of metrics, by what they went to.
-
-    Args:
-        device: of this rank, for its memory.
-    """
+    """Seconds since the last row of metrics, by what they went to, and the most memory of a rank's device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -221,10 +195,7 @@ class TrainingClock:
             self.spans[name] = self.spans.get(name, 0.0) + time.perf_counter() - started
 
     def close(self, num_steps: int) -> dict[str, float]:
-        """Numbers of the window that ends now.
-
-        Args:
-            num_steps: steps in it.
+        """Numbers of the window of so many steps that ends now.
 
         Returns:
             step_s: seconds of a step with its wait for data; data_s: that wait; <name>_s: seconds of everything else in

@@ -16,11 +16,11 @@ from pipelines.train.state import flatten
 
 
 class Objective(Protocol):
-    """What the loop asks of an objective (an ``nn.Module``)."""
+    """What the loop asks of an objective (an `nn.Module`)."""
 
     @property
     def network(self) -> Any:
-        """The trained network (``nn.Module``)."""
+        """The trained network (`nn.Module`)."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Objective(Protocol):
         ...
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random tensors of one step, each with ``global_batch`` leading rows."""
+        """Random tensors of one step, each with `global_batch` leading rows."""
         ...
 
     def to(self, device: torch.device) -> Any:
@@ -50,7 +50,7 @@ class Adversary:
     """A second network that learns against the first, after it in every step.
 
     Attributes:
-        objective: module with ``network`` and a forward like the first one's.
+        objective: module with `network` and a forward like the first one's.
         optimizer: its own learning rate, decay and clipping; batch and length are those of the run.
         seen: what the first network has just made, added to the batch.
     """
@@ -79,7 +79,7 @@ class TrainingTask:
 
     Attributes:
         kind: "tokenizer", "content" or "structure": kind of the weights, and what the user is shown.
-        objective: module with ``network``, ``draw_noise`` and a forward that gives loss and named metrics.
+        objective: module with `network`, `draw_noise` and a forward that gives loss and named metrics.
         model_config: written beside the weights.
         batches: training data.
         loss_config: settings of the objective; compared when a run resumes.

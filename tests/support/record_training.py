@@ -53,7 +53,7 @@ def launch(
     num_ranks: int,
     module: str = "pipelines.train.generator",
 ) -> None:
-    """Train under the real ``deepspeed`` launcher, or with one rank as a plain process."""
+    """Train under the real `deepspeed` launcher, or with one rank as a plain process."""
     folder = Path(config.run_folder)
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(dump_config(config))

@@ -49,8 +49,8 @@ class TinyObjective(nn.Module):
 class TinyRunConfig(RunConfig):
     """Fields of a run config and ways to disturb it.
 
-    ``depth`` stands for an architecture, ``bad_image`` gives one sample a NaN, the steps in ``bad_gradients`` (counted
-    from 0) have a finite loss whose gradient is not; for ``fault`` see `FaultySource`.
+    `depth` stands for an architecture, `bad_image` gives one sample a NaN, the steps in `bad_gradients` (counted
+    from 0) have a finite loss whose gradient is not; for `fault` see `FaultySource`.
     """
 
     run_folder: str = "runs/tiny"

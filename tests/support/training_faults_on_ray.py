@@ -153,7 +153,7 @@ class Faults:
         return driver
 
     def start(self, config: object, name: Path, command: tuple[str, ...] = ONE) -> subprocess.Popen[bytes]:
-        """A driver of its own on the cluster; its configuration and log lie beside ``name``."""
+        """A driver of its own on the cluster; its configuration and log lie beside `name`."""
         name.parent.mkdir(parents=True, exist_ok=True)
         file = name.with_suffix(".yaml")
         file.write_text(dump_config(config))
@@ -201,7 +201,7 @@ def losses(config: GeneratorRunConfig) -> list[float]:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Fails with ``what`` after the time."""
+    """Fails with `what` after the time."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, f"{what} after {TIMEOUT_S:.0f} s"

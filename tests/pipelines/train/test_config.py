@@ -98,7 +98,7 @@ def test_impossible_settings_name_the_key(override):
 OLD_CONTENT = """
 kind: content
 content: {depth: 3}
-structure: {depth: 12, structure_rope: false, structure_input: noise}
+structure: {depth: 12, structure_input: noise}
 """
 
 
