@@ -1,7 +1,7 @@
 """Training: from a run's configuration to checkpoints; one loop for the tokenizer and both generators.
 
-One enters by `train_generator` (in generator), `train_tokenizer` (tokenizer) or `train_generators` (drivers). The rooms,
-in reading order:
+One enters by `train_generator` (in generator), `train_tokenizer` (tokenizer) or `train_generators` (drivers). The
+rooms, in reading order:
 
     config               what every run's configuration has
     generator            the two generators' configurations, objectives, data and first weights

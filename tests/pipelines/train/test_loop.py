@@ -122,6 +122,14 @@ def test_device_out_of_memory_names_what_can_be_changed(tmp_path, monkeypatch):
         assert knob in str(error.value)
 
 
+def test_plain_engine_among_ranks_is_refused_before_it_waits_for_them(tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # left over from a launcher
+    with pytest.raises(UserError, match=r"loop.engine=plain runs one rank, found 2; set loop.engine=deepspeed"):
+        run_training(tiny_config(tmp_path / "run"), build_task)
+    assert not (tmp_path / "run").exists()
+
+
 def test_offloaded_optimizer_gives_the_same_losses(tmp_path):
     run_training(tiny_config(tmp_path / "plain"), build_task)
     config = tiny_config(tmp_path / "offload", engine="deepspeed")
