@@ -37,6 +37,11 @@ class Module:
         return self.path.endswith("/__init__.py")
 
     @property
+    def docstring(self) -> str:
+        """The module's own."""
+        return ast.get_docstring(ast.parse(self.text)) or ""
+
+    @property
     def num_lines(self) -> int:
         """All lines."""
         return self.text.count("\n")
