@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -155,6 +156,22 @@ def test_a_plain_step_enters_few_files_of_pipelines(followed: dict[str, list[str
     between = {name.split(":")[0] for name in steps[marks[2] : marks[3]]}  # a whole step, batch and bookkeeping with it
     files = sorted(name for name in between if name.startswith("pipelines/"))
     assert 3 <= len(files) <= MOST_FILES_IN_A_STEP, files
+
+
+# What a process needs is what it imports: every rank, actor and command pays for it at its start.
+LIGHT = {
+    "pipelines.cli.main": {"torch", "numpy"},
+    "pipelines.train.generator": {"eval", "matplotlib", "ray", "streaming", "transformers"},
+    "pipelines.precompute.unit": {"matplotlib", "ray", "streaming", "transformers"},
+    "eval.pool.jobs": {"matplotlib", "ray", "torchmetrics", "transformers"},
+}
+
+
+@pytest.mark.parametrize("entry", LIGHT)
+def test_an_entry_imports_nothing_that_is_for_others(entry: str) -> None:
+    program = f"import sys, {entry}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert LIGHT[entry] & set(done.stdout.split()) == set()
 
 
 @pytest.mark.parametrize("what", BARS)
