@@ -1,4 +1,4 @@
-"""Two warm ranks for the whole test session: started once by the real deepspeed launcher, they run function after function.
+"""Two warm ranks for the whole test session: the real deepspeed launcher starts them once, functions follow.
 
 As a program it is one of these ranks. What is launched, killed or signalled itself starts a launcher of its own.
 """
