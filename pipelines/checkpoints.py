@@ -13,7 +13,6 @@ trusted as our own, unchanged.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import sync_path, write_atomically
+from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 
 MARKER = "COMPLETE"
@@ -38,11 +38,6 @@ def step_of(folder: Path) -> int | None:
     """Step in a checkpoint folder's name; None for temporary and set-aside ones."""
     digits = folder.name.removeprefix(PREFIX)
     return int(digits) if folder.name.startswith(PREFIX) and digits.isdigit() else None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def begin(checkpoints: Path, step: int) -> Path:
@@ -83,7 +78,7 @@ def commit(temporary: Path) -> Path:
             sync_path(path)
             files[path.relative_to(temporary).as_posix()] = {
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": file_hash(path),
             }
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
         sync_path(folder)
@@ -127,7 +122,7 @@ def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             return f"{name} has {size} bytes, expected {expected['bytes']}"
-        if hashes and _sha256(path) != expected["sha256"]:
+        if hashes and file_hash(path) != expected["sha256"]:
             return f"{name} has another sha256 than at saving"
     return None
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.files import sync_path, write_atomically
-from nvg.checkpoints import save_weights
+from nvg.checkpoints import file_hash, save_weights
 from nvg.checkpoints.networks import read_network
 from nvg.checkpoints.release_files import read_release_file
 from nvg.checkpoints.release_networks import (
@@ -175,13 +174,11 @@ def _write(source: _Source, output: Path) -> None:
 
 def _card(source: _Source) -> dict[str, Any]:
     """What is known about where the weights come from."""
-    with source.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "licence": LICENCE_NOTICE,
         "file": source.path.name,
         "bytes": source.path.stat().st_size,
-        "sha256": digest,
+        "sha256": file_hash(source.path),
         "weights": source.weights,
         "ignored": source.ignored,
         "rope_ids_dtype": source.rope_ids_dtype,
