@@ -176,3 +176,15 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def plan_precompute(config: PrecomputeConfig) -> list[str]:
+    """The steps, for a dry run: one line each."""
+    source = config.source
+    return [
+        f"join or start Ray ({config.session.address})",
+        f"open the {source.kind} source {source.path or ''}".rstrip(),
+        f"encode {source.num_views} view(s) per image with {config.tokenizer} on {config.num_actors} actor(s), "
+        f"{config.images_per_unit} images per unit, batches of {config.batch_size}",
+        f"merge the parts and write the manifest in {config.output}",
+    ]
