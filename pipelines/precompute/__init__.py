@@ -1,10 +1,12 @@
-"""Images to visual granularity records. One enters by `job.precompute` and `verify.verify_records`.
+"""Images become visual granularity records: enter by `job.precompute`.
 
-config     the typed description of a job
-plan       what a job will do, decided before it starts, and where each piece goes on disk
-unit       one unit of images, encoded and committed by an actor
-beside     what is stored beside the records for the alignment with DINOv2
-job        the driver: the units on Ray actors, what is seen of it, and then the merge
-merge      the finished units joined to one data set
-verify     whether a data set is whole
+In reading order:
+
+    config   the settings of the job: `PrecomputeConfig`
+    plan     what will be done, decided before it starts: units of images, and where each piece goes (`make_plan`)
+    job      the driver: opens the source, hands units to actors, merges (`precompute`; `plan_precompute` for a dry run)
+    unit     one unit on an actor: read, encode, cluster, write, commit (`encode_unit`)
+    beside   what is stored beside a record for the alignment with DINOv2 (`open_repa_stream`)
+    merge    the finished units become one data set (`merge_parts`)
+    verify   `nvg verify`: whether a data set is whole, byte for byte (`verify_records`)
 """

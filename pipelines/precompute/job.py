@@ -236,3 +236,15 @@ def _require_storable(source: ImageSource, tokenizer: Tokenizer) -> None:
             raise UserError(
                 f"found {number} {name}, expected at most {MAX_UINT16_VALUES}: a record has two bytes for it"
             )
+
+
+def plan_precompute(config: PrecomputeConfig) -> list[str]:
+    """The steps, for a dry run: one line each."""
+    source = config.source
+    return [
+        f"join or start Ray ({config.session.address})",
+        f"open the {source.kind} source {source.path or ''}".rstrip(),
+        f"encode {source.num_views} view(s) per image with {config.tokenizer} on {config.num_actors} actor(s), "
+        f"{config.images_per_unit} images per unit, batches of {config.batch_size}",
+        f"merge the parts and write the manifest in {config.output}",
+    ]
