@@ -1,21 +1,23 @@
-"""Training: from a run's configuration to checkpoints; one loop for the tokenizer and both generators.
+"""One training loop for the tokenizer and both generators, one process or many ranks: enter by `launch.run_training`.
 
-One enters by `train_generator` (in generator), `train_tokenizer` (tokenizer) or `train_generators` (drivers). The
-rooms, in reading order:
+In reading order:
 
-    config               what every run's configuration has
-    generator            the two generators' configurations, objectives, data and first weights
-    tokenizer            the tokenizer's
-    task                 what the loop is given: objective, data and what belongs to them
-    launch               from a configuration to the loop: in this process or through Ray Train
-    loop                 when to step, log, validate, draw, save and stop
-    step                 one training step
-    engine               forward, backward, update: plain, DeepSpeed without ZeRO, DeepSpeed with it
-    deepspeed_settings   DeepSpeed's dictionary
-    saving, state        checkpoints of all ranks, going on from them; what must be equal for that
-    interrupt            ending early and in order, and ranks that hang
-    report, sinks        rows of numbers, bars, pictures and where they go; where the time goes
-    samples              pictures of a generator's samples (loads eval)
-    costs, plan          parameters, operations, memory and hours; the lines of --dry-run
-    drivers              trainings in processes of their own: both generators at once, the ablation's queue
+    config              the settings that all runs share
+    task                what the loop is given: an objective with its data
+    tokenizer           the tokenizer's run and objective (`train_tokenizer`)
+    generator           a generator's run and objective (`train_generator`)
+    launch              from a run to a trained folder, on this rank or through Ray Train (`run_training`)
+    loop                when to log, validate, draw, save and stop (`train`)
+    step                one step: noise, forward, backward and update of every network that learns in it
+    engine              the three engines below a step: a plain one, DeepSpeed without ZeRO and with it
+    deepspeed_settings  the dictionary DeepSpeed is given
+    state               `trainer.json`: where a training stands, and what must be equal for it to go on
+    saving              checkpoints of all ranks, and the way back from them
+    interrupt           ending early and in order: signals, the file `stop`, the watchdog
+    report              what a rank tells: rows of numbers, a bar, pictures
+    sinks               places besides metrics.jsonl: Weights & Biases, TensorBoard
+    samples             samples of a generator in training (loads eval)
+    costs               parameters, operations, memory, hours
+    plan                the lines of a dry run (`plan_training`, `plan_generators`)
+    drivers             trainings in processes of their own: a pair, a queue (`train_generators`, `train_queue`)
 """

@@ -13,27 +13,27 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cluster.files import write_atomically
 from cluster.process import stop_process
+from cluster.progress import ProgressBars
 from cluster.session import SessionConfig, cluster_session
 from eval.pages.page import time_text
 from nvg.errors import UserError
 from pipelines.checkpoints import checkpoint_name, find_damage, resolve_checkpoint
 from pipelines.configuration import dump_config, load_config
+from pipelines.entry import EXIT_STOPPED, TrainingStopped
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import LaunchConfig, RunConfig
 from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun
-from pipelines.train.interrupt import EXIT_STOPPED, TrainingStopped, on_stop_signals
+from pipelines.train.interrupt import on_stop_signals
 from pipelines.train.launch import python_path, worker_resources
 from pipelines.train.loop import CHECKPOINTS_FOLDER
 
@@ -42,7 +42,7 @@ DRIVER_CONFIG_FILE = "driver.yaml"
 STOP_TIMEOUT_S = 120.0  # enough for a checkpoint
 NUM_LOG_LINES = 20
 POLL_S = 0.5
-LINE_EVERY_S = 20.0
+ALL = "trainings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,64 +206,44 @@ def _failure_text(name: str, run: RunConfig, code: int) -> str:
 
 
 class _Display:
-    """A bar for each training that runs and one for all; where there is no terminal a line once something has changed.
-
-    What it shows comes from the runs' metrics.jsonl. How long the rest takes follows from the speed of each kind.
-    """
+    """A bar for each training where all run at once, else one for all of them; fed by the runs' metrics.jsonl."""
 
     def __init__(self, runs: Mapping[str, RunConfig], waiting: list[str], num_parallel: int, console: Console) -> None:
-        self.runs, self.num_parallel = runs, num_parallel
-        self.steps = {name: 0 if name in waiting else run.optimizer.num_steps for name, run in runs.items()}
+        self.runs, self.num_parallel, self.console = runs, num_parallel, console
+        totals = {name: run.optimizer.num_steps for name, run in runs.items()}
+        self.steps = {name: 0 if name in waiting else total for name, total in totals.items()}
         self.status = dict.fromkeys(runs, "")
         self.step_s: dict[str, float] = {}
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps  {task.fields[status]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.total = sum(run.optimizer.num_steps for run in runs.values())
-        self.bar = self.progress.add_task("trainings", total=self.total, status="")
-        self.bars = {
-            name: self.progress.add_task(name, total=run.optimizer.num_steps, status="", visible=False)
-            for name, run in runs.items()
-        }
         for name in runs:
             self._read(name)
-        self.last_line, self.last_line_at = "", -LINE_EVERY_S
+        self.apart = len(runs) <= num_parallel
+        done = self.steps if self.apart else {ALL: sum(self.steps.values())}
+        self.bars = ProgressBars(
+            totals if self.apart else {ALL: sum(totals.values())}, completed=done, unit="steps", console=console
+        )
 
     def __enter__(self) -> _Display:
-        self.progress.start()
+        self.bars.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+    def __exit__(self, *given: object) -> None:
+        self.bars.__exit__(*given)
 
-    def finished(self, name: str) -> None:
-        """A training has ended well."""
-        self._read(name)
-        self.steps[name] = self.runs[name].optimizer.num_steps
-        self.progress.update(self.bars[name], visible=False)
-        if self.progress.disable:
-            _say(f"{name} finished")
-
-    def update(self, running: list[str]) -> None:
+    def update(self, running: Iterable[str]) -> None:
         """Read how far the running ones are and show it."""
         for name in running:
             self._read(name)
-            self.progress.update(self.bars[name], visible=True, completed=self.steps[name], status=self.status[name])
-        done, remaining = sum(self.steps.values()), self._remaining()
-        self.progress.update(self.bar, completed=done, status=remaining)
-        texts = [
-            f"{name} {self.steps[name]}/{self.runs[name].optimizer.num_steps} {self.status[name]}" for name in running
-        ]
-        line = " | ".join([*texts, f"all {done}/{self.total} steps, {remaining}"])
-        is_due = time.monotonic() - self.last_line_at >= LINE_EVERY_S
-        if self.progress.disable and running and line != self.last_line and is_due:
-            self.last_line, self.last_line_at = line, time.monotonic()
-            _say(line)
+            if self.apart:
+                self.bars.update(name, self.steps[name], self.status[name])
+        if not self.apart:
+            self.bars.update(ALL, sum(self.steps.values()), f"{self._remaining()}  {', '.join(running)}")
+
+    def finished(self, name: str) -> None:
+        """A training has ended well."""
+        self.update([name])
+        self.steps[name] = self.runs[name].optimizer.num_steps
+        if not self.console.is_terminal:
+            sys.stderr.write(f"{name} finished\n")
 
     def _read(self, name: str) -> None:
         run = self.runs[name]
@@ -302,8 +282,3 @@ def _waits_for(launch: LaunchConfig) -> str:
 
 def _kind(run: RunConfig) -> str:
     return run.kind if isinstance(run, GeneratorRunConfig) else "tokenizer"
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 STOP_FILE = "stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_STOPPED = 128 + signal.SIGTERM
 POLL_S = 1.0
-
-
-class TrainingStopped(Exception):  # noqa: N818  nothing went wrong
-    """A training ended early because it was asked to; its checkpoint is whole."""
 
 
 def stopped_text(name: str, step: int, num_steps: int, checkpoint: Path) -> str:

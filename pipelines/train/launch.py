@@ -7,10 +7,8 @@ resumes from the newest valid checkpoint by itself, exactly as after a start by 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,19 +18,12 @@ import torch
 
 import nvg
 from cluster.ranks import Ranks, leave_process_group
-from cluster.session import ClusterError, SessionConfig, cluster_session
+from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpoints import resolve_checkpoint
-from pipelines.configuration import load_config
+from pipelines.entry import EXIT_STOPPED, TrainingStopped, program
 from pipelines.train.config import LaunchConfig, RunConfig
-from pipelines.train.interrupt import (
-    EXIT_STOPPED,
-    TrainingStopped,
-    ask_to_stop,
-    on_stop_signals,
-    request_in,
-    stopped_text,
-)
+from pipelines.train.interrupt import ask_to_stop, on_stop_signals, request_in, stopped_text
 from pipelines.train.loop import train
 from pipelines.train.state import TrainerState
 from pipelines.train.task import TrainingTask
@@ -85,26 +76,10 @@ Schema = TypeVar("Schema")
 def command(
     schema: type[Schema], run: Callable[[Schema], object], description: str, arguments: Sequence[str] | None
 ) -> int:
-    """Command line of a training module: `--config FILE key=value …` under any launcher.
-
-    Returns:
-        Exit code: 0, 2 after a message for the user, 143 where a signal or the file `stop` ended the training.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", default=None, help="YAML file; without it the defaults")
-    parser.add_argument("--local_rank", type=int, default=None, help="given by the deepspeed launcher; unused")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
-    given = parser.parse_args(arguments)
-    code = 0
-    try:
-        run(load_config(schema, given.config, given.overrides))
-    except (UserError, ClusterError) as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        return 2
-    except TrainingStopped as stopped:
-        sys.stderr.write(f"\n{stopped}\n")
-        code = EXIT_STOPPED
-    leave_process_group()
+    """Command line of a training module under any launcher; returns the exit code, see `pipelines.entry`."""
+    code = program(schema, run, arguments, description=description)
+    if code in (0, EXIT_STOPPED):
+        leave_process_group()
     return code
 
 

@@ -17,19 +17,12 @@ from torch import Tensor
 
 from cluster.ranks import Ranks, round_to_tf32
 from pipelines.batches.order import BatchSource
+from pipelines.entry import TrainingStopped
 from pipelines.run_folder import run_lock, write_provenance
 from pipelines.train.config import RunConfig
 from pipelines.train.costs import Speed
 from pipelines.train.engine import advice_on_memory
-from pipelines.train.interrupt import (
-    STOP_FILE,
-    StopRequest,
-    TrainingStopped,
-    Watchdog,
-    on_stop_signals,
-    stopped_text,
-    watchdog,
-)
+from pipelines.train.interrupt import STOP_FILE, StopRequest, Watchdog, on_stop_signals, stopped_text, watchdog
 from pipelines.train.report import DATA, TrainingClock, averages, open_report
 from pipelines.train.saving import NoSpaceError, find_resumable, load_checkpoint, save_checkpoint
 from pipelines.train.state import TrainerState, flatten

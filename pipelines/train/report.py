@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from cluster.files import write_atomically
+from cluster.progress import ProgressBars
 from cluster.ranks import Ranks
 from pipelines.run_folder import METRICS_FILE, trim_metrics
 from pipelines.train.config import RunConfig
@@ -69,36 +68,24 @@ class TrainingReport:
         self.name, self.num_steps, self.first_step = name, num_steps, first_step
         trim_metrics(run_folder, first_step)
         self.file = open(run_folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115 (closed in __exit__)
-        self.console = Console(stderr=True)
-        self.progress: Progress | None = None
+        self.bars = ProgressBars({name: num_steps}, completed={name: first_step}, unit="steps")
+        self.status = ""
         self.sinks, self.run_folder = sinks, run_folder
         self.started = time.monotonic()
 
     def __enter__(self) -> TrainingReport:
-        if self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.progress.start()
-            self.task = self.progress.add_task(self.name, total=self.num_steps, completed=self.first_step, status="")
+        self.bars.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+    def __exit__(self, *given: object) -> None:
+        self.bars.__exit__(*given)
         self.file.close()
         for sink in self.sinks:
             sink.close()
 
     def advance(self, step: int) -> None:
         """Move the bar (cheap, every step)."""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=step)
+        self.bars.update(self.name, step, self.status)
 
     def row(self, values: dict[str, Any]) -> None:
         """Write one row of JSON values, `step` among them; a number that is not finite is written as null."""
@@ -119,21 +106,14 @@ class TrainingReport:
         for sink in self.sinks:
             sink.picture(name, path, step)
 
-    def say(self, message: str) -> None:
-        """One line for the user where no bar is shown."""
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
-
     def _show(self, row: dict[str, Any]) -> None:
-        status = f"loss {row['loss']:.4f}" if row.get("loss") is not None else ""
+        self.status = f"loss {row['loss']:.4f}" if row.get("loss") is not None else ""
         if row.get("images_per_s"):
-            status += f"  {row['images_per_s']:.0f} images/s"
-        if self.progress is not None:
-            self.progress.update(self.task, completed=row["step"], status=status)
-            return
-        done = row["step"] - self.first_step
-        left = (time.monotonic() - self.started) / max(done, 1) * (self.num_steps - row["step"])
-        self.say(f"{self.name}: step {row['step']}/{self.num_steps}  {status}  {left:.0f} s left")
+            self.status += f"  {row['images_per_s']:.0f} images/s"
+        if not sys.stderr.isatty():  # the bar of a terminal tells it itself
+            left = (time.monotonic() - self.started) / max(row["step"] - self.first_step, 1)
+            self.status += f"  {left * (self.num_steps - row['step']):.0f} s left"
+        self.advance(row["step"])
 
 
 class SilentReport:

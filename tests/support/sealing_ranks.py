@@ -21,19 +21,19 @@ from pipelines.train.launch import run_training
 
 def main(folder: Path, zero_stage: Any) -> None:
     notes: dict[str, list[str]] = {"written": [], "hashed": []}
-    save, sha256 = torch.save, checkpoints._sha256
+    save, file_hash = torch.save, checkpoints.file_hash
 
     def noting_save(state: Any, path: str, **options: Any) -> None:
         notes["written"].append(Path(path).name)
         save(state, path, **options)
 
-    def noting_sha256(path: Path) -> str:
+    def noting_hash(path: Path) -> str:
         notes["hashed"].append(path.name)
-        return sha256(path)
+        return file_hash(path)
 
     config = tiny_config(folder, engine="deepspeed", checkpoint_every_steps=12)
     config = replace(config, deepspeed=DeepSpeedConfig(zero_stage=zero_stage))
-    with mock.patch.object(torch, "save", noting_save), mock.patch.object(checkpoints, "_sha256", noting_sha256):
+    with mock.patch.object(torch, "save", noting_save), mock.patch.object(checkpoints, "file_hash", noting_hash):
         run_training(config, build_task)
     (folder / f"rank{Ranks.read().rank}.json").write_text(json.dumps(notes))
 

@@ -30,6 +30,7 @@ from tiny_networks import save_tokenizer
 from cluster.session import SessionConfig, cluster_session
 from pipelines.checkpoints import resolve_checkpoint
 from pipelines.configuration import dump_config
+from pipelines.entry import EXIT_STOPPED
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
@@ -37,7 +38,6 @@ from pipelines.sources import SourceConfig
 from pipelines.train.config import LaunchConfig
 from pipelines.train.drivers import PairRunConfig
 from pipelines.train.generator import GeneratorRunConfig, train_generator
-from pipelines.train.interrupt import EXIT_STOPPED
 from pipelines.train.state import TrainerState
 
 KINDS = ("content", "structure")

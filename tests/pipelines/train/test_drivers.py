@@ -28,19 +28,33 @@ def log(run, step, folder):
         file.write(json.dumps(row) + "\n")
 
 
-def test_a_line_is_written_only_when_something_changed(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(drivers, "LINE_EVERY_S", 0.0)
-    with drivers._Display(runs, list(runs), 2, Console(file=io.StringIO())) as display:
+def shown(runs, tmp_path, capsys, *, num_parallel):
+    """Lines of two steps told of the first training, and of its end."""
+    with drivers._Display(runs, list(runs), num_parallel, Console(file=io.StringIO())) as display:
+        display.bars._every_s = 0.0
         for step in (None, None, 2, None, None):
             if step is not None:
                 log("content", step, tmp_path)
             display.update(list(runs))
         display.finished("content")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
-    assert "content 0/10 starting | structure 0/10 starting" in lines[0]
-    assert "content 2/10 loss 1.0000  20 images/s | structure 0/10 starting | all 2/20 steps" in lines[1]
-    assert lines[2] == "content finished"
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_line_is_written_only_when_something_changed(runs, tmp_path, capsys):
+    lines = shown(runs, tmp_path, capsys, num_parallel=2)
+    assert lines == [
+        "content 0/10 steps starting | structure 0/10 steps",
+        "content 0/10 steps starting | structure 0/10 steps starting",
+        "content 2/10 steps loss 1.0000  20 images/s | structure 0/10 steps starting",
+        "content finished",
+    ]
+
+
+def test_more_trainings_than_run_at_once_are_one_bar(runs, tmp_path, capsys):
+    lines = shown(runs, tmp_path, capsys, num_parallel=1)
+    assert lines[0] == "trainings 0/20 steps time left not known yet  content, structure"
+    assert lines[1].startswith("trainings 2/20 steps")
+    assert lines[2:] == ["trainings 2/20 steps time left not known yet  content", "content finished"]
 
 
 def test_finished_means_the_last_checkpoint_of_the_same_settings_however_they_were_written(runs, tmp_path):

@@ -12,9 +12,10 @@ from tiny_training import build_task, tiny_config
 
 from cluster.ranks import Ranks
 from nvg.errors import UserError
+from pipelines.entry import EXIT_STOPPED, TrainingStopped
 from pipelines.run_folder import read_metrics, run_lock
 from pipelines.train import interrupt
-from pipelines.train.interrupt import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
+from pipelines.train.interrupt import STOP_FILE, StopRequest, ask_to_stop
 from pipelines.train.launch import run_training
 
 SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
