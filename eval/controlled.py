@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool.samplers import GeneratorSampler
 from eval.scores.adherence import Adherence, encode_images, measure, split_agreement
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.sampling import Given, SampledSequence
 
 BATCH_SIZE = 250

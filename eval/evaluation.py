@@ -17,20 +17,20 @@ from eval.evaluation_config import Evaluation, EvaluationConfig, EvaluationData,
 from eval.features.extractors import (
     ExtractorConfig,
     ExtractorSpec,
-    Features,
     build_extractor,
     extract,
     given_extractor,
     trained_extractor,
 )
+from eval.image_sets import Features
 from eval.pictures.paintings import paint_images, paint_samples
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool.jobs import SamplePool, run_pool
 from eval.pool.samplers import GeneratorSpec
 from eval.results import protocol, threads, timed, write_results
 from eval.scores.judge import Judge, class_accuracy, train_judge
 from eval.scores.metrics import distance_to_training, peak_signal_to_noise, score_features
 from nvg.checkpoints import load_network
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1

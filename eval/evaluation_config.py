@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from eval.features.extractors import ExtractorConfig
+from eval.image_sets import check_labels
 from eval.pictures.paintings import Painting
-from eval.pixels import ImageArray, check_images, check_labels
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.scores.judge import JudgeConfig
 from eval.scores.manifold import NEIGHBOURHOOD
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 from nvg.sampling import SamplingConfig
 
 LEAST_IMAGES = NEIGHBOURHOOD + 1

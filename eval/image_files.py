@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from eval.pixels import ImageArray, check_images
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
 IMAGES_KEY = "arr_0"
 SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")

@@ -22,7 +22,6 @@ from eval.features.extractors import ExtractorConfig, ExtractorSpec, layers_of
 from eval.image_files import ImageReader
 from eval.pictures.paintings import paint_tokenized
 from eval.pictures.sheets import tokenizer_sheet
-from eval.pixels import ROUNDINGS
 from eval.pool.jobs import ReconstructionJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.results import threads, timed, write_results
@@ -32,6 +31,7 @@ from eval.scores.reconstruction import check_lpips
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
+from nvg.pixels import ROUNDINGS
 from nvg.tokenizer import Tokenizer
 from nvg.training.codebook_watch import CodebookWatch
 

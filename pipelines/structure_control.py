@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_model_range
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
+from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling import Given, check_given_structure, give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.sources import BadImage, SourceConfig

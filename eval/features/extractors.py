@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ from eval.features.small_network import (
     train_feature_network,
 )
 from eval.image_files import file_hash
-from eval.pixels import ImageArray, check_images
+from eval.image_sets import Features
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
 SMALL_IMAGE = "nvg-small-image"
 KINDS = (INCEPTION, SMALL_IMAGE)
@@ -153,14 +154,6 @@ class ExtractorSpec:
             f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
             "run; set extractor_path to one, or leave it empty to train the network anew (seconds)."
         )
-
-
-class Features(NamedTuple):
-    """What one extractor says about N images."""
-
-    features_NF: NDArray[np.float32]
-    logits_NV: NDArray[np.float32]
-    spatial_NG: NDArray[np.float32] | None = None
 
 
 def register_extractors() -> None:

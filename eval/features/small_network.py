@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from eval.pixels import ImageArray, check_images, check_labels
+from eval.image_sets import check_labels
 from nvg.checkpoints import load_weights, save_weights
+from nvg.pixels import ImageArray, check_images, scale_levels
 
 KIND = "feature-extractor"
 WEIGHTS_NAME = "model"
@@ -113,7 +114,7 @@ class FeatureNetwork(nn.Module):
         Returns:
             float32 tensor (B, image_channels, image_size, image_size) in [-1, 1].
         """
-        images = images_BCHW.to(torch.float32) / 127.5 - 1
+        images = scale_levels(images_BCHW)
         if images.shape[1] != self.config.image_channels:
             mean = images.mean(dim=1, keepdim=True)
             images = mean if self.config.image_channels == 1 else mean.expand(-1, 3, -1, -1)

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eval.pixels import ImageArray
+from nvg.pixels import ImageArray
 
 DPI = 200
 CSS_PIXELS_PER_INCH = 96

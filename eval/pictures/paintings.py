@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from nvg.checkpoints import load_network
 from nvg.granularity import StageLayout, stage_map
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.sampling import SampledSequence
 from nvg.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def paint_sequences(
         tokenizer: in evaluation mode.
         drawn: the samples.
         labels_B: their classes.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
         count: how many, from the front; there may be fewer.
 
     Returns:
@@ -109,7 +109,7 @@ def paint_records(tokenizer: Tokenizer, batch: dict[str, NDArray[np.int64]], rou
     Args:
         tokenizer: the one that wrote the records, in evaluation mode.
         batch: from `RecordDataset.batch`.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
 
     Returns:
         One painting per record.
@@ -132,7 +132,7 @@ def paint_tokenized(
         tokenizer: in evaluation mode.
         images_BHWC: uint8 images.
         labels_B: their classes.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
 
     Returns:
         One painting per image, its original beside it.

@@ -33,8 +33,8 @@ from eval.pictures.drawing import (
     to_rgb,
 )
 from eval.pictures.paintings import Painting
-from eval.pixels import ImageArray, check_images
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
 ERROR_SCALE = 4  # white is a difference of 64 grey levels or more
 MOST_CLASSES_SHOWN = 12

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from eval.pixels import ROUNDINGS, ImageArray, to_uint8
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.granularity import spatial_structure
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.pixels import ROUNDINGS, ImageArray, to_uint8
 from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -73,7 +73,7 @@ class GeneratorSpec:
         num_classes: classes the generators know.
         sampling: guidance, top-p, flow steps.
         seed: seed of all samples.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
         precision: `fp32`, or `bf16` for the matrix products of the generators' blocks; all else stays float32.
     """
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_model_range
 from nvg.granularity import StageLayout, cluster_halves, cluster_latents, cluster_mean, stage_map
+from nvg.pixels import ImageArray, to_model_range
 from nvg.tokenizer import Tokenizer
 
 

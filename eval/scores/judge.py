@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.svm import SVC
 
-from eval.pixels import ImageArray, check_images, check_labels
+from eval.image_sets import check_labels
+from nvg.pixels import ImageArray, check_images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-from eval.pixels import ImageArray, check_images
 from eval.scores.frechet import frechet, gather
 from eval.scores.manifold import NEIGHBOURHOOD, manifold_hits, share_spread
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
 FloatArray = NDArray[np.float32]
 

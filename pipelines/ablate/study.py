@@ -25,13 +25,13 @@ from cluster.session import cluster_session
 from eval.evaluation import prepare_extractor, reconstruct
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.features.extractors import build_extractor, extract
-from eval.pixels import ImageArray
 from eval.pool.jobs import run_pool
 from eval.pool.samplers import GeneratorSpec
 from eval.scores.judge import class_accuracy, train_judge
 from eval.scores.metrics import frechet_distance
 from nvg.checkpoints import load_network, weights_hash
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.pixels import ImageArray
 from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Dequantizer

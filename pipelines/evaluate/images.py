@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.evaluation_config import EvaluationData
-from eval.pixels import ImageArray
+from nvg.pixels import ImageArray
 from pipelines.sources import (
     BadImage,
     ImageSource,

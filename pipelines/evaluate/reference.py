@@ -13,13 +13,13 @@ from rich.console import Console
 
 from cluster.session import SessionConfig, cluster_session
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, given_extractor, trained_extractor
-from eval.pixels import ImageArray
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.reference import FEATURES, SPATIAL, select_rows, write_reference
 from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
 from nvg.errors import UserError
+from nvg.pixels import ImageArray
 from pipelines.evaluate.images import SourceImages
 from pipelines.sources import ImageSource, SkippedInput, SourceConfig, check_bad_inputs, load_images, open_source
 

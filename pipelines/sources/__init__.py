@@ -9,7 +9,6 @@ from pipelines.sources.source import (
     SkippedInput,
     check_bad_inputs,
     load_images,
-    to_model_range,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "check_bad_inputs",
     "load_images",
     "open_source",
-    "to_model_range",
 ]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from eval.pixels import to_model_range, to_uint8
 from eval.scores.judge import JudgeConfig, class_accuracy, train_judge
 
 
@@ -59,21 +57,3 @@ def test_bad_inputs_are_named(digits, judge) -> None:
         judge.read(np.zeros((2, 16, 16, 1), np.float32))
     with pytest.raises(ValueError, match="shift"):
         JudgeConfig(shift=0.5)
-
-
-def test_rounding_conventions() -> None:
-    levels = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).reshape(1, 1, 1, 6)
-    assert to_uint8(levels, "release").reshape(-1).tolist() == [0, 0, 127, 254, 255, 255]
-    assert to_uint8(levels, "round").reshape(-1).tolist() == [0, 0, 128, 255, 255, 255]
-
-
-def test_bytes_survive_the_round_trip() -> None:
-    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    assert (to_uint8(to_model_range(every), "round") == every).all()
-
-
-def test_images_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        to_uint8(torch.full((1, 1, 2, 2), float("nan")))
-    with pytest.raises(ValueError, match="rounding"):
-        to_uint8(torch.zeros(1, 1, 2, 2), "floor")
