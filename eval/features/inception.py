@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from nvg.errors import UserError
 
-INCEPTION = "inception-v3-compat"
+INCEPTION: Final = "inception-v3-compat"
 POOL_LAYER, LOGIT_LAYER = "2048", "logits_unbiased"
 NUM_POOL_FEATURES = 2048
 SPATIAL_SIDE, SPATIAL_CHANNELS = 17, 7
@@ -63,10 +63,7 @@ class InceptionExtractor(FeatureExtractorInceptionV3):
 
 
 def load_inception(path: Path) -> InceptionExtractor:
-    """Build the network from its file, without running anything pickled in it.
-
-    Args:
-        path: torch-fidelity's weight file.
+    """Build the network from torch-fidelity's weight file, without running anything pickled in it.
 
     Returns:
         The extractor in evaluation mode.

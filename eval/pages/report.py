@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import write_atomically
-from eval.evaluation_config import EvaluationMaterial
+from eval.evaluation import EvaluationMaterial
 from eval.pages import page
 from eval.pages.page import ROW_NAMES, score_rows, time_text
 from eval.pictures.plots import loss_curves, usage_bars
@@ -156,18 +156,12 @@ def _comparison_section(content: ReportContent) -> str:
         "Real and generated",
         "Rows are classes. Look for variety within a row, not only for legibility.",
         page.figure(
-            real_beside_generated(
-                material.held_out,
-                material.held_out_labels,
-                material.generated,
-                material.generated_labels,
-                material.class_names,
-            ),
+            real_beside_generated(material.held_out, material.generated, material.class_names),
             "Real images on the left, generated ones on the right, one row per class",
             "The first images of each class, not chosen. Neither tokenizer nor generators have seen the real ones.",
         ),
         page.figure(
-            sample_grid(material.generated, material.generated_labels, material.class_names, per_class=20),
+            sample_grid(material.generated, material.class_names, per_class=20),
             "More generated images, one row per class",
             "More samples, also in the order in which they were drawn.",
             least_width=520,
@@ -183,7 +177,7 @@ def _nearest_section(content: ReportContent) -> str:
         "Not copied",
         "If the generators had only learned the training images by heart, every sample would have a twin among them.",
         page.figure(
-            nearest_sheet(material.generated, material.nearest, material.nearest_distance),
+            nearest_sheet(material.generated.images, material.nearest, material.nearest_distance),
             "Generated images, each above the training image nearest to it",
             "The first 16 samples above the nearest view of a training image, with their distance in grey levels "
             f"(root mean square over pixels). {share:.1%} of all samples lie nearer to one than 95% of real held-out "
@@ -199,7 +193,7 @@ def _tokenizer_section(content: ReportContent) -> str:
     quality = content.results["scores"]["reconstructions"]
     figures = [
         page.figure(
-            reconstruction_sheet(material.held_out, material.reconstructions),
+            reconstruction_sheet(material.held_out.images, material.reconstructions),
             "Held-out images, their reconstructions and the error",
             f"Held-out images through the tokenizer and back: {quality['psnr_db']:.1f} dB on average. In the "
             "error "

@@ -25,8 +25,7 @@ PAPER_FID = {
     "content_noised_pure_noise": 38.94,
 }
 
-
-EXPLANATION = (
+_EXPLANATION = (
     "Mean ± standard deviation over seeds. Token CE: cross-entropy of held-out tokens in nats, stages weigh equally; "
     "that of `spatial` is on tokens of its own tokenizer and compares with no other. Velocity error: of the channels "
     "not yet known, with the same noise for all. FID: of samples against the training images. Read as asked: share of "
@@ -35,7 +34,15 @@ EXPLANATION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ordering:
+class Reference:
+    """Scores of real held-out images, and of their reconstructions by each tokenizer."""
+
+    held_out: dict[str, float]
+    reconstructions: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ordering:
     """One comparison of the paper.
 
     Attributes:
@@ -50,38 +57,38 @@ class Ordering:
     metric: str
 
 
-ORDERINGS = (
-    Ordering(
+_ORDERINGS = (
+    _Ordering(
         claim="partial noise is better than pure noise (FID 37.59 against 37.89)",
         worse="structure_pure_noise",
         better="base",
         metric="fid",
     ),
-    Ordering(
+    _Ordering(
         claim="structure-aware RoPE helps (FID 37.59 against 39.03)",
         worse="no_structure_rope",
         better="base",
         metric="fid",
     ),
-    Ordering(
+    _Ordering(
         claim="canvas x is better than x + tε, both with pure noise (FID 37.89 against 38.94)",
         worse="content_noised_pure_noise",
         better="structure_pure_noise",
         metric="fid",
     ),
-    Ordering(
+    _Ordering(
         claim="(1-t)x + tε predicts tokens significantly worse (training stopped)",
         worse="content_mixed",
         better="base",
         metric="cross_entropy",
     ),
-    Ordering(
+    _Ordering(
         claim="next content overfits, the final canvas does not (training stopped)",
         worse="next_content",
         better="base",
         metric="validation_rise",
     ),
-    Ordering(
+    _Ordering(
         claim="granularity is better than a spatial pyramid (Table 1: NVG-d16 FID 3.03, VAR-d16 3.30)",
         worse="spatial",
         better="base",
@@ -91,13 +98,10 @@ ORDERINGS = (
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean and spread (standard deviation) over the seeds.
+    """Mean and spread (standard deviation, None for one seed) over the seeds, by variant and score.
 
     Args:
-        cells: one per variant and seed, from `score_cell`.
-
-    Returns:
-        Variant to score to {"mean", "spread"}; a spread of one seed is None.
+        cells: `variant`, `seed` and `scores` of each variant and seed.
     """
     table: dict[str, dict[str, dict[str, float | None]]] = {}
     for variant in dict.fromkeys(cell["variant"] for cell in cells):
@@ -115,9 +119,6 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
 def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compare the pairs of the paper seed by seed.
 
-    Args:
-        cells: one per variant and seed.
-
     Returns:
         The orderings whose variants are there, each with the differences (worse minus better) and in words: "as in the
         paper" or "the other way round" where all seeds agree, else "undecided".
@@ -125,7 +126,7 @@ def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     by_name = {(cell["variant"], cell["seed"]): cell["scores"] for cell in cells}
     seeds = sorted({seed for _, seed in by_name})
     found = []
-    for ordering in ORDERINGS:
+    for ordering in _ORDERINGS:
         if any((name, seed) not in by_name for name in (ordering.worse, ordering.better) for seed in seeds):
             continue
         pairs = [(by_name[ordering.worse, seed], by_name[ordering.better, seed]) for seed in seeds]
@@ -142,16 +143,13 @@ def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def write_result(
     folder: Path, cells: Sequence[Mapping[str, Any]], reference: Reference, facts: Mapping[str, Any]
 ) -> Path:
-    """Write the table as Markdown, all numbers as JSON, and a picture.
+    """Write all numbers as JSON, a picture, and the table as Markdown, which is returned.
 
     Args:
         folder: of the study.
-        cells: one per variant and seed.
+        cells: `variant`, `seed` and `scores` of each variant and seed.
         reference: scores of real images.
         facts: budget and settings, JSON values.
-
-    Returns:
-        The Markdown file.
     """
     summary, orderings = summarise(cells), judge_orderings(cells)
     result = {
@@ -190,7 +188,7 @@ def _markdown(
         lines.append(_row([name, *empty, f"{scores['fid']:.2f}", f"{scores['class_accuracy']:.1%}", ""]))
     lines += [
         "",
-        EXPLANATION,
+        _EXPLANATION,
         "",
         f"![]({PICTURE_FILE})",
         "",
@@ -222,11 +220,3 @@ def _number(score: Mapping[str, float | None] | None, digits: int, *, percent: b
     spread = score["spread"]
     around = "" if spread is None else f" ± {factor * spread:.{digits}f}"
     return f"{factor * mean:.{digits}f}{around}{unit}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """Scores of real held-out images, and of their reconstructions by each tokenizer."""
-
-    held_out: dict[str, float]
-    reconstructions: dict[str, dict[str, float]]
