@@ -22,8 +22,8 @@ from cluster.files import write_atomically
 from cluster.manifest import read_manifest
 from eval.controlled import Comparison, ControlledSamples, compare
 from eval.image_sets import ImageSet
-from eval.pictures.paintings import paint_samples, paint_sequences
-from eval.pictures.sheets import control_sheet, painting_rows, sample_grid
+from eval.pictures import paint_samples, paint_sequences, painting_rows, sample_grid
+from eval.pictures.sheets import control_sheet
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields

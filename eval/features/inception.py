@@ -101,9 +101,8 @@ def check_inception_file(path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(
-            f"Inception weights: found no file {path}. Expected the file {FILE_NAME} (about 95 MB) of "
-            f"torch-fidelity's release v0.2.0. Download it from {URL_INCEPTION_V3} and set extractor_path to where "
-            "you put it."
+            f"Inception weights: found no file {path}. Expected the file {FILE_NAME} (about 95 MB) of torch-fidelity's "
+            f"release v0.2.0. Download it from {URL_INCEPTION_V3} and set extractor_path to where you put it."
         )
 
 

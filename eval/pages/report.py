@@ -42,33 +42,18 @@ class ReportContent:
 
 
 def write_report(path: Path, content: ReportContent) -> Path:
-    """Draw all pictures and write the page.
-
-    Args:
-        path: the file; written under a temporary name and then renamed.
-        content: what it is made of.
-
-    Returns:
-        The path.
+    """Draw all pictures and write the page under a temporary name, which is then renamed.
 
     Raises:
         ValueError: images or rows that cannot be drawn.
     """
-    html = render_report(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, html.encode())
+    write_atomically(path, render_report(content).encode())
     return path
 
 
 def render_report(content: ReportContent) -> str:
-    """The page as HTML.
-
-    Args:
-        content: what it is made of.
-
-    Returns:
-        HTML without any reference to another file or host.
-    """
+    """The page as HTML, without any reference to another file or host."""
     parts = [
         _header(content),
         _score_section(content),
@@ -82,7 +67,7 @@ def render_report(content: ReportContent) -> str:
     if content.times:
         parts.append(_time_section(content))
     parts += [_protocol_section(content), "<footer>Made by the evaluation of nvg.</footer>"]
-    return page.page(content.title, "\n".join(parts))
+    return page.page(content.title, *parts)
 
 
 def _header(content: ReportContent) -> str:
@@ -95,26 +80,19 @@ def _header(content: ReportContent) -> str:
         (f"{row['precision']:.2f}", "precision: they look real"),
         (f"{row['recall']:.2f}", "recall: they show all of it"),
     ]
-    return (
-        '<header>\n<p class="eyebrow">Next Visual Granularity</p>\n'
-        f'<h1>{escape(content.title)}</h1>\n<p class="lead">{escape(content.summary)}</p>\n'
-        f"{page.headline(numbers)}\n</header>"
-    )
+    return page.header(content.title, content.summary, page.headline(numbers))
 
 
 def _score_section(content: ReportContent) -> str:
     head, rows = score_rows(content.results)
     note = (
-        "FID, precision and recall compare with the training images in the feature space named in the "
-        "protocol, so "
-        "the numbers compare with each other and not with those of other data. Sets of different size are "
-        "not quite "
-        "on a par: fewer images make FID larger."
+        "FID, precision and recall compare with the training images in the feature space named in the protocol, so the "
+        "numbers compare with each other and not with those of other data. Sets of different size are not quite on a "
+        "par: fewer images make FID larger."
     )
     return page.section(
         "Scores",
-        "A score says little alone. Real images nobody trained on show what can be reached, reconstructions "
-        "what the "
+        "A score says little alone. Real images nobody trained on show what can be reached, reconstructions what the "
         "tokenizer loses, and samples at guidance 1 what the generators learned by themselves.",
         page.table(head, rows, first=0),
         f'<p class="note">{escape(note)}</p>',
@@ -127,18 +105,14 @@ def _painting_section(content: ReportContent) -> str:
     least = 460 if stages < 8 else 860
     return page.section(
         "Painted from coarse to fine",
-        "An image is a sequence of stages. Each one divides every region of the one before in two equal "
-        "halves and "
+        "An image is a sequence of stages. Each one divides every region of the one before in two equal halves and "
         "paints one token per region over the canvas.",
         page.figure(
             painting_rows(material.paintings),
             "Generated images, stage by stage, structure maps above the canvases",
-            "Generated images, from one colour for the whole image to one token per position. Above, the "
-            "structure "
-            "map: positions of one colour share a token, and the two children of a region keep shades of its "
-            "colour. "
-            "Below, the canvas decoded after that stage. First the generators decide what, then where, then "
-            "how.",
+            "Generated images, from one colour for the whole image to one token per position. Above, the structure "
+            "map: positions of one colour share a token, and the two children of a region keep shades of its colour. "
+            "Below, the canvas decoded after that stage. First the generators decide what, then where, then how.",
             least_width=least,
         ),
         page.figure(
@@ -195,10 +169,8 @@ def _tokenizer_section(content: ReportContent) -> str:
         page.figure(
             reconstruction_sheet(material.held_out.images, material.reconstructions),
             "Held-out images, their reconstructions and the error",
-            f"Held-out images through the tokenizer and back: {quality['psnr_db']:.1f} dB on average. In the "
-            "error "
-            "row black is no difference and white is 64 grey levels or more. What is lost here no generator "
-            "can bring "
+            f"Held-out images through the tokenizer and back: {quality['psnr_db']:.1f} dB on average. In the error row "
+            "black is no difference and white is 64 grey levels or more. What is lost here no generator can bring "
             "back.",
         )
     ]
@@ -207,8 +179,7 @@ def _tokenizer_section(content: ReportContent) -> str:
             page.figure(
                 usage_bars(content.codebook_usage),
                 "Share of the codebook used at every stage",
-                "Share of the codebook that the training images use at each stage. One codebook serves all "
-                "stages; "
+                "Share of the codebook that the training images use at each stage. One codebook serves all stages; "
                 "early ones have few tokens per image and need few entries.",
             )
         )
@@ -253,8 +224,7 @@ def _protocol_section(content: ReportContent) -> str:
     ]
     return page.section(
         "Protocol",
-        "Everything that decides these numbers. The same weights, settings and kind of machine give the same "
-        "images, "
+        "Everything that decides these numbers. The same weights, settings and kind of machine give the same images, "
         "bit for bit, with any number of workers.",
         *blocks,
     )

@@ -23,13 +23,12 @@ from torch import Tensor
 from cluster.files import write_atomically
 from cluster.session import cluster_session
 from eval.evaluation import EvaluationData, pool_images, prepare_extractor, reconstruct
-from eval.features.extractors import ExtractorConfig, build_extractor, extract
+from eval.features import ExtractorConfig, build_extractor, extract
 from eval.image_sets import ImageSet
 from eval.pool.jobs import run_pool
 from eval.pool.samplers import GeneratorSpec
 from eval.results import threads
-from eval.scores.judge import class_accuracy, train_judge
-from eval.scores.metrics import frechet_distance
+from eval.scores import class_accuracy, frechet_distance, train_judge
 from nvg.checkpoints import load_network, weights_hash
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset

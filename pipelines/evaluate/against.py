@@ -22,7 +22,7 @@ from nvg.bounds import refuse
 from nvg.checkpoints import load_config
 from nvg.granularity import StageLayout
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
-from pipelines.evaluate.config import EvaluateConfig, EvaluateImagesConfig
+from pipelines.evaluate.config import EvaluateConfig, EvaluateImagesConfig, make_folder
 from pipelines.evaluate.table import print_file, print_table, print_time
 
 
@@ -124,13 +124,11 @@ def run_against(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
     opened = open_against(config)
     with cluster_session(config.session):
         pool, results = draw_against(config, opened, console=console)
-    path = write_results(Path(config.output), results)
+    _finish(Path(config.output), results, console)
     if config.samples_file:
         write_npz(Path(config.samples_file), {}, (pool.num_items, pool.stream(IMAGES)))
     if config.samples_folder:
         write_png_folder(Path(config.samples_folder), pool.stream(IMAGES))
-    print_against(results, console)
-    print_file(console, "results", path)
     return results
 
 
@@ -148,8 +146,7 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
     reference = read_reference(config.reference, extractor)
     images = open_images(config.samples)
     reference.check_size(*images.identity()["shape"][1:3])
-    output, seconds = Path(config.output).expanduser().absolute(), {}
-    output.mkdir(parents=True, exist_ok=True)
+    output, seconds = make_folder(config.output), {}
     with cluster_session(config.session):
         with timed(seconds, "reference"):
             reference = complete_reference(
@@ -163,10 +160,14 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
     if not config.class_ordered:
         refuse_class_order(pool.arrays[LOGITS])
     results = results_against(pool, reference, extractor, config=config, facts={}, seconds=seconds)
+    _finish(output, results, console)
+    return results
+
+
+def _finish(output: Path, results: dict[str, Any], console: Console) -> None:
     path = write_results(output, results)
     print_against(results, console)
     print_file(console, "results", path)
-    return results
 
 
 def print_against(results: dict[str, Any], console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from cluster.session import SessionConfig
-from eval.features.extractors import ExtractorConfig
+from eval.features import ExtractorConfig
 from eval.pool.pool import ChunkPoolConfig, PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.reference import ScoreConfig
@@ -135,6 +135,13 @@ class EvaluateImagesConfig(ExtractorConfig, ScoreConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "a path", "samples", "reference", "extractor_path", "output")
+
+
+def make_folder(path: str) -> Path:
+    """The absolute path of a folder, which is there afterwards."""
+    folder = Path(path).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def require(config: Any, expected: str, *names: str) -> None:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cluster.session import SessionConfig, cluster_session
-from eval.features.extractors import ExtractorConfig
+from eval.features import ExtractorConfig
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.reference import FEATURES, SPATIAL, select_rows, write_reference
 from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
-from pipelines.evaluate.config import require
+from pipelines.evaluate.config import make_folder, require
 from pipelines.evaluate.images import (
     SourceImages,
     check_readable,
@@ -78,8 +78,7 @@ def run_reference(config: ReferenceRunConfig, *, console: Console | None = None)
     Raises:
         UserError: images or weights are missing, or too many images cannot be read.
     """
-    output = Path(config.output).expanduser().absolute()
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output)
     source = open_filled(config.source)
     extractor = extractor_for(config, config.source)
     with cluster_session(config.session):

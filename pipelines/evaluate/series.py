@@ -27,10 +27,10 @@ from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import newest_valid
 from pipelines.evaluate.against import draw_against, open_against, print_against
-from pipelines.evaluate.config import EvaluateConfig, require
+from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 
 SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
-SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
+_SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
 SCORES_FILE = "scores.jsonl"
 _WEIGHTS_FOLDER = "weights"
 _SWEPT = ("content_guidance", "structure_guidance", "top_p_last", "num_flow_steps")
@@ -84,8 +84,7 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
     """
     console = console or Console()
     resolved = config.resolved()
-    output = Path(resolved.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(resolved.output)
     tries = [SamplingConfig(**{**asdict(config.sampling), **changed}) for changed in config.combinations()]
     opened = open_against(resolved)
     rows: list[dict[str, Any]] = []
@@ -96,10 +95,9 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
             _, results = draw_against(one, replace(opened, spec=spec), console=console, title=describe(changed))
             rows.append({"changed": changed, "sampling": asdict(sampling), **results})
             scores = results["scores"]["generated"]
-            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in SCORES.items())
+            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in _SCORES.items())
             console.print(f"{describe(changed)}: {line}", highlight=False, soft_wrap=True)
-            text = json.dumps(rows, indent=2, allow_nan=False)
-            write_atomically(output / SWEEP_FILE, f"{text}\n".encode())
+            write_atomically(output / SWEEP_FILE, f"{json.dumps(rows, indent=2, allow_nan=False)}\n".encode())
     write_atomically(output / PAGE_FILE, _sweep_page(rows).encode())
     return output / PAGE_FILE
 
@@ -118,27 +116,23 @@ def _sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
         for number, (row, score) in enumerate(zip(rows, scores, strict=True))
     ]
     table = [
-        [describe(row["changed"]), *(f"{score[name]:.3f}" for name in SCORES)]
+        [describe(row["changed"]), *(f"{score[name]:.3f}" for name in _SCORES)]
         for row, score in zip(rows, scores, strict=True)
     ]
     remarks = "; ".join(rows[0]["not_comparable_because"])
     return page.page(
         "Sampling settings",
-        "\n".join(
-            [
-                '<header>\n<p class="eyebrow">Next Visual Granularity</p>\n<h1>Sampling settings</h1>\n</header>',
-                page.section(
-                    "FID against the Inception score",
-                    "Each point is one setting. Guidance and a smaller nucleus trade variety for legibility: the score "
-                    "rises, and beyond some point FID rises with it.",
-                    page.figure(
-                        scatter(points, "Inception score", "FID"),
-                        "FID against the Inception score of every setting",
-                        f"{scores[0]['num_images']:,} samples a setting; the lowest FID in colour. {remarks}",
-                    ),
-                    page.table(["setting", *SCORES.values()], table, first=best),
-                ),
-            ]
+        page.header("Sampling settings"),
+        page.section(
+            "FID against the Inception score",
+            "Each point is one setting. Guidance and a smaller nucleus trade variety for legibility: the score rises, "
+            "and beyond some point FID rises with it.",
+            page.figure(
+                scatter(points, "Inception score", "FID"),
+                "FID against the Inception score of every setting",
+                f"{scores[0]['num_images']:,} samples a setting; the lowest FID in colour. {remarks}",
+            ),
+            page.table(["setting", *_SCORES.values()], table, first=best),
         ),
     )
 
@@ -190,8 +184,7 @@ def run_follow(
         UserError: weights or reference do not belong together.
     """
     console = console or Console()
-    output = Path(config.output).expanduser().absolute()
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output)
     rows = read_scores(output)
     with cluster_session(config.session):
         while not (rows and config.until_images and rows[-1]["content_images"] >= config.until_images):

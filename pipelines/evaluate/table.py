@@ -18,7 +18,7 @@ from eval.results import RESULTS_FILE
 from nvg.bounds import check_fields, refuse
 from nvg.errors import UserError
 from pipelines.configuration import load_config
-from pipelines.evaluate.config import require
+from pipelines.evaluate.config import make_folder, require
 
 PUBLISHED = "published/imagenet256.yaml"
 PAGE_FILE, TABLE_FILE = "report.html", "report.md"
@@ -75,8 +75,7 @@ def run_report(config: ReportConfig) -> Path:
         path = path / RESULTS_FILE if path.is_dir() else path
         title = config.names[number] if config.names else path.absolute().parent.name
         rows.append(_read_row(path, title))
-    output = Path(config.output).expanduser().absolute()
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output)
     write_atomically(output / TABLE_FILE, markdown_table(rows).encode())
     write_atomically(output / PAGE_FILE, report_page(rows).encode())
     return output / PAGE_FILE

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
-from eval.features.extractors import ExtractorConfig
+from eval.features import ExtractorConfig
 from eval.pool.jobs import ReconstructionJob
 from eval.pool.pool import ChunkPoolConfig, run_chunks
 from eval.results import RESULTS_FILE, threads, timed, write_results
@@ -21,7 +20,7 @@ from nvg.checkpoints import load_network
 from nvg.pixels import Rounding
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
-from pipelines.evaluate.config import Weights, require
+from pipelines.evaluate.config import Weights, make_folder, require
 from pipelines.evaluate.images import (
     SourceImages,
     check_readable,
@@ -100,13 +99,12 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
         UserError: images or weights are missing or do not belong together.
     """
     console = console or Console()
-    output = Path(config.output).expanduser().absolute()
+    output = make_folder(config.output)
     config = replace(config, output=str(output), tokenizer=str(weights_folder("tokenizer", config.tokenizer)))
     source = open_filled(config.source)
     images, num_threads = SourceImages(source), config.pool.threads_per_actor
     seconds: dict[str, float] = {}
     with cluster_session(config.session):
-        output.mkdir(parents=True, exist_ok=True)
         tokenizer = load_network(Tokenizer, config.tokenizer, name=config.tokenizer_weights)
         check_lpips(config.lpips, tokenizer.config.image_size)
         with timed(seconds, "picture sheet"), threads(num_threads):
