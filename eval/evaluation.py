@@ -39,7 +39,7 @@ from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
-NUM_PAINTINGS = 4
+_NUM_PAINTINGS = 4
 LEAST_IMAGES = NEIGHBOURHOOD + 1
 
 
@@ -63,6 +63,11 @@ class EvaluationData:
     judge: ImageSet | None = None
     train_views: ImageArray | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> ImageArray:
+        """Images the generators have seen."""
+        return self.train.images if self.train_views is None else self.train_views
 
     def __post_init__(self) -> None:
         scored = {"training": self.train, "held-out": self.held_out}
@@ -155,25 +160,18 @@ def evaluate(
     spec.check()
     with timed(seconds, "feature network"), threads(pool.threads_per_actor):
         extractor = prepare_extractor(config, data)
-    specs = {"generated": spec}
-    if guidance_one:
-        plain = replace(spec.sampling, content_guidance=1.0, structure_guidance=1.0)
-        specs["generated_guidance_1"] = replace(spec, sampling=plain)
-    pools = _draw(specs, extractor, pool, output / "pool", console, seconds)
+    pools = _draw(spec, extractor, pool, guidance_one, output / "pool", console, seconds)
+    sets = {name: pool_images(drawn) for name, drawn in pools.items()}
     with timed(seconds, "reconstructions and paintings"), threads(pool.threads_per_actor):
         copies = reconstruct(
             spec.tokenizer, data.held_out.images, weights=spec.tokenizer_weights, rounding=spec.rounding
         )
-        paintings = paint_samples(spec, pool, count=NUM_PAINTINGS)
+        paintings = paint_samples(spec, pool, count=_NUM_PAINTINGS)
         real_paintings = paint_images(spec, data.held_out.images, data.held_out.labels, count=2)
     with timed(seconds, "scores"), threads(pool.threads_per_actor):
-        fitted = _fit(data, judge)
-        sets = {name: pool_images(drawn) for name, drawn in pools.items()}
         sets |= {"held_out": data.held_out, "reconstructions": ImageSet(copies, data.held_out.labels)}
-        scores = _score(sets, data, extractor, fitted)
-        generated, seen = sets["generated"], data.train.images if data.train_views is None else data.train_views
-        near = distance_to_training(generated.images, seen, data.held_out.images)
-        scores["generated"]["distance_to_training"] = _nearness(near)
+        fitted = _fit(data, judge)
+        scores, near = _score(sets, data, extractor, fitted)
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
@@ -183,10 +181,10 @@ def evaluate(
     write_results(output, results)
     material = EvaluationMaterial(
         class_names=data.class_names,
-        generated=generated,
+        generated=sets["generated"],
         held_out=data.held_out,
         reconstructions=copies,
-        nearest=seen[near.nearest_N],
+        nearest=data.seen[near.nearest_N],
         nearest_distance=near.sample_N,
         paintings=paintings,
         real_paintings=real_paintings,
@@ -221,18 +219,25 @@ def reconstruct(
 
 
 def _draw(
-    specs: dict[str, GeneratorSpec],
+    spec: GeneratorSpec,
     extractor: ExtractorSpec,
     pool: PoolConfig,
+    guidance_one: bool,
     folder: Path,
     console: Console | None,
     seconds: dict[str, float],
 ) -> dict[str, SamplePool]:
+    titles, specs = {"generated": "Sampling"}, {"generated": spec}
+    if guidance_one:
+        titles["generated_guidance_1"] = "Sampling at guidance 1"
+        plain = replace(spec.sampling, content_guidance=1.0, structure_guidance=1.0)
+        specs["generated_guidance_1"] = replace(spec, sampling=plain)
     pools = {}
-    for name, spec in specs.items():
-        title = "Sampling" if name == "generated" else "Sampling at guidance 1"
+    for name, title in titles.items():
         with timed(seconds, title.lower()):
-            pools[name] = run_pool(spec, config=pool, extractor=extractor, folder=folder, title=title, console=console)
+            pools[name] = run_pool(
+                specs[name], config=pool, extractor=extractor, folder=folder, title=title, console=console
+            )
     return pools
 
 
@@ -250,8 +255,8 @@ def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
 
 def _score(
     sets: dict[str, ImageSet], data: EvaluationData, spec: ExtractorSpec, judge: Judge | None
-) -> dict[str, dict[str, Any]]:
-    """All scores of each set against the training images."""
+) -> tuple[dict[str, dict[str, Any]], DistanceToTraining]:
+    """All scores of each set against the training images, and how near the samples come to one of these."""
     extractor = build_extractor(spec)
     reference_NF = extract(extractor, data.train.images).features_NF
     scores: dict[str, dict[str, Any]] = {}
@@ -266,16 +271,14 @@ def _score(
         scores[name] = row
     copies = sets["reconstructions"].images
     scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(copies, data.held_out.images).mean())
-    return scores
-
-
-def _nearness(near: DistanceToTraining) -> dict[str, float]:
-    return {
+    near = distance_to_training(sets["generated"].images, data.seen, data.held_out.images)
+    scores["generated"]["distance_to_training"] = {
         "share_nearer_than_95_percent_of_held_out": near.share_nearer,
         "threshold_grey_levels": near.threshold,
         "median_grey_levels": float(np.median(near.sample_N)),
         "held_out_median_grey_levels": float(np.median(near.held_out_M)),
     }
+    return scores, near
 
 
 def _protocol(

@@ -41,9 +41,9 @@ from eval.features.small_network import (
     save_feature_network,
     train_feature_network,
 )
-from eval.image_files import file_hash
 from eval.image_sets import Features, ImageSet
 from nvg.bounds import check_fields, refuse
+from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, check_images
 

@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.image_files import file_hash
 from eval.pool.chunks import Arrays
 from eval.scores.metrics import peak_signal_to_noise
-from nvg.checkpoints import load_perceptual_distance
+from nvg.checkpoints import file_hash, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import PerceptualDistance, Tokenizer

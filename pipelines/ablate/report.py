@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.files import write_atomically
 from eval.pictures.plots import ablation_picture
@@ -41,15 +41,8 @@ class Reference:
     reconstructions: dict[str, dict[str, float]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ordering:
-    """One comparison of the paper.
-
-    Attributes:
-        claim: what the paper says.
-        worse, better: the two variants.
-        metric: the number compared here; smaller is better.
-    """
+class _Ordering(NamedTuple):
+    """One comparison of the paper: what it says, the two variants, and the number compared here (smaller is better)."""
 
     claim: str
     worse: str
@@ -59,40 +52,29 @@ class _Ordering:
 
 _ORDERINGS = (
     _Ordering(
-        claim="partial noise is better than pure noise (FID 37.59 against 37.89)",
-        worse="structure_pure_noise",
-        better="base",
-        metric="fid",
+        "partial noise is better than pure noise (FID 37.59 against 37.89)", "structure_pure_noise", "base", "fid"
+    ),
+    _Ordering("structure-aware RoPE helps (FID 37.59 against 39.03)", "no_structure_rope", "base", "fid"),
+    _Ordering(
+        "canvas x is better than x + tε, both with pure noise (FID 37.89 against 38.94)",
+        "content_noised_pure_noise",
+        "structure_pure_noise",
+        "fid",
     ),
     _Ordering(
-        claim="structure-aware RoPE helps (FID 37.59 against 39.03)",
-        worse="no_structure_rope",
-        better="base",
-        metric="fid",
+        "(1-t)x + tε predicts tokens significantly worse (training stopped)", "content_mixed", "base", "cross_entropy"
     ),
     _Ordering(
-        claim="canvas x is better than x + tε, both with pure noise (FID 37.89 against 38.94)",
-        worse="content_noised_pure_noise",
-        better="structure_pure_noise",
-        metric="fid",
+        "next content overfits, the final canvas does not (training stopped)",
+        "next_content",
+        "base",
+        "validation_rise",
     ),
     _Ordering(
-        claim="(1-t)x + tε predicts tokens significantly worse (training stopped)",
-        worse="content_mixed",
-        better="base",
-        metric="cross_entropy",
-    ),
-    _Ordering(
-        claim="next content overfits, the final canvas does not (training stopped)",
-        worse="next_content",
-        better="base",
-        metric="validation_rise",
-    ),
-    _Ordering(
-        claim="granularity is better than a spatial pyramid (Table 1: NVG-d16 FID 3.03, VAR-d16 3.30)",
-        worse="spatial",
-        better="base",
-        metric="fid",
+        "granularity is better than a spatial pyramid (Table 1: NVG-d16 FID 3.03, VAR-d16 3.30)",
+        "spatial",
+        "base",
+        "fid",
     ),
 )
 
@@ -136,7 +118,7 @@ def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         verdict = "undecided"
         if min(differences) > 0 or max(differences) < 0:
             verdict = "as in the paper" if differences[0] > 0 else "the other way round"
-        found.append({**asdict(ordering), "differences": differences, "verdict": verdict})
+        found.append({**ordering._asdict(), "differences": differences, "verdict": verdict})
     return found
 
 
