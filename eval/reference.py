@@ -35,7 +35,7 @@ from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 from nvg.pixels import ImageArray
 
-NUM_MANIFOLD_IMAGES = 10_000
+_NUM_MANIFOLD_IMAGES = 10_000
 _SELECTION_SEED = 0
 _NUM_PUBLISHED_SAMPLES = 50_000
 _LEAST_SAMPLES = 2048  # fewer than features: the covariance has no full rank
@@ -90,7 +90,7 @@ class Reference:
 def select_rows(num_images: int) -> NDArray[np.int64]:
     """Which images stand for the real manifold: at most 10,000, drawn once with a fixed seed, in order."""
     order = np.random.default_rng(_SELECTION_SEED).permutation(num_images)
-    return np.sort(order[:NUM_MANIFOLD_IMAGES])
+    return np.sort(order[:_NUM_MANIFOLD_IMAGES])
 
 
 def write_reference(
@@ -215,7 +215,7 @@ def complete_reference(
         )
     count = len(reference.images)
     if reference.pool is not None:
-        count = min(count, NUM_MANIFOLD_IMAGES)  # statistics are there: only the manifold is missing
+        count = min(count, _NUM_MANIFOLD_IMAGES)  # statistics are there: only the manifold is missing
     job = FeatureJob(images=reference.images, extractor=extractor)
     arrays = run_chunks(job, count, config=pool, folder=folder, title="Reference", console=console).arrays
     statistics: dict[str, Gaussian] = {}
@@ -223,7 +223,7 @@ def complete_reference(
         statistics["pool"] = gather([arrays[FEATURES]]).gaussian()
         if SPATIAL in arrays:
             statistics["spatial"] = gather([arrays[SPATIAL]]).gaussian()
-    return replace(reference, features_MF=arrays[FEATURES][:NUM_MANIFOLD_IMAGES], **statistics)
+    return replace(reference, features_MF=arrays[FEATURES][:_NUM_MANIFOLD_IMAGES], **statistics)
 
 
 def score_against(pool: PoolResult, reference: Reference, config: ScoreConfig) -> dict[str, Any]:
@@ -324,8 +324,8 @@ def not_comparable_because(
     elif num_images != _NUM_PUBLISHED_SAMPLES:
         reasons.append(f"{num_images:,} samples; published scores use {_NUM_PUBLISHED_SAMPLES:,}")
     num_real = 0 if reference.features_MF is None else len(reference.features_MF)
-    if num_real != NUM_MANIFOLD_IMAGES:
-        reasons.append(f"precision and recall against {num_real:,} images; published: {NUM_MANIFOLD_IMAGES:,}")
+    if num_real != _NUM_MANIFOLD_IMAGES:
+        reasons.append(f"precision and recall against {num_real:,} images; published: {_NUM_MANIFOLD_IMAGES:,}")
     if labels_B is not None and len(set(np.bincount(labels_B).tolist())) != 1:
         reasons.append("classes are not drawn equally often")
     return reasons

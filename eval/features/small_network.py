@@ -22,7 +22,7 @@ from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_weights, save_weights
 from nvg.pixels import ImageArray, check_images, scale_levels
 
-KIND = "feature-extractor"
+_KIND = "feature-extractor"
 WEIGHTS_NAME = "model"
 
 
@@ -185,7 +185,7 @@ def train_feature_network(
 def save_feature_network(network: FeatureNetwork, folder: Path) -> None:
     """Write `model.safetensors` and its JSON into a folder, which is created where missing."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
-    save_weights(folder, tensors, asdict(network.config), kind=KIND, name=WEIGHTS_NAME)
+    save_weights(folder, tensors, asdict(network.config), kind=_KIND, name=WEIGHTS_NAME)
 
 
 def load_feature_network(folder: Path) -> FeatureNetwork:
@@ -194,7 +194,7 @@ def load_feature_network(folder: Path) -> FeatureNetwork:
     Raises:
         ValueError: the folder holds no feature network, another kind of weights, or tensors that do not fit.
     """
-    tensors, config = load_weights(folder, kind=KIND, name=WEIGHTS_NAME)
+    tensors, config = load_weights(folder, kind=_KIND, name=WEIGHTS_NAME)
     network = FeatureNetwork(FeatureNetworkConfig(**config))
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)

@@ -38,7 +38,7 @@ class Theme:
 
 
 LIGHT = Theme(ink="#22262b", faint="#8b939c", accent="#0f766e")
-DARK = Theme(ink="#e4e7ea", faint="#7d858e", accent="#4fd1c0")
+_DARK = Theme(ink="#e4e7ea", faint="#7d858e", accent="#4fd1c0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Picture:
 
 def both_themes(draw: Callable[[Theme], Figure]) -> Picture:
     """Draw a figure for both themes; `draw` makes it for one."""
-    light, dark = draw(LIGHT), draw(DARK)
+    light, dark = draw(LIGHT), draw(_DARK)
     width, height = (round(_CSS_PIXELS_PER_INCH * inches) for inches in light.get_size_inches())
     return Picture(light=to_png(light), dark=to_png(dark), width=width, height=height)
 

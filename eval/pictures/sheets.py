@@ -41,7 +41,7 @@ _MOST_CLASSES = 12
 _MOST_COLUMNS = 12
 
 
-def absolute_error(images_BHWC: ImageArray, copies_BHWC: ImageArray) -> ImageArray:
+def _absolute_error(images_BHWC: ImageArray, copies_BHWC: ImageArray) -> ImageArray:
     """Absolute difference, mean over channels, four times as bright: uint8 (B, H, W, 1)."""
     error = np.abs(images_BHWC.astype(np.int16) - copies_BHWC).mean(axis=-1, keepdims=True)
     return (_ERROR_SCALE * error).clip(0, 255).astype(np.uint8)
@@ -65,7 +65,7 @@ def tokenizer_sheet(paintings: Sequence[Painting]) -> bytes:
     before = np.stack(originals)
     stages = np.stack([painting.stages_SHWC for painting in paintings], axis=1)
     groups = [
-        [("original", before), ("reconstruction", stages[-1]), ("error ×4", absolute_error(before, stages[-1]))],
+        [("original", before), ("reconstruction", stages[-1]), ("error ×4", _absolute_error(before, stages[-1]))],
         [(f"stage {stage} · {_tokens(stage)}", images) for stage, images in enumerate(stages)],
     ]
     margin, tile, between = 1.3, min(0.8, 8.4 / len(paintings)), 0.16
@@ -184,7 +184,7 @@ def reconstruction_sheet(originals_BHWC: ImageArray, reconstructions_BHWC: Image
         raise ValueError(f"reconstructions: found {reconstructions_BHWC.shape}, expected {originals_BHWC.shape}")
     rows = np.linspace(0, len(originals_BHWC) - 1, min(count, len(originals_BHWC))).astype(int)
     before, after = originals_BHWC[rows], reconstructions_BHWC[rows]
-    ground = mosaic([list(to_rgb(images)) for images in (before, after, absolute_error(before, after))])
+    ground = mosaic([list(to_rgb(images)) for images in (before, after, _absolute_error(before, after))])
     return _named_rows(ground, ["original", "reconstruction", "error"], margin=1.12)
 
 

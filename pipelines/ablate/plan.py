@@ -17,7 +17,7 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.tokenizer import TokenizerRunConfig
 
-BASE = "base"
+_BASE = "base"
 SPLITS = ("train", "test")
 _CONTENT_SWITCHES = ("content_input", "prediction", "structure_rope")
 _STRUCTURE_SWITCHES = ("structure_input", "structure_rope")
@@ -45,7 +45,7 @@ class AblateConfig:
 
     folder: str = "runs/ablate"
     seeds: list[int] = at_least(0, [0, 1, 2])
-    variants: dict[str, str] = field(default_factory=lambda: {BASE: GRANULARITY})
+    variants: dict[str, str] = field(default_factory=lambda: {_BASE: GRANULARITY})
     num_parallel: int = at_least(1, 2)
     tokenizer: TokenizerRunConfig = field(default_factory=TokenizerRunConfig)
     precompute: PrecomputeConfig = field(
@@ -66,8 +66,8 @@ class AblateConfig:
         check_fields(self)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise refuse("seeds", list(self.seeds), "at least one number, all different")
-        if self.variants.get(BASE) != GRANULARITY:
-            raise refuse("variants", dict(self.variants), f"{BASE!r}: {GRANULARITY} among them")
+        if self.variants.get(_BASE) != GRANULARITY:
+            raise refuse("variants", dict(self.variants), f"{_BASE!r}: {GRANULARITY} among them")
         if odd := {name: kind for name, kind in self.variants.items() if kind not in STRUCTURES}:
             raise refuse("variants", odd, f"one of {', '.join(STRUCTURES)} for each")
         if (self.content.kind, self.structure.kind) != ("content", "structure"):
@@ -111,7 +111,7 @@ def make_plan(config: AblateConfig) -> AblationPlan:
     kinds = [kind for kind in STRUCTURES if kind in config.variants.values()]
     tokenizers = {kind: _tokenizer(config, kind) for kind in kinds}
     records = {(kind, split): _records(config, kind, split) for kind in kinds for split in SPLITS}
-    switches = {name: _switches(name) for name in sorted(config.variants, key=lambda name: name != BASE)}
+    switches = {name: _switches(name) for name in sorted(config.variants, key=lambda name: name != _BASE)}
     trainings: dict[str, GeneratorRunConfig] = {}
     cells: list[Cell] = []
     for seed in config.seeds:

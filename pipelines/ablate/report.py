@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from cluster.files import write_atomically
 from eval.pictures.plots import ablation_picture
 
-MARKDOWN_FILE = "ablation.md"
-JSON_FILE = "ablation.json"
-PICTURE_FILE = "ablation.png"
+_MARKDOWN_FILE = "ablation.md"
+_JSON_FILE = "ablation.json"
+_PICTURE_FILE = "ablation.png"
 SCHEMA_VERSION = 1
 
 # FID of Table 2 (NVG-d12 on ImageNet); the other variants have no number of their own in the paper.
-PAPER_FID = {
+_PAPER_FID = {
     "base": 37.59,
     "structure_pure_noise": 37.89,
     "no_structure_rope": 39.03,
@@ -140,13 +140,13 @@ def write_result(
         "cells": [dict(cell) for cell in cells],
         "summary": summary,
         "orderings": orderings,
-        "paper_fid": PAPER_FID,
+        "paper_fid": _PAPER_FID,
         "reference": asdict(reference),
     }
-    write_atomically(folder / JSON_FILE, f"{json.dumps(result, indent=2, allow_nan=False)}\n".encode())
-    write_atomically(folder / PICTURE_FILE, ablation_picture(cells))
-    write_atomically(folder / MARKDOWN_FILE, _markdown(summary, orderings, reference, facts).encode())
-    return folder / MARKDOWN_FILE
+    write_atomically(folder / _JSON_FILE, f"{json.dumps(result, indent=2, allow_nan=False)}\n".encode())
+    write_atomically(folder / _PICTURE_FILE, ablation_picture(cells))
+    write_atomically(folder / _MARKDOWN_FILE, _markdown(summary, orderings, reference, facts).encode())
+    return folder / _MARKDOWN_FILE
 
 
 def _markdown(
@@ -164,7 +164,7 @@ def _markdown(
     for variant, scores in summary.items():
         numbers = [_number(scores.get(name), 3) for name in ("cross_entropy", *stages, "velocity")]
         numbers += [_number(scores["fid"], 2), _number(scores["class_accuracy"], 1, percent=True)]
-        lines.append(_row([variant, *numbers, f"{PAPER_FID[variant]:.2f}" if variant in PAPER_FID else "—"]))
+        lines.append(_row([variant, *numbers, f"{_PAPER_FID[variant]:.2f}" if variant in _PAPER_FID else "—"]))
     for name, scores in (("real, held out", reference.held_out), *_reconstruction_rows(reference)):
         empty = [""] * (len(stages) + 2)
         lines.append(_row([name, *empty, f"{scores['fid']:.2f}", f"{scores['class_accuracy']:.1%}", ""]))
@@ -172,7 +172,7 @@ def _markdown(
         "",
         _EXPLANATION,
         "",
-        f"![]({PICTURE_FILE})",
+        f"![]({_PICTURE_FILE})",
         "",
         "## Orderings of the paper",
         "",

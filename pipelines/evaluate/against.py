@@ -76,13 +76,7 @@ def open_against(config: EvaluateConfig) -> Opened:
 def draw_against(
     config: EvaluateConfig, opened: Opened, *, console: Console, title: str = "Sampling"
 ) -> tuple[PoolResult, dict[str, Any]]:
-    """Draw samples and score them; Ray must be initialised.
-
-    Args:
-        config: its paths resolved.
-        opened: what it works with.
-        console: where progress is shown.
-        title: what the progress bar says.
+    """Draw samples and score them; Ray must be initialised, the paths of `config` resolved.
 
     Returns:
         The pool, and the content of a `results.json`.

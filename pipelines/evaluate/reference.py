@@ -30,7 +30,7 @@ from pipelines.evaluate.images import (
 from pipelines.evaluate.table import print_file
 from pipelines.sources import SourceConfig
 
-READABLE = "readable_B"
+_READABLE = "readable_B"
 FILE_NAME = "reference.npz"
 
 
@@ -89,9 +89,9 @@ def run_reference(config: ReferenceRunConfig, *, console: Console | None = None)
             folder=output / "pool",
             title="Reference",
             console=console,
-            wanted=(READABLE,),
+            wanted=(_READABLE,),
         )
-    readable_N = pool.arrays[READABLE]
+    readable_N = pool.arrays[_READABLE]
     check_readable(source, readable_N)
     rows = np.flatnonzero(readable_N)
     chosen = rows[select_rows(len(rows))]

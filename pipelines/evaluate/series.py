@@ -175,7 +175,7 @@ def run_follow(
     Args:
         config: what is followed.
         console: where scores are shown.
-        wait: called with the pause between two looks, seconds.
+        wait: called with the pause between two looks, seconds; a test lets trainings go on in it.
 
     Returns:
         The file of scores, one JSON line an evaluation.

@@ -20,7 +20,7 @@ from nvg.errors import UserError
 from pipelines.configuration import load_config
 from pipelines.evaluate.config import make_folder, require
 
-PUBLISHED = "published/imagenet256.yaml"
+_PUBLISHED = "published/imagenet256.yaml"
 PAGE_FILE, TABLE_FILE = "report.html", "report.md"
 
 
@@ -55,7 +55,7 @@ class ReportConfig:
 def plan_report(config: ReportConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
     return [
-        f"read {len(config.results)} result(s) and the published rows of configs/{PUBLISHED}",
+        f"read {len(config.results)} result(s) and the published rows of configs/{_PUBLISHED}",
         f"write {PAGE_FILE} and {TABLE_FILE} in {config.output}",
     ]
 
@@ -83,7 +83,7 @@ def run_report(config: ReportConfig) -> Path:
 
 def published_rows() -> list[ScoreRow]:
     """Table 1 of the paper."""
-    return [ScoreRow(**row) for row in load_config(PublishedConfig, PUBLISHED).rows]
+    return [ScoreRow(**row) for row in load_config(PublishedConfig, _PUBLISHED).rows]
 
 
 def _read_row(path: Path, title: str) -> ScoreRow:
@@ -107,7 +107,7 @@ def print_table(
         console: where to.
         head: a name for each column; all empty shows none.
         rows: of texts.
-        first: style of the first row.
+        first: style of the first row, such as `bold`.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(head))
     for number, name in enumerate(head):
