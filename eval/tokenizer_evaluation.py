@@ -6,7 +6,6 @@ these images. The pool's job is `eval.pool.jobs.ReconstructionJob`.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cluster.manifest import library_versions
 from eval.features.extractors import ExtractorSpec, layers_of
 from eval.image_files import ImageReader
 from eval.pictures.paintings import paint_tokenized
@@ -26,7 +26,6 @@ from nvg.granularity import StageLayout
 from nvg.tokenizer import Tokenizer
 from nvg.training.codebook_watch import CodebookWatch
 
-LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
 LEAST_IMAGES = 2
 
 
@@ -86,7 +85,7 @@ def reconstruction_protocol(pool: PoolResult, num_images: int, extractor: Extrac
         "ssim": "torchmetrics, Gaussian window of deviation 1.5, range 255, float64, mean over images",
         "lpips": "version 0.1, bytes as x / 127.5 - 1, grey repeated to three channels, mean over images",
         "codebook": "usage: share of entries drawn at least once; perplexity: exp of the entropy, in nats",
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
     }
 
 
