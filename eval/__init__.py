@@ -15,5 +15,5 @@ In reading order:
     pictures/, pages/      what all of it looks like: PNG bytes and HTML pages
 
 Nothing is re-exported here, so that whoever takes one room does not load them all: matplotlib comes with `pictures`,
-scikit-learn and torch-fidelity with `scores`.
+torch-fidelity with `features` and `scores`.
 """

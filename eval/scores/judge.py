@@ -9,16 +9,19 @@ Shapes: images_BHWC uint8, labels_B int64.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.svm import SVC
 
 from eval.image_sets import check_labels
 from nvg.bounds import at_least, between, check_fields, positive
 from nvg.pixels import ImageArray, check_images
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ def train_judge(
     Raises:
         ValueError: images or labels do not fit, or one of the classes has no image.
     """
+    from sklearn.svm import SVC  # nobody else of those who take the scores has a use for it
+
     config = config or JudgeConfig()
     check_images(images_BHWC, "judge images")
     check_labels(labels_B, len(images_BHWC), num_classes, "judge labels")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from eval.scores.metrics import peak_signal_to_noise
 from nvg.checkpoints import file_hash, load_perceptual_distance
@@ -61,6 +60,9 @@ def pair_scores(
     Returns:
         `psnr_B` (dB, peak 255), `ssim_B` (torchmetrics: Gaussian of deviation 1.5, range 255) and `lpips_<trunk>_B`.
     """
+    # Brings transformers and matplotlib along, which a worker that draws samples has no use for.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     pair = [to_model_range(images) for images in (copies_BHWC, images_BHWC)]
     found, expected = (torch.from_numpy(each).permute(0, 3, 1, 2).double() for each in (copies_BHWC, images_BHWC))
     ssim_B = structural_similarity_index_measure(found, expected, data_range=255.0, reduction="none")
