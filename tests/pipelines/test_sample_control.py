@@ -185,7 +185,7 @@ def test_spatial_structure_cannot_be_given(tokenizer, files):
         (["num_candidates=2"], "nothing to follow"),
         (["fix_content_from=a"], "control.stages is None; expected how many"),
         (["structure_from=a", "stages=0"], "control.stages is 0"),
-        (["structure_mask=a", "mask_foreground=2"], "control.mask_foreground' is 2, .*one of 0, 1"),
+        (["structure_mask=a", "mask_foreground=2"], "control.mask_foreground is 2"),
         (["structure_mask=a", "num_candidates=0"], "control.num_candidates is 0"),
     ],
 )
