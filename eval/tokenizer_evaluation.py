@@ -37,7 +37,7 @@ from nvg.training.codebook_watch import CodebookWatch
 
 SCHEMA_VERSION = 1
 SHEET_FILE = "reconstructions.png"
-LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
+LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "numpy", "pillow")
 LEAST_IMAGES = 2
 
 
