@@ -30,7 +30,7 @@ def random_samples(columns: dict[str, str], number: int) -> list[dict[str, Any]]
         if kind == "ndarray":
             shape = tuple(map(int, rest[1].split(",")))
             return generator.integers(0, 100, shape).astype(rest[0])
-        return int(generator.integers(np.iinfo(kind).max, endpoint=True, dtype=kind))
+        return int.from_bytes(generator.bytes(np.dtype(kind).itemsize))
 
     return [{name: value(encoding) for name, encoding in columns.items()} for _ in range(number)]
 
