@@ -1,14 +1,14 @@
 # Every target sets the machine up first: a virtual environment with the versions of requirements.lock.
 #   make demo    digits in, generated digits and a report out       make test    every test
 #   make quick   tests without slow and cluster ones                make check   format, lint, types, layers, tests
-#   make docs    the equation map of docs/method.md
+#   make long    matrices, random kills, whole demos                make docs    equation map and picture of the house
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quick check format lint types layers docs setup clean
+.PHONY: help demo test quick long check format lint types layers docs setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,11 +28,14 @@ demo: $(INSTALLED)
 PYTEST := $(BIN)/python -m pytest
 
 test: $(INSTALLED)
-	$(PYTEST) -n 2 -m "not cluster"
-	$(PYTEST) -m cluster
+	$(PYTEST) -n 2 -m "not cluster and not long"
+	$(PYTEST) -m "cluster and not long"
 
 quick: $(INSTALLED)
-	$(PYTEST) -n 2 -m "not slow and not cluster"
+	$(PYTEST) -n 2 -m "not slow and not cluster and not long"
+
+long: $(INSTALLED)
+	$(PYTEST) -m long --timeout 3600
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -50,6 +53,7 @@ layers: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python tools/equation_map.py
+	$(BIN)/python -m tools.house --draw docs/architecture.png
 
 check: lint types layers test
 

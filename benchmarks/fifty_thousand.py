@@ -26,7 +26,8 @@ import torch
 from safetensors import safe_open
 
 from eval.features.inception import InceptionExtractor
-from eval.image_files import file_hash, read_npz_array
+from eval.image_files import read_npz_array
+from nvg.checkpoints import file_hash
 
 POLL_S = 0.2
 NVG = str(Path(sys.executable).with_name("nvg"))

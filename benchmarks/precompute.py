@@ -122,7 +122,7 @@ def rate_of_actors(config: PrecomputeConfig) -> float:
             began.setdefault(event.pid, time.time())
         if event.kind == "committed":
             ended[event.pid] = time.time()
-            num_records[event.pid] += event.part["num_records"]
+            num_records[event.pid] += event.result["num_records"]
 
     precompute(config, on_event=note)
     return sum(num_records[pid] / (ended[pid] - began[pid]) for pid in ended)

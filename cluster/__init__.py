@@ -1,1 +1,14 @@
-"""Where and how things run: Ray sessions, placement, job submission, manifests."""
+"""Where and how things run.
+
+    session      a Ray cluster, started here or joined: `cluster_session`
+    head         a Ray head of one's own for jobs, on ports nobody else uses
+    submit       a command as a Ray job: `submit`
+    process      ending a process that was started here
+    ranks        who am I among the ranks of a training
+    actors       the durable pool of actors: `run_units`; what a cluster has room for: `require_resources`
+    progress     the progress bar: `ProgressBars`
+    files        files that are there whole or not at all
+    manifest     manifest.json of a record data set; versions of the packages
+
+`kuberay/`, `slurm/`, `docker/`, `deepspeed/` hold examples for clusters of those kinds.
+"""

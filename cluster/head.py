@@ -28,13 +28,13 @@ def local_head(config: SessionConfig) -> Iterator[str]:
     """Run a head with its job server for as long as the block lasts.
 
     Args:
-        config: Size of the cluster, folders, authentication.
+        config: size of the cluster, folders, authentication.
 
     Yields:
         The job server's address, "http://127.0.0.1:port".
 
     Raises:
-        ClusterError: The head does not start; the message holds the end of its log.
+        ClusterError: the head does not start; the message holds the end of its log.
     """
     dashboard = f"127.0.0.1:{free_port()}"
     host, port = dashboard.split(":")

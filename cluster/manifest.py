@@ -1,13 +1,14 @@
 """manifest.json: the card beside a record data set that says what it is and what it belongs to.
 
-A data set is only complete when its manifest is there, and whoever reads
-one compares it with what it expects.
+A data set is only complete when its manifest is there, and whoever reads one compares it with what it expects. The
+versions of the packages, which every product of a run names, are read here too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,26 @@ REQUIRED_KEYS: dict[str, type | tuple[type, ...]] = {
     "library_versions": dict,
 }
 
+PACKAGES = (
+    "deepspeed", "einops", "mosaicml-streaming", "numba", "numpy", "nvg", "pillow", "ray", "safetensors", "torch",
+    "torch-fidelity", "torchmetrics", "torchvision",
+)  # fmt: skip
+
 
 class ManifestError(ValueError):
     """A manifest is missing, damaged, or does not fit what it is used with; the message names both sides."""
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Write manifest.json atomically, after checking it.
+    """Write manifest.json atomically, after checking it; returns its path.
 
     Args:
-        folder: Data set folder.
-        manifest: At least `REQUIRED_KEYS`; JSON values, every number finite.
-
-    Returns:
-        The path of the file.
+        folder: of the data set.
+        manifest: at least `REQUIRED_KEYS`; JSON values, every number finite.
 
     Raises:
         ManifestError: A required key is missing or of another type, or a number is not finite.
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     path = folder / MANIFEST_FILE
     validate_manifest(manifest, str(path))
@@ -74,13 +77,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check the manifest of a data set.
 
     Args:
-        folder: Data set folder, or the manifest file itself.
-
-    Returns:
-        Its content.
+        folder: of the data set, or the manifest file itself.
 
     Raises:
-        ManifestError: It is missing, no valid JSON, of another version, or incomplete.
+        ManifestError: it is missing, no valid JSON, of another version, or incomplete.
     """
     path = folder / MANIFEST_FILE if folder.is_dir() else folder
     try:
@@ -99,11 +99,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def validate_manifest(manifest: Mapping[str, Any], name: str) -> None:
-    """Check version, keys and types.
-
-    Raises:
-        ManifestError: Names `name`, what was found and what was expected.
-    """
+    """Check version, keys and types; a ManifestError says of `name` what was found and what was expected."""
     found = (manifest.get("kind"), manifest.get("schema_version"))
     if found != (MANIFEST_KIND, SCHEMA_VERSION):
         raise ManifestError(
@@ -140,14 +136,13 @@ def require_match(
     """Refuse two sides that do not belong together.
 
     Args:
-        found: For instance a manifest.
-        expected: The values it must have, by key; other keys are not compared.
-        found_name: Where `found` is from, for the message.
-        expected_name: Where `expected` is from.
-        advice: What to change.
+        found: for instance a manifest.
+        expected: the values it must have, by key; other keys are not compared.
+        found_name, expected_name: where they are from, for the message.
+        advice: what to change.
 
     Raises:
-        ManifestError: Names every key that differs, with both values and both names.
+        ManifestError: names every key that differs, with both values and both names.
     """
     different = differences(found, expected)
     if different:
@@ -155,3 +150,15 @@ def require_match(
         raise ManifestError(
             f"{found_name} and {expected_name} do not fit each other:\n" + "\n".join(lines) + f"\n{advice}"
         )
+
+
+def library_versions() -> dict[str, str]:
+    """Version of every package that could change a record, a weight or a score; "not installed" is one too."""
+    return {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,7 +1,7 @@
 """Start a Ray cluster on this machine or join one that runs, as a context manager.
 
-Every entry point that needs Ray goes through `cluster_session`, so that one place decides what a worker
-inherits (threads, authentication, log level) and that nobody shuts down a cluster somebody else started.
+Every entry point that needs Ray goes through `cluster_session`, so that one place decides what a worker inherits
+(threads, authentication, log level) and that nobody shuts down a cluster somebody else started.
 """
 
 import logging
@@ -41,17 +41,17 @@ class SessionConfig:
         address: "auto" joins the cluster of RAY_ADDRESS (set inside a Ray job) and starts one on this
             machine where that is not set; "local" always starts one; anything else ("10.0.0.5:6379",
             "ray://head:10001") joins that one or fails.
-        num_cpus: Logical CPUs of a started cluster; None takes all cores.
-        num_gpus: Logical GPUs of a started cluster; None takes what Ray finds.
-        object_store_memory_bytes: Shared memory of a started cluster; None leaves the choice to Ray.
-        temp_dir: Folder of Ray's sockets and logs of a started cluster, an absolute path of at most
+        num_cpus: logical CPUs of a started cluster; None takes all cores.
+        num_gpus: logical GPUs of a started cluster; None takes what Ray finds.
+        object_store_memory_bytes: shared memory of a started cluster; None leaves the choice to Ray.
+        temp_dir: folder of Ray's sockets and logs of a started cluster, an absolute path of at most
             40 bytes; None means Ray's default.
         threads_per_worker: OMP_NUM_THREADS and MKL_NUM_THREADS of every worker, so that concurrent
             workers do not fight over cores.
-        env_vars: Further environment variables of every worker.
+        env_vars: further environment variables of every worker.
         auth_mode: "disabled" or "token" (Ray reads the token from RAY_AUTH_TOKEN or its file). The
             variable RAY_AUTH_MODE, where set, wins. A started cluster's dashboard listens on loopback.
-        log_to_driver: Whether the workers' output appears in this terminal.
+        log_to_driver: whether the workers' output appears in this terminal.
     """
 
     address: str = "auto"
@@ -65,29 +65,27 @@ class SessionConfig:
     log_to_driver: bool = False
 
     def __post_init__(self) -> None:
-        if not self.address:
-            raise ValueError('address is empty; use "auto", "local" or the address of a cluster')
-        if self.num_cpus is not None and self.num_cpus < 1:
-            raise ValueError(f"num_cpus is {self.num_cpus}; it must be at least 1, or null for all cores")
-        if self.num_gpus is not None and self.num_gpus < 0:
-            raise ValueError(f"num_gpus is {self.num_gpus}; it must be at least 0, or null for what is found")
-        store = self.object_store_memory_bytes
-        if store is not None and store < MIN_OBJECT_STORE_BYTES:
-            raise ValueError(
-                f"object_store_memory_bytes is {store}; Ray needs at least {MIN_OBJECT_STORE_BYTES}, "
-                "or null to let Ray choose"
-            )
-        if self.temp_dir is not None:
-            num_bytes = len(os.fsencode(self.temp_dir))
-            if not os.path.isabs(self.temp_dir) or num_bytes > MAX_TEMP_DIR_BYTES:
-                raise ValueError(
-                    f"temp_dir is {self.temp_dir!r} ({num_bytes} bytes); it must be an absolute path of at "
-                    f"most {MAX_TEMP_DIR_BYTES} bytes, since Ray's socket names below it are limited to 107"
-                )
-        if self.threads_per_worker < 1:
-            raise ValueError(f"threads_per_worker is {self.threads_per_worker}; it must be at least 1")
-        if self.auth_mode not in ("disabled", "token"):
-            raise ValueError(f'auth_mode is {self.auth_mode!r}; it must be "disabled" or "token"')
+        store, temp_dir = self.object_store_memory_bytes, self.temp_dir
+        num_bytes = 0 if temp_dir is None else len(os.fsencode(temp_dir))
+        checks = {
+            "address": (bool(self.address), '"auto", "local" or the address of a cluster'),
+            "num_cpus": (self.num_cpus is None or self.num_cpus >= 1, "1 or more, or null for all cores"),
+            "num_gpus": (self.num_gpus is None or self.num_gpus >= 0, "0 or more, or null for what is found"),
+            "object_store_memory_bytes": (
+                store is None or store >= MIN_OBJECT_STORE_BYTES,
+                f"{MIN_OBJECT_STORE_BYTES} or more, or null to let Ray choose",
+            ),
+            "temp_dir": (
+                temp_dir is None or (os.path.isabs(temp_dir) and num_bytes <= MAX_TEMP_DIR_BYTES),
+                f"an absolute path of at most {MAX_TEMP_DIR_BYTES} bytes, not {num_bytes}, since Ray's socket names "
+                "below it are limited to 107",
+            ),
+            "threads_per_worker": (self.threads_per_worker >= 1, "1 or more"),
+            "auth_mode": (self.auth_mode in ("disabled", "token"), '"disabled" or "token"'),
+        }
+        for key, (fits, expected) in checks.items():
+            if not fits:
+                raise ValueError(f"{key} is {getattr(self, key)!r}; expected {expected}; change {key}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +93,11 @@ class ClusterSession:
     """A connected cluster.
 
     Attributes:
-        address: Address of the head ("host:port").
+        address: address of the head ("host:port").
         dashboard_url: "http://host:port" of the dashboard and job server, or "" when there is none.
-        started: True when this process started the cluster and will end it.
-        num_cpus: Logical CPUs of the whole cluster.
-        num_gpus: Logical GPUs of the whole cluster.
+        started: whether this process started the cluster, and so will end it.
+        num_cpus: logical CPUs of the whole cluster.
+        num_gpus: logical GPUs of the whole cluster.
     """
 
     address: str
@@ -110,14 +108,7 @@ class ClusterSession:
 
 
 def session_environment(config: SessionConfig) -> dict[str, str]:
-    """Environment that Ray's processes read when they start.
-
-    Args:
-        config: The session's description.
-
-    Returns:
-        Variable name to value, without those the environment already sets.
-    """
+    """Variables that Ray's processes read when they start, without those the environment already sets."""
     wanted = {**SESSION_ENVIRONMENT, "RAY_AUTH_MODE": config.auth_mode}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
@@ -126,7 +117,7 @@ def worker_environment(config: SessionConfig, address: str) -> dict[str, str]:
     """Environment variables of every worker of the session.
 
     Args:
-        config: Threads, and variables of one's own, which win.
+        config: threads, and variables of one's own, which win.
         address: "host:port" of the head. Without it a worker that asks for the cluster's state would ask the one
             started last on its machine, and Ray Train would take its own controller for dead.
     """
@@ -141,14 +132,8 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
 
     A process that is already connected (a test session, an outer `with`) keeps its connection.
 
-    Args:
-        config: Which cluster and how large.
-
-    Yields:
-        The connected cluster.
-
     Raises:
-        ClusterError: If the cluster cannot be joined or started.
+        ClusterError: the cluster cannot be joined or started.
     """
     os.environ.update(session_environment(config))
     import ray  # Ray reads its environment at import

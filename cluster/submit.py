@@ -38,14 +38,14 @@ class JobConfig:
     """How a command becomes a Ray job.
 
     Attributes:
-        address: Job server ("http://host:8265"), cluster address ("host:6379") or "auto" for the cluster
+        address: job server ("http://host:8265"), cluster address ("host:6379") or "auto" for the cluster
             of RAY_ADDRESS; None starts a cluster on this machine for as long as the job runs.
-        working_dir: Folder to upload and run in; None runs in the current folder without an upload.
-        excludes: Patterns (as in .gitignore) left out of the upload.
-        env_vars: Environment variables of the job and of its workers.
-        submission_id: Name of the job; None makes one. An id can be used once per cluster.
-        num_cpus: Logical CPUs held by the job's driver itself.
-        session: Size of the cluster to start when `address` is None.
+        working_dir: folder to upload and run in; None runs in the current folder without an upload.
+        excludes: patterns (as in .gitignore) left out of the upload.
+        env_vars: environment variables of the job and of its workers.
+        submission_id: name of the job; None makes one. An id can be used once per cluster.
+        num_cpus: logical CPUs held by the job's driver itself.
+        session: size of the cluster to start when `address` is None.
     """
 
     address: str | None = None
@@ -58,9 +58,11 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         if self.num_cpus < 0:
-            raise ValueError(f"num_cpus is {self.num_cpus}; it must be at least 0")
+            raise ValueError(f"num_cpus is {self.num_cpus}; expected 0 or more; change num_cpus")
         if self.working_dir is not None and not Path(self.working_dir).is_dir():
-            raise ValueError(f"working_dir is {self.working_dir!r}, which is not a folder")
+            raise ValueError(
+                f"working_dir is {self.working_dir!r}; expected a folder that is there; change working_dir"
+            )
 
 
 def submit(
@@ -69,16 +71,16 @@ def submit(
     """Run a command as a Ray job and wait for it.
 
     Args:
-        command: Program and arguments, for example ["nvg", "precompute", "--config", "demo/digits.yaml"].
-        config: Where and how; None starts a local cluster and runs in the current folder.
-        write: Receives the job's output in chunks; None prints it to this process's stdout.
+        command: program and arguments, for example ["nvg", "precompute", "--config", "demo/digits.yaml"].
+        config: where and how; None starts a local cluster and runs in the current folder.
+        write: receives the job's output in chunks; None prints it to this process's stdout.
 
     Returns:
         Exit code of the command; 143 when the job was stopped, 1 when it failed without a code.
 
     Raises:
-        ValueError: If the command is empty.
-        ClusterError: If no job server answers or it refuses the job.
+        ValueError: the command is empty.
+        ClusterError: no job server answers, or it refuses the job.
     """
     config = config or JobConfig()
     if not command:
@@ -92,14 +94,10 @@ def submit(
 
 
 def job_entrypoint(command: Sequence[str], *, folder: str | None) -> str:
-    """The shell line of a job.
+    """The shell line of a job, in which every argument reaches the program unchanged.
 
     Args:
-        command: Program and arguments.
-        folder: Folder to run in, or None for the one the job server chooses (the upload).
-
-    Returns:
-        A line in which every argument reaches the program unchanged.
+        folder: where it runs; None leaves the choice to the job server (the upload).
     """
     line = shlex.join(command)
     return line if folder is None else f"cd {shlex.quote(folder)} && exec {line}"

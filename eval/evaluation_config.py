@@ -1,7 +1,7 @@
 """What an evaluation is told, what it is given and what it gives back."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,8 +41,8 @@ class EvaluationConfig(ExtractorConfig):
     structure: str = ""
     weights: str = "ema"
     tokenizer_weights: str = "ema"
-    rounding: str = "release"
-    precision: str = "fp32"
+    rounding: Literal["release", "round"] = "release"
+    precision: Literal["fp32", "bf16"] = "fp32"
     guidance_one: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)

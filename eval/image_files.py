@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from eval.pixels import ImageArray, check_images
+from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 
 IMAGES_KEY = "arr_0"
@@ -232,9 +233,3 @@ def write_png_folder(folder: Path, blocks: Iterable[ImageArray]) -> None:
         for image in block:
             Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{number:06d}.png")
             number += 1
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

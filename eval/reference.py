@@ -26,7 +26,7 @@ from rich.console import Console
 
 from eval.features.extractors import ExtractorSpec
 from eval.features.inception import INCEPTION, NUM_POOL_FEATURES, NUM_SPATIAL_FEATURES
-from eval.image_files import IMAGES_KEY, NpzImages, file_hash, npz_names, read_npz_array, write_npz
+from eval.image_files import IMAGES_KEY, NpzImages, npz_names, read_npz_array, write_npz
 from eval.pixels import ImageArray
 from eval.pool.chunks import arrays_digest
 from eval.pool.jobs import FeatureJob
@@ -34,6 +34,7 @@ from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.results import metric_protocol, timed
 from eval.scores.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
 from eval.scores.metrics import inception_scores, manifold_scores
+from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 
 NUM_MANIFOLD_IMAGES = 10_000

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from cluster.files import write_atomically
+from cluster.manifest import library_versions
 from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.features.extractors import ExtractorSpec, layers_of
 from eval.pool.jobs import SamplePool
@@ -30,7 +30,6 @@ from eval.scores.manifold import NEIGHBOURHOOD
 from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED
 
 RESULTS_FILE = "results.json"
-LIBRARIES = ("torch", "torchvision", "torch-fidelity", "numpy", "pillow")
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
@@ -82,7 +81,7 @@ def metric_protocol(extractor: ExtractorSpec) -> dict[str, Any]:
         "fid": frechet.METHOD,
         "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
         "precision_recall": {"neighbourhood": NEIGHBOURHOOD, "precision": "float32", "layer": layers["feature_layer"]},
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
     }
 
 

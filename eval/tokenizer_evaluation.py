@@ -6,7 +6,6 @@ these images.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cluster.files import write_atomically
+from cluster.manifest import library_versions
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, layers_of
 from eval.image_files import ImageReader
 from eval.pictures.paintings import paint_tokenized
@@ -37,7 +37,6 @@ from nvg.training.codebook_watch import CodebookWatch
 
 SCHEMA_VERSION = 1
 SHEET_FILE = "reconstructions.png"
-LIBRARIES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "numpy", "pillow")
 LEAST_IMAGES = 2
 
 
@@ -233,5 +232,5 @@ def _protocol(pool: PoolResult, num_images: int, extractor: ExtractorSpec) -> di
         "ssim": "torchmetrics, Gaussian window of deviation 1.5, range 255, float64, mean over images",
         "lpips": "version 0.1, bytes as x / 127.5 - 1, grey repeated to three channels, mean over images",
         "codebook": "usage: share of entries drawn at least once; perplexity: exp of the entropy, in nats",
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
     }

@@ -13,7 +13,6 @@ trusted as our own, unchanged.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import sync_path, write_atomically
+from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 
 MARKER = "COMPLETE"
@@ -30,7 +30,7 @@ PREFIX = "step-"
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` steps."""
+    """Folder name of the checkpoint after `step` steps."""
     return f"{PREFIX}{step:08d}"
 
 
@@ -40,21 +40,8 @@ def step_of(folder: Path) -> int | None:
     return int(digits) if folder.name.startswith(PREFIX) and digits.isdigit() else None
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def begin(checkpoints: Path, step: int) -> Path:
-    """Make the temporary folder of a checkpoint (main rank), removing what a killed run left.
-
-    Args:
-        checkpoints: the run's checkpoints folder.
-        step: steps done.
-
-    Returns:
-        ``step-XXXXXXXX.tmp``, empty.
-    """
+    """Make the temporary folder `step-XXXXXXXX.tmp` (main rank), removing what a killed run left."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     for left_over in checkpoints.glob(f"{PREFIX}*.tmp"):
         shutil.rmtree(left_over)
@@ -83,7 +70,7 @@ def commit(temporary: Path) -> Path:
             sync_path(path)
             files[path.relative_to(temporary).as_posix()] = {
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": file_hash(path),
             }
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
         sync_path(folder)
@@ -105,14 +92,10 @@ def _set_aside(folder: Path) -> None:
 
 
 def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
-    """Why a checkpoint folder must not be loaded.
+    """Why a checkpoint folder must not be loaded; None when it is whole.
 
     Args:
-        folder: a checkpoint folder.
         hashes: also read every file and compare its hash, not only sizes.
-
-    Returns:
-        Reason that names the file, or None when the folder is whole.
     """
     try:
         files = json.loads((folder / MARKER).read_text())["files"]
@@ -127,7 +110,7 @@ def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             return f"{name} has {size} bytes, expected {expected['bytes']}"
-        if hashes and _sha256(path) != expected["sha256"]:
+        if hashes and file_hash(path) != expected["sha256"]:
             return f"{name} has another sha256 than at saving"
     return None
 
@@ -136,14 +119,14 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside:
     """The newest whole checkpoint.
 
     Args:
-        checkpoints: the run's checkpoints folder (may be missing). ``latest`` is not evidence: a kill
-            between rename and its move leaves it one behind, so the folders themselves are judged.
+        checkpoints: may be missing. `latest` is not evidence: a kill between rename and its move leaves it one behind,
+            so the folders themselves are judged.
         report: called with one line per damaged folder.
-        set_aside: rename the damaged ones to ``….damaged``, so that nobody takes them up again; for whoever holds the
+        set_aside: rename the damaged ones to `….damaged`, so that nobody takes them up again; for whoever holds the
             run's lock.
 
     Returns:
-        Folder, or None when there is none at all.
+        None when there is none at all.
 
     Raises:
         UserError: there are checkpoints but every one is damaged.
@@ -170,13 +153,7 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """The checkpoint meant by a path.
-
-    Args:
-        path: run folder, its ``checkpoints`` folder, or one checkpoint folder.
-
-    Returns:
-        The newest valid checkpoint folder (or the given one, when it is valid).
+    """The newest valid checkpoint of a run folder or of its `checkpoints` folder, or the given one.
 
     Raises:
         UserError: nothing valid is there; says what was found.
@@ -197,14 +174,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
 
 
 def weights_folder(key: str, path: str) -> Path:
-    """The folder of weights meant by a path: a run, a checkpoint, or the weights themselves.
-
-    Args:
-        key: the setting, for messages.
-        path: its value.
-
-    Returns:
-        A folder that holds safetensors files.
+    """The folder with safetensors files meant by the setting `key`: of a run, a checkpoint, or the weights themselves.
 
     Raises:
         UserError: nothing usable is there.
@@ -221,7 +191,6 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) ->
     """Delete old checkpoints (main rank, after a commit).
 
     Args:
-        checkpoints: the run's checkpoints folder.
         keep_last: newest that stay.
         keep_every_steps: those at multiples of this stay for good.
     """

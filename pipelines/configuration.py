@@ -1,15 +1,14 @@
-"""Typed configuration: defaults of a dataclass, then a YAML file, then `key=value` from the command line.
+"""Typed configuration: defaults of a dataclass, then a YAML file, then the settings of the command line.
 
-The merge is strict. Whatever does not fit stops the run with the key, the value found and what is allowed. A YAML file
-may begin with `extends: other.yaml` and then says only what it changes.
-
-The one way in which a setting is refused.
+The merge is strict. What does not fit is refused in the form of `nvg.bounds`: the key, what it is, what was expected,
+what to do. A YAML file may begin with `extends: other.yaml` and then says only what it changes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,11 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from nvg.bounds import refuse
 from nvg.errors import UserError
 
 T = TypeVar("T")
+Setting = str | Mapping[str, Any]
 
 EXTENDS = "extends"
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"  # beside the packages: clone and wheel alike
@@ -38,16 +39,10 @@ class ConfigError(UserError):
 
 
 def find_config(name: str | Path) -> Path:
-    """Find a configuration file.
-
-    Args:
-        name: A path of the caller's, or a name below the project's `configs/` such as "demo/digits.yaml".
-
-    Returns:
-        Path of an existing file. The caller's own file wins over one of `configs/`.
+    """The caller's own file of that path, else the one of that name below the project's `configs/`.
 
     Raises:
-        ConfigError: If there is neither; names the nearest file of `configs/`.
+        ConfigError: there is neither; names the nearest file of `configs/`.
     """
     own = Path(name).expanduser()
     below_configs = str(own).removeprefix("configs/")
@@ -55,64 +50,51 @@ def find_config(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(str(path.relative_to(CONFIG_FOLDER)) for path in CONFIG_FOLDER.rglob("*.yaml"))
+    nearest = _nearest(below_configs, known)
     raise ConfigError(
         f"There is no configuration file {str(name)!r}, neither at that path nor in the project's configs/."
-        f"{_nearest(below_configs, known)} "
-        f"Configurations here: {', '.join(known) or 'none'}."
+        f"{f' Did you mean {nearest!r}?' if nearest else ''} Configurations here: {', '.join(known) or 'none'}."
     )
 
 
 def load_config(
     schema: type[T],
     file: str | Path | None,
-    overrides: Sequence[str] = (),
+    settings: Sequence[Setting] = (),
     *,
     sections: Mapping[str, str | Path] | None = None,
 ) -> T:
-    """Build a config from the schema's defaults, a file, files of single sections and overrides, in that order.
+    """Build a config from the schema's defaults, a file, files of single sections and settings, in that order.
 
     Args:
-        schema: Dataclass that describes the config; may nest dataclasses, lists and dicts.
+        schema: a dataclass; may nest dataclasses, lists and dicts.
         file: YAML file (also a name below `configs/`), or None for the defaults alone.
-        overrides: Texts "key=value" with dotted keys; the value is read as YAML ("[1, 2]", "null", "1e-3").
-        sections: Key of a section to the YAML file that fills it, e.g. {"sampling": "sampling/paper.yaml"}.
+        settings: one after the other, the later wins: texts "key=value" with dotted keys, the value read as YAML
+            ("[1, 2]", "null", "1e-3"), and nested dictionaries, whose values are taken as they are.
+        sections: key of a section to the YAML file that fills it, e.g. {"sampling": "sampling/paper.yaml"}.
 
     Returns:
         An instance of `schema`, its `__post_init__` checks passed.
 
     Raises:
-        ConfigError: On an unknown key, a wrong type, a missing or an impossible value.
+        ConfigError: an unknown key, a wrong type, a missing or an impossible value.
     """
     from_file, paths = _read_files(file, sections or {})
-    from_command_line = _parse_overrides(overrides)
-    origin = (
-        " and ".join([*map(str, paths), *(["the command line"] if overrides else [])])
-        or f"the defaults of {schema.__name__}"
-    )
+    given = _merge_settings(settings)
+    sources = [*map(str, paths), *(["the command line"] if given else [])]
+    origin = " and ".join(sources) or f"the defaults of {schema.__name__}"
     try:
-        values = OmegaConf.merge(from_file, from_command_line)
         # One merge into the schema: frozen dataclasses make its nodes read-only, which merge lifts once.
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-    except (OmegaConfBaseException, TypeError) as error:
-        raise ConfigError(_explain(schema, error, from_file, from_command_line, origin)) from error
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(schema, error, from_file, from_command_line, origin)) from error
-    except (ValueError, TypeError) as error:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.merge(from_file, given))
+        return typing.cast(T, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a value where OmegaConf wants a section
+        raise ConfigError(f"{origin}: {_explain(schema, error, given, from_file)}") from error
+    except ValueError as error:  # of a `__post_init__`
         raise ConfigError(f"{origin}: {error}") from error
-    return typing.cast(T, config)
 
 
 def dump_config(config: object) -> str:
-    """Write a config as YAML that `load_config` reads back to an equal object.
-
-    Args:
-        config: A dataclass instance.
-
-    Returns:
-        YAML text, keys in the order of the schema.
-    """
+    """A config as YAML that `load_config` reads back to an equal object, keys in the order of the schema."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -144,38 +126,49 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     return merged
 
 
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    for text in overrides:
-        key, separator, _ = text.partition("=")
+def _merge_settings(settings: Sequence[Setting]) -> DictConfig:
+    merged = OmegaConf.create({})
+    for setting in settings:
+        if not isinstance(setting, str):
+            merged.merge_with(_literal(setting))
+            continue
+        key, separator, _ = setting.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"{text!r} is not an override; write key=value, for example training.seed=1.")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"The overrides {list(overrides)} cannot be read: {error}") from error
+            raise ConfigError(f"{setting!r} is not a setting; write key=value, for example training.seed=1.")
+        try:
+            merged.merge_with_dotlist([setting])
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(f"{setting!r} cannot be read: {' '.join(str(error).split())}") from error
+    return merged
 
 
-def _explain(schema: type, error: Exception, from_file: DictConfig, from_command_line: DictConfig, origin: str) -> str:
-    """Turn an error of the merge into: where, key, value found, what is allowed."""
-    key = getattr(error, "full_key", None) or _misplaced_key(schema, from_file, from_command_line)
+def _literal(value: Any) -> Any:
+    """The value without empty sections, `${` in its texts escaped: OmegaConf shall not take it for another key."""
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items() if item != {}}
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _explain(schema: type, error: Exception, *sources: DictConfig) -> str:
+    """An error of the merge in the project's own words: key, value as written, what was expected."""
+    key = getattr(error, "full_key", None) or _misplaced_key(schema, *sources)
     reason = str(error).splitlines()[0]
     if key is None:
-        return f"{origin}: {reason}"
-    value = _raw_value(from_command_line, key)
-    value = _raw_value(from_file, key) if value is None else value
+        return reason
+    found = next((value for source in sources if (value := _raw_value(source, key)) is not None), None)
+    kinds = dict(_walk_schema(schema))
     if isinstance(error, ConfigKeyError):
-        known = [name for name, _ in _walk_schema(schema)]
-        parent, _, leaf = key.rpartition(".")
-        siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-        hint = _nearest(leaf, siblings) or _nearest(key, known)
-        allowed = f"Allowed {f'in {parent}' if parent else 'here'}: {', '.join(siblings) or 'nothing'}."
-        return f"{origin}: unknown key {key!r} (value {value!r}).{hint} {allowed}"
-    expected = _type_name(dict(_walk_schema(schema)).get(key.split("[")[0]))
+        section = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
+        siblings = [item.name for item in dataclasses.fields(section)]
+        nearest = _nearest(key.rpartition(".")[2], siblings) or _nearest(key, list(kinds))
+        advice = f"did you mean {nearest}?" if nearest else f"remove {key}"
+        return f"{key} is an unknown key (value {found!r}); expected one of {', '.join(siblings)}; {advice}"
+    expected = _type_name(kinds.get(key.split("[")[0]) or kinds.get(key.rpartition(".")[0]))
     if isinstance(error, MissingMandatoryValue):
-        return f"{origin}: {key!r} has no value; it must be set ({expected})."
+        return f"{key} is not set; expected {expected}; set {key}"
     if isinstance(error, InterpolationResolutionError):
-        return f"{origin}: {key!r}: {reason}; a ${{...}} must name another key of the config."
-    return f"{origin}: {key!r} is {value!r}, which does not fit; allowed: {expected}. ({reason})"
+        return str(refuse(key, found, "${...} to name another key of the config", f"change {key} ({reason})"))
+    return str(refuse(key, found, expected))
 
 
 def _misplaced_key(schema: type, *sources: DictConfig) -> str | None:
@@ -185,10 +178,9 @@ def _misplaced_key(schema: type, *sources: DictConfig) -> str | None:
         is_container = typing.get_origin(_without_none(kind)) in (list, dict)
         for source in sources:
             value = _raw_value(source, key)
-            if value is None:
-                continue
             is_nested = isinstance(value, (dict, list))
-            if (is_section and not isinstance(value, dict)) or is_nested != (is_section or is_container):
+            wrong = (is_section and not isinstance(value, dict)) or is_nested != (is_section or is_container)
+            if value is not None and wrong:
                 return key
     return None
 
@@ -221,7 +213,7 @@ def _type_name(kind: Any) -> str:
         return f"{_type_name(inner)}, or null"
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in arguments)
+        return "one of " + ", ".join(map(str, arguments))
     if origin is list:
         return f"a list, each {_type_name(arguments[0])}" if arguments else "a list"
     if origin is dict:
@@ -246,8 +238,7 @@ def _raw_value(source: DictConfig, key: str) -> Any:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    return next(iter(difflib.get_close_matches(word, known, n=1)), "")
 
 
 def check(good: bool, message: str) -> None:

@@ -37,9 +37,8 @@ class DemoConfig:
 
     Attributes:
         folder: where everything goes; the steps' folders lie below it.
-        data: folder of class folders to use instead of the configured images; null uses `source`.
+        data: folder of class folders to use instead of `source`.
         source: the images. The steps' own sources refer to it.
-        tokenizer, precompute, generators, evaluation: the steps.
         session: the one Ray cluster of all steps.
     """
 
@@ -65,7 +64,7 @@ class DemoConfig:
 
 def plan_demo(config: DemoConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
-    config = with_own_images(config)
+    config = _with_own_images(config)
     source, pair = config.source, config.generators
     return [
         f"train the tokenizer on the {source.kind} source {source.path or ''}".rstrip()
@@ -79,24 +78,17 @@ def plan_demo(config: DemoConfig) -> list[str]:
 
 
 def run_demo(config: DemoConfig, *, console: Console | None = None) -> Path:
-    """Runs what is not finished yet.
-
-    Args:
-        config: the demo.
-        console: where headlines, the score table and the report's place are printed.
-
-    Returns:
-        The report.
+    """Runs what is not finished yet; prints headlines, the score table and the report's place, and returns the report.
 
     Raises:
         UserError: a step cannot be done; the message says what to change. Finished steps stay.
     """
     console = console or Console()
-    config = with_own_images(config)
+    config = _with_own_images(config)
     folder = Path(config.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _keep_step_configs(config, folder / STEP_CONFIGS_FOLDER)
-    times = StepTimes(folder / TIMES_FILE, console)
+    times = _StepTimes(folder / TIMES_FILE, console)
     with cluster_session(config.session):
         with times.step("tokenizer"):
             train_tokenizer(config.tokenizer)
@@ -112,12 +104,8 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> Path:
     return report
 
 
-def with_own_images(config: DemoConfig) -> DemoConfig:
-    """The demo with every step reading `config.data`, where that is given; grey or colour follows from the files.
-
-    Raises:
-        UserError: the folder is missing or holds no class folders with images.
-    """
+def _with_own_images(config: DemoConfig) -> DemoConfig:
+    """The demo with every step reading `config.data`, where that is given; grey or colour follows from the files."""
     if config.data is None:
         return config
     path = Path(config.data).expanduser().absolute()
@@ -126,21 +114,17 @@ def with_own_images(config: DemoConfig) -> DemoConfig:
     def own(source: SourceConfig) -> SourceConfig:
         return replace(source, kind="folder", path=str(path), image_channels=channels)
 
-    tokenizer = replace(
-        config.tokenizer,
-        source=own(config.tokenizer.source),
-        model=replace(config.tokenizer.model, image_channels=channels),
-    )
+    model = replace(config.tokenizer.model, image_channels=channels)
     return replace(
         config,
         source=own(config.source),
-        tokenizer=tokenizer,
+        tokenizer=replace(config.tokenizer, source=own(config.tokenizer.source), model=model),
         precompute=replace(config.precompute, source=own(config.precompute.source)),
         evaluation=replace(config.evaluation, source=own(config.evaluation.source)),
     )
 
 
-class StepTimes:
+class _StepTimes:
     """Seconds each step took until it was first finished, over all starts of the demo, and a headline for each."""
 
     def __init__(self, file: Path, console: Console) -> None:
@@ -149,16 +133,14 @@ class StepTimes:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Step to seconds."""
         return {name: step["seconds"] for name, step in self.steps.items()}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Times the block and keeps what it took even if it is interrupted."""
         step = self.steps.setdefault(name, {"seconds": 0.0, "finished": False})
-        self.console.print(
-            Rule(f"{name}{' · finished earlier' if step['finished'] else ''}", align="left", style="dim")
-        )
+        headline = f"{name} · finished earlier" if step["finished"] else name
+        self.console.print(Rule(headline, align="left", style="dim"))
         start, finished = time.monotonic(), False
         try:
             yield

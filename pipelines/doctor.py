@@ -25,15 +25,13 @@ MIN_MEMORY_BYTES = 6 * GIB  # the demo's processes together
 STYLES = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """One line of the report.
 
     Attributes:
-        subject: What was looked at.
-        found: What is there.
-        verdict: "ok"; "note" when something works less well; "missing" when the project cannot run.
-        advice: What to change when the verdict is not "ok".
+        verdict: "note" when something works less well, "missing" when the project cannot run.
+        advice: what to change when the verdict is not "ok".
     """
 
     subject: str
@@ -43,16 +41,12 @@ class Check:
 
 
 def run_doctor(console: Console | None = None, folder: Path = Path()) -> int:
-    """Print the report.
-
-    Args:
-        console: Where to; None is stdout.
-        folder: Folder whose disk is looked at, the one runs are written to.
+    """Print the report on the disk of `folder`, to which runs are written, and on the machine.
 
     Returns:
         Exit code: 1 when something needed is missing, else 0.
     """
-    checks = list(examine(folder))
+    checks = list(_examine(folder))
     table = Table("what", "found", "", "advice", title="nvg doctor", title_justify="left")
     for check in checks:
         style = STYLES[check.verdict]
@@ -61,15 +55,8 @@ def run_doctor(console: Console | None = None, folder: Path = Path()) -> int:
     return int(any(check.verdict == "missing" for check in checks))
 
 
-def examine(folder: Path) -> Iterator[Check]:
-    """All checks, cheap ones first.
-
-    Args:
-        folder: Folder whose disk is looked at.
-
-    Yields:
-        One `Check` per subject.
-    """
+def _examine(folder: Path) -> Iterator[Check]:
+    """All checks, cheap ones first."""
     yield _python()
     yield from _packages()
     yield _compiler()
@@ -82,41 +69,28 @@ def examine(folder: Path) -> Iterator[Check]:
 
 
 def package_check(requirement_text: str) -> Check:
-    """Compare one requirement of the project with what is installed.
-
-    Args:
-        requirement_text: As in pyproject.toml, for example "numpy>=2.0,<2.2".
-
-    Returns:
-        The check; "missing" when it is absent or of another version.
-    """
+    """Compare a requirement as in pyproject.toml, "numpy>=2.0,<2.2", with what is installed."""
     requirement = Requirement(requirement_text)
-    wanted = str(requirement.specifier)
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Check(
-            subject=requirement.name,
-            found="not installed",
-            verdict="missing",
-            advice="run `make setup` again",
-        )
+        return Check(requirement.name, "not installed", "missing", "run `make setup` again")
     if not requirement.specifier.contains(version, prereleases=True):
-        return Check(subject=requirement.name, found=version, verdict="missing", advice=f"needs {wanted}; `make setup`")
-    return Check(subject=requirement.name, found=version)
+        return Check(requirement.name, version, "missing", f"needs {requirement.specifier}; `make setup`")
+    return Check(requirement.name, version)
 
 
 def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check(subject="Python", found=f"{version} ({sys.executable})")
+    return Check("Python", f"{version} ({sys.executable})")
 
 
 def _packages() -> Iterator[Check]:
     try:
         requirements = metadata.requires("nvg") or []
-        yield Check(subject="nvg", found=metadata.version("nvg"))
+        yield Check("nvg", metadata.version("nvg"))
     except metadata.PackageNotFoundError:
-        yield Check(subject="nvg", found="not installed", verdict="missing", advice="run `make setup`")
+        yield Check("nvg", "not installed", "missing", "run `make setup`")
         return
     for text in requirements:
         try:
@@ -129,28 +103,23 @@ def _packages() -> Iterator[Check]:
 
 def _compiler() -> Check:
     if shutil.which("g++") is None:
-        return Check(
-            subject="compiler",
-            found="none",
-            verdict="missing",
-            advice="DeepSpeed asks for one; sudo apt-get install g++",
-        )
+        return Check("compiler", "none", "missing", "DeepSpeed asks for one; sudo apt-get install g++")
     output = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-    return Check(subject="compiler", found=f"g++ {output.stdout.strip()}")
+    return Check("compiler", f"g++ {output.stdout.strip()}")
 
 
 def _configs() -> Check:
     count = len(list(CONFIG_FOLDER.rglob("*.yaml")))
     if not count:
-        return Check(subject="configs", found="none", verdict="missing", advice=f"{CONFIG_FOLDER} is empty")
-    return Check(subject="configs", found=f"{count} files in {CONFIG_FOLDER}")
+        return Check("configs", "none", "missing", f"{CONFIG_FOLDER} is empty")
+    return Check("configs", f"{count} files in {CONFIG_FOLDER}")
 
 
 def _cores() -> Check:
     cores = len(os.sched_getaffinity(0))
     if cores < 2:
-        return Check(subject="cores", found=str(cores), verdict="note", advice="the demo is made for two or more")
-    return Check(subject="cores", found=str(cores))
+        return Check("cores", str(cores), "note", "the demo is made for two or more")
+    return Check("cores", str(cores))
 
 
 def _memory() -> Check:
@@ -160,31 +129,26 @@ def _memory() -> Check:
         total = min(total, int(limit.read_text()))
     found = f"{total / GIB:.1f} GiB"
     if total < MIN_MEMORY_BYTES:
-        return Check(
-            subject="memory",
-            found=found,
-            verdict="note",
-            advice=f"the demo uses up to {MIN_MEMORY_BYTES // GIB} GiB",
-        )
-    return Check(subject="memory", found=found)
+        return Check("memory", found, "note", f"the demo uses up to {MIN_MEMORY_BYTES // GIB} GiB")
+    return Check("memory", found)
 
 
 def _room(subject: str, folder: Path, needed: int, advice: str) -> Check:
     if not folder.is_dir():
-        return Check(subject=subject, found="no such folder", verdict="missing", advice=advice)
+        return Check(subject, "no such folder", "missing", advice)
     usage = shutil.disk_usage(folder)
     found = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
     if usage.free < needed:
-        return Check(subject=subject, found=found, verdict="note", advice=advice)
-    return Check(subject=subject, found=found)
+        return Check(subject, found, "note", advice)
+    return Check(subject, found)
 
 
 def _devices() -> Check:
     try:
         import torch
     except (ImportError, OSError) as error:  # a torch whose libraries do not load
-        return Check(subject="devices", found="torch does not load", verdict="missing", advice=str(error))
+        return Check("devices", "torch does not load", "missing", str(error))
     if not torch.cuda.is_available():
-        return Check(subject="devices", found=f"CPU only, torch uses {torch.get_num_threads()} threads")
+        return Check("devices", f"CPU only, torch uses {torch.get_num_threads()} threads")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Check(subject="devices", found=", ".join(names))
+    return Check("devices", ", ".join(names))

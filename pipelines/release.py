@@ -1,11 +1,10 @@
-"""`nvg import-release`: the authors' checkpoints become weight folders of this project.
+"""The authors' checkpoints become weight folders of this project (`nvg import-release`), and the way back.
 
-`nvg export-release`: weight folders of this project become checkpoints in the layout of the release.
+`nvg export-release` writes weights of this project, trained or imported, in the layout of the release.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.files import sync_path, write_atomically
-from nvg.checkpoints import save_weights
+from nvg.bounds import refuse
+from nvg.checkpoints import file_hash, save_weights
 from nvg.checkpoints.networks import read_network
 from nvg.checkpoints.release_files import read_release_file
 from nvg.checkpoints.release_networks import (
@@ -67,9 +67,9 @@ class ImportReleaseConfig:
 
     def __post_init__(self) -> None:
         if not self.autoencoder and not self.generator:
-            raise UserError("found neither --autoencoder nor --generator; expected at least one released checkpoint")
+            raise UserError("neither --autoencoder nor --generator is given; expected at least one released checkpoint")
         if not self.output:
-            raise UserError("output: found nothing, expected the folder to write; give --output")
+            raise refuse("--output", self.output, "the folder to write", "name one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +89,13 @@ def plan_import(config: ImportReleaseConfig) -> list[str]:
     if config.autoencoder:
         steps.append(f"read the bare weights of {config.autoencoder}, check them, write {config.output}/tokenizer")
     if config.generator:
-        which = "EMA" if config.ema else "bare"
-        steps.append(
-            f"read the {which} weights of {config.generator}, check them, write {config.output}/content and structure"
-        )
+        read = f"read the {'EMA' if config.ema else 'bare'} weights of {config.generator}"
+        steps.append(f"{read}, check them, write {config.output}/content and structure")
     return [*steps, f"write {RELEASE_FILE} with the licence notice beside the weights"]
 
 
-def import_release(config: ImportReleaseConfig, report: Callable[[str], None]) -> Path:
-    """Reads and checks everything, then writes.
-
-    Args:
-        config: what is read, and where to.
-        report: called with one line at a time.
+def import_release(config: ImportReleaseConfig, report: Callable[[str], object] = print) -> Path:
+    """Reads and checks everything, then writes; `report` gets one line at a time.
 
     Returns:
         The run folder, as `nvg sample run=…` takes it.
@@ -175,13 +169,11 @@ def _write(source: _Source, output: Path) -> None:
 
 def _card(source: _Source) -> dict[str, Any]:
     """What is known about where the weights come from."""
-    with source.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "licence": LICENCE_NOTICE,
         "file": source.path.name,
         "bytes": source.path.stat().st_size,
-        "sha256": digest,
+        "sha256": file_hash(source.path),
         "weights": source.weights,
         "ignored": source.ignored,
         "rope_ids_dtype": source.rope_ids_dtype,
@@ -205,7 +197,7 @@ class ExportReleaseConfig:
 
     def __post_init__(self) -> None:
         if not self.output and not self.autoencoder_output:
-            raise UserError("found neither --output nor --autoencoder-output; expected at least one file to write")
+            raise UserError("neither --output nor --autoencoder-output is given; expected at least one file to write")
 
 
 def plan_export(config: ExportReleaseConfig) -> list[str]:
@@ -218,12 +210,8 @@ def plan_export(config: ExportReleaseConfig) -> list[str]:
     return steps
 
 
-def export_release(config: ExportReleaseConfig, report: Callable[[str], None]) -> None:
-    """Reads weight folders and writes them under the released names.
-
-    Args:
-        config: what is written where.
-        report: called with one line at a time.
+def export_release(config: ExportReleaseConfig, report: Callable[[str], object] = print) -> None:
+    """Reads weight folders and writes them under the released names; `report` gets one line at a time.
 
     Raises:
         UserError: weights are missing, or have a setting that the released layout cannot hold.
@@ -271,7 +259,7 @@ def _import_card(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _save(tensors: dict[str, Tensor], path: Path, card: dict[str, Any], report: Callable[[str], None]) -> None:
+def _save(tensors: dict[str, Tensor], path: Path, card: dict[str, Any], report: Callable[[str], object]) -> None:
     checkpoint: dict[str, Any] = {"state_dict": tensors}
     if "licence" in card:
         report(card["licence"])

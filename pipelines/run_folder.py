@@ -1,4 +1,10 @@
-"""``metrics.jsonl`` of a run: one row of numbers per logged step."""
+"""What lies in a run folder beside the checkpoints: who may write there, where it comes from, and its numbers.
+
+.lock               held by the training that writes here
+config.yaml         the run's configuration, as it was last started
+provenance.json     one entry per start: time, command, commit, versions, data
+metrics.jsonl       one row of numbers per logged step
+"""
 
 from __future__ import annotations
 
@@ -10,31 +16,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cluster.files import write_atomically
+from cluster.manifest import library_versions
 from cluster.ranks import RankEnvironment
 from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
 METRICS_FILE = "metrics.jsonl"
-PACKAGES = ("torch", "numpy", "safetensors", "einops", "deepspeed", "ray", "mosaicml-streaming", "nvg")
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 LOCK_FILE = ".lock"
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl (a half-written last line is left out).
-
-    Args:
-        run_folder: the run.
-
-    Returns:
-        Rows in order; empty when there is no file yet.
-    """
+    """Rows of a run's metrics.jsonl in order, without a half-written last line; none when there is no file yet."""
     path = run_folder / METRICS_FILE
     if not path.is_file():
         return []
@@ -42,12 +40,7 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def trim_metrics(run_folder: Path, step: int) -> None:
-    """Drop the rows after a step: the training goes on from there and writes them again.
-
-    Args:
-        run_folder: the run.
-        step: last step that is kept.
-    """
+    """Drop the rows after a step: the training goes on from there and writes them again."""
     path = run_folder / METRICS_FILE
     if path.is_file():
         kept = [row for row in read_metrics(run_folder) if row["step"] <= step]
@@ -55,18 +48,12 @@ def trim_metrics(run_folder: Path, step: int) -> None:
 
 
 def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> None:
-    """Write ``config.yaml`` (once: a resumed run must fit it) and add this session to ``provenance.json``.
-
-    Args:
-        run_folder: the run.
-        config: resolved configuration.
-        data: fingerprint of the data.
-    """
+    """Write `config.yaml` and add this start to `provenance.json`; `data` is the fingerprint of the data."""
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
-    (run_folder / CONFIG_FILE).write_text(dump_config(config))
+    write_atomically(run_folder / CONFIG_FILE, dump_config(config).encode())
     path = run_folder / PROVENANCE_FILE
     sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
     sessions.append(
@@ -75,7 +62,7 @@ def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> Non
             "command": sys.argv,
             "commit": _commit(),
             "python": platform.python_version(),
-            "versions": _versions(),
+            "versions": library_versions(),
             "data": data,
         }
     )
@@ -90,16 +77,6 @@ def _commit() -> str | None:
     except OSError:
         return None
     return found.stdout.strip() or None
-
-
-def _versions() -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -182,7 +182,7 @@ class SampleConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     seed: int = 0
     weights: str = "ema"
-    rounding: str = "round"
+    rounding: Literal["release", "round"] = "round"
     device: str = "auto"
     output: str = "samples"
 

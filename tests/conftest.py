@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from rank_pool import RankPool
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -44,6 +48,16 @@ def ray_session():
     )
     with cluster_session(config) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    """Two ranks under the real deepspeed launcher that live as long as the test session."""
+    from rank_pool import RankPool
+
+    pool = RankPool(REPOSITORY)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="module")

@@ -78,21 +78,41 @@ def test_ci_runs_the_readmes_test_command(repository):
     assert "exec make test" in script.read_text()
     planned = subprocess.run(["make", "--dry-run", "test"], cwd=repository, capture_output=True, text=True, check=True)
     marks = re.findall(r"\.venv/bin/python -m pytest .*-m \"?([a-z ]+)", planned.stdout)
-    assert marks == ["not cluster", "cluster"]  # together every test
+    assert marks == ["not cluster and not long", "cluster and not long"]  # together every test but those of `make long`
 
 
-def test_preflight_names_the_missing_debian_packages(repository, tmp_path):
+def test_the_workflow_checks_every_python_that_the_package_names(repository):
+    job = yaml.safe_load((repository / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["check"]
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    named = [text.split(" :: ")[-1] for text in project["classifiers"] if re.search(r":: 3\.\d", text)]
+    assert job["strategy"]["matrix"]["python"] == named
+    assert job["env"]["PYTHON"] == "python${{ matrix.python }}"  # of the Makefile
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands[-2:] == ["make setup", "make check"]
+
+
+@pytest.mark.parametrize(
+    ("system", "python"),
+    [
+        ('ID=debian\nVERSION_ID="12"\n', "python3.11"),
+        ('ID=debian\nVERSION_ID="13"\n', "python3.13"),
+        ('ID=ubuntu\nVERSION_ID="24.04"\n', "python3.12"),
+        ('ID=ubuntu\nVERSION_ID="22.04"\n', "python3.11"),
+    ],
+)
+def test_preflight_names_the_missing_packages_of_the_system(repository, tmp_path, system, python):
     (tmp_path / "git").symlink_to("/bin/true")
+    (tmp_path / "os-release").write_text(system)
     done = subprocess.run(
         ["/bin/sh", "tools/preflight.sh", "python-that-is-not-there"],
         cwd=repository,
-        env={"PATH": str(tmp_path)},
+        env={"PATH": str(tmp_path), "OS_RELEASE": str(tmp_path / "os-release")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
-    assert "apt-get install -y make g++ python3.11 python3.11-venv" in done.stderr
+    assert f"apt-get install -y make g++ {python} {python}-venv\n" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

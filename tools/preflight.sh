@@ -1,20 +1,31 @@
 #!/bin/sh
-# Checks what pip cannot bring: names the Debian packages that are missing, in one line.
+# Checks what pip cannot bring: names the packages of Debian or Ubuntu that are missing, in one line.
 # Usage: tools/preflight.sh PYTHON
 set -u
 
 python=${1:-python3}
 missing=""
 
+# The newest Python that this system packages and the lock file was tested with.
+ID="" VERSION_ID=""
+if [ -r "${OS_RELEASE:-/etc/os-release}" ]; then
+    . "${OS_RELEASE:-/etc/os-release}"
+fi
+case "$ID $VERSION_ID" in
+    "debian 13") packaged=python3.13 ;;
+    "ubuntu 24.04") packaged=python3.12 ;;
+    *) packaged=python3.11 ;;
+esac
+
 command -v git >/dev/null 2>&1 || missing="$missing git"
 command -v make >/dev/null 2>&1 || missing="$missing make"
 command -v g++ >/dev/null 2>&1 || missing="$missing g++"
 
 if ! command -v "$python" >/dev/null 2>&1; then
-    missing="$missing python3.11 python3.11-venv"
+    missing="$missing $packaged $packaged-venv"
 elif ! "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "nvg: $("$python" --version 2>&1) is too old: Python 3.11 or newer is needed." >&2
-    missing="$missing python3.11 python3.11-venv"
+    missing="$missing $packaged $packaged-venv"
 else
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python$version-venv"

@@ -42,8 +42,8 @@ from eval.features.small_network import (
     save_feature_network,
     train_feature_network,
 )
-from eval.image_files import file_hash
 from eval.pixels import ImageArray, check_images
+from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 
 SMALL_IMAGE = "nvg-small-image"

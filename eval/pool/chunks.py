@@ -7,8 +7,6 @@ holds named arrays of one row per item.
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cluster.files import replacing
+
 Arrays = dict[str, NDArray[Any]]
 
 
 def arrays_digest(arrays: Mapping[str, NDArray[Any]], names: Sequence[str]) -> str:
-    """SHA-256 over arrays, their names, types and shapes, as hex.
-
-    Args:
-        arrays: name to array.
-        names: which, in which order.
-    """
+    """SHA-256 over the named arrays in their order, and over their names, types and shapes, as hex."""
     total = hashlib.sha256()
     for name in names:
         array = np.ascontiguousarray(arrays[name])
@@ -45,41 +40,20 @@ def write_chunk(folder: Path, number: int, chunk: Arrays, names: Sequence[str], 
     """Write a chunk under a temporary name, flush it, then give it its name in one step.
 
     Args:
-        folder: the pool's folder.
-        number: the chunk's number.
-        chunk: its arrays.
-        names: what they are called, in the order of the digest.
-        key: the pool's key; a reader refuses any other.
+        names: of its arrays, in the order of the digest.
+        key: the pool's; a reader refuses any other.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; no file of the final name is left.
     """
-    target = chunk_path(folder, number)
-    temporary = folder / f".{target.name}.{uuid.uuid4().hex}"
     tensors = {name: np.ascontiguousarray(chunk[name]) for name in names}
     marks = {"key": key, "number": str(number), "digest": arrays_digest(chunk, names)}
-    try:
+    with replacing(chunk_path(folder, number)) as temporary:
         save_file(tensors, temporary, metadata=marks)
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_chunk(folder: Path, number: int, names: Sequence[str], key: str) -> Arrays | None:
-    """Read a chunk if it is there and whole.
-
-    Args:
-        folder: the pool's folder.
-        number: the chunk's number.
-        names: the arrays it must hold, in the order of the digest.
-        key: the pool's key.
-
-    Returns:
-        Its arrays, or None where the file is missing, cut off, damaged or of another pool: it has to be
-        computed again.
-    """
+    """The arrays of a chunk; None where its file is missing, cut off, damaged or of another pool: compute it again."""
     try:
         with safe_open(chunk_path(folder, number), framework="numpy") as stream:
             marks = stream.metadata() or {}
@@ -94,13 +68,5 @@ def read_chunk(folder: Path, number: int, names: Sequence[str], key: str) -> Arr
 
 
 def join_chunks(chunks: Sequence[Arrays], num_items: int) -> Arrays:
-    """Put chunks in order and cut the tail off.
-
-    Args:
-        chunks: in order of their numbers, at least one.
-        num_items: how many rows are wanted.
-
-    Returns:
-        One chunk of that many rows.
-    """
+    """One chunk of `num_items` rows from one or more in their order; what is beyond is cut off."""
     return {name: np.concatenate([chunk[name] for chunk in chunks])[:num_items] for name in chunks[0]}

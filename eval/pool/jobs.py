@@ -1,9 +1,7 @@
-"""The sampling pool: N Ray actors draw class-balanced images and compute their features.
+"""What a pool computes for each item: samples, reconstructions, or features of real or given images.
 
 Sample n asks for class n mod num_classes; its noise depends on its index alone. How chunks are handed out, kept and
 taken up again is in `eval.pool.pool`.
-
-The pool job that looks at real or given images: their features, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ from eval.features.extractors import ExtractorSpec, build_extractor, extract, fe
 from eval.image_files import ImageReader
 from eval.pixels import ImageArray
 from eval.pool.chunks import Arrays, arrays_digest
-from eval.pool.pool import BatchFunction, PoolConfig, PoolResult, chunk_identity, run_chunks
+from eval.pool.pool import BatchFunction, PoolConfig, PoolResult, run_chunks
 from eval.pool.samplers import SamplerSpec
-from eval.scores.reconstruction import _file_hash, load_lpips, pair_scores, reconstruct_with_ids
+from eval.scores.reconstruction import load_lpips, lpips_hash, pair_scores, reconstruct_with_ids
 from nvg.checkpoints import load_network, weights_hash
 from nvg.tokenizer import Tokenizer
 
@@ -125,18 +123,7 @@ def run_pool(
 ) -> SamplePool:
     """Draw the samples and compute their features, or take what earlier runs left.
 
-    Args:
-        spec: what to draw from.
-        config: size and shape of the pool.
-        extractor: what the features come from.
-        folder, title, console, on_chunk: see `eval.pool.pool.run_chunks`.
-
-    Returns:
-        All samples in order.
-
-    Raises:
-        UserError: weights are missing or do not fit, or the cluster has too few CPUs or GPUs.
-        PoolError: a chunk's workers died `max_tries` times.
+    Args and what it raises: see `eval.pool.pool.run_chunks`.
     """
     result = run_chunks(
         SamplingJob(spec=spec, extractor=extractor),
@@ -148,11 +135,6 @@ def run_pool(
         on_chunk=on_chunk,
     )
     return SamplePool(**vars(result))
-
-
-def pool_identity(spec: SamplerSpec, config: PoolConfig, extractor: ExtractorSpec) -> dict[str, Any]:
-    """Everything that decides the bytes of the samples; see `eval.pool.pool.chunk_identity`."""
-    return chunk_identity(SamplingJob(spec=spec, extractor=extractor), config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +176,7 @@ class ReconstructionJob:
                 "weights": self.tokenizer_weights,
             },
             "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
-            "lpips_sha256": {trunk: _file_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
+            "lpips_sha256": {trunk: lpips_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
             "rounding": self.rounding,
         }
 

@@ -4,10 +4,6 @@ Item n belongs to chunk n // chunk_size. A chunk is always computed whole, in th
 number of threads, and what a job computes depends on the indices alone: so its bytes do not depend on which actor
 computes it, on how many there are, or on how often one died. A finished chunk is one file; a run that was killed goes
 on with the missing ones.
-
-The Ray actors of a pool: each computes whole chunks and commits them; a chunk whose actor dies goes to another.
-
-Size and shape of the pools.
 """
 
 from __future__ import annotations
@@ -15,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,18 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
 from cluster.files import write_atomically
+from cluster.progress import ProgressBars
 from eval.pool.chunks import Arrays, join_chunks, read_chunk, write_chunk
-from nvg.errors import UserError
+from nvg.bounds import at_least, check_fields, refuse
 
 BatchFunction = Callable[[NDArray[np.int64]], Arrays]
 SCHEMA_VERSION = 1
@@ -56,28 +46,21 @@ class ChunkPoolConfig:
         max_tries: how often a chunk is begun before the run gives up on it.
     """
 
-    num_actors: int = 1
-    chunk_size: int = 250
-    batch_size: int = 250
-    threads_per_actor: int = 1
-    cpus_per_actor: float = 1.0
-    gpus_per_actor: float = 0.0
-    max_tries: int = 3
+    num_actors: int = at_least(1, 1)
+    chunk_size: int = at_least(1, 250)
+    batch_size: int = at_least(1, 250)
+    threads_per_actor: int = at_least(1, 1)
+    cpus_per_actor: float = at_least(0, 1.0)
+    gpus_per_actor: float = at_least(0, 0.0)
+    max_tries: int = at_least(1, 3)
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "chunk_size", "batch_size", "threads_per_actor", "max_tries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        check_fields(self, "pool")
         if self.chunk_size % self.batch_size:
-            raise ValueError(
-                f"chunk_size: found {self.chunk_size}, expected a multiple of batch_size "
-                f"({self.batch_size}), "
-                "so that every batch has the same size"
-            )
-        if self.cpus_per_actor < 0 or self.gpus_per_actor < 0:
-            raise ValueError(
-                f"cpus_per_actor, gpus_per_actor: found {self.cpus_per_actor}, {self.gpus_per_actor}; "
-                "expected numbers of at least 0"
+            raise refuse(
+                "pool.chunk_size",
+                self.chunk_size,
+                f"a multiple of batch_size {self.batch_size}, so that every batch has the same size",
             )
 
     @property
@@ -95,13 +78,8 @@ class PoolConfig(ChunkPoolConfig):
         seed: seed of all samples.
     """
 
-    num_samples: int = 2000
+    num_samples: int = at_least(1, 2000)
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples: found {self.num_samples}, expected at least 1")
 
 
 class PoolError(RuntimeError):
@@ -129,8 +107,8 @@ class PoolJob(Protocol):
         ...
 
 
-class ChunkWorker:
-    """Computes and commits chunks; one per actor. Networks are loaded with the first chunk."""
+class ChunkWorker(UnitWorker):
+    """Computes and commits chunks. Networks are loaded with the first chunk."""
 
     def __init__(self, job: PoolJob, config: ChunkPoolConfig, folder: Path, key: str) -> None:
         self._job = job
@@ -140,13 +118,7 @@ class ChunkWorker:
         self._batch: BatchFunction | None = None
 
     def compute(self, number: int) -> int:
-        """Compute one chunk and write it.
-
-        Args:
-            number: the chunk's number.
-
-        Returns:
-            The number.
+        """Compute one chunk and write it; returns its number.
 
         Raises:
             ValueError: weights are missing or do not fit.
@@ -163,81 +135,32 @@ class ChunkWorker:
         return number
 
 
-def compute_chunks(
-    missing: list[int], arguments: tuple[Any, ...], config: ChunkPoolConfig, committed: Callable[[int], None]
-) -> int:
-    """Hand chunks out to actors until all are committed.
-
-    Args:
-        missing: numbers of the chunks.
-        arguments: of `ChunkWorker`.
-        config: shape of the pool.
-        committed: called with the number of each chunk that is on disk.
-
-    Returns:
-        How many workers died.
-
-    Raises:
-        UserError: the cluster has too few CPUs or GPUs.
-        PoolError: a chunk's workers died `max_tries` times.
-    """
-    import ray  # reads its environment when it is imported
-    from ray.exceptions import RayActorError
-
-    _check_resources(config)
-    threads = str(config.threads_per_actor)
-    worker = ray.remote(ChunkWorker).options(
-        num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor,
-        max_restarts=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+def _compute_chunks(
+    missing: list[int], config: ChunkPoolConfig, arguments: dict[str, Any]
+) -> Generator[PoolEvent, None, None]:
+    """Have actors compute chunks; yields the event of each one that is on disk."""
+    cpus, gpus, threads = config.cpus_per_actor, config.gpus_per_actor, str(config.threads_per_actor)
+    each = {"CPU": ("pool.cpus_per_actor", cpus), "GPU": ("pool.gpus_per_actor", gpus)}
+    require_resources(each, "pool.num_actors", config.num_actors)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    events = run_units(
+        ChunkWorker,
+        {"config": config, **arguments},
+        dict.fromkeys(missing, ()),
+        num_actors=config.num_actors,
+        max_tries=config.max_tries,
+        fatal=Exception,
+        options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment}},
     )
-    waiting = deque(missing)
-    tries = dict.fromkeys(missing, 0)
-    idle = [worker.remote(*arguments) for _ in range(min(config.num_actors, len(missing)))]
-    busy: dict[Any, tuple[int, Any]] = {}
-    num_deaths = 0
-    try:
-        while waiting or busy:
-            while waiting and idle:
-                number, actor = waiting.popleft(), idle.pop()
-                tries[number] += 1
-                busy[actor.compute.remote(number)] = (number, actor)
-            done, _ = ray.wait(list(busy), num_returns=1)
-            number, actor = busy.pop(done[0])
-            try:
-                committed(ray.get(done[0]))
-                idle.append(actor)
-            except RayActorError as error:
-                num_deaths += 1
-                ray.kill(actor)
-                if tries[number] >= config.max_tries:
-                    raise PoolError(
-                        f"chunk {number}: {tries[number]} workers died while computing it (last: {error}); "
-                        "finished chunks are kept. Look for a lack of memory, or make batch_size smaller"
-                    ) from error
-                waiting.appendleft(number)
-                idle.append(worker.remote(*arguments))
-    finally:
-        for actor in [*idle, *(actor for _, actor in busy.values())]:
-            ray.kill(actor)
-    return num_deaths
-
-
-def _check_resources(config: ChunkPoolConfig) -> None:
-    import ray
-
-    if not ray.is_initialized():
-        raise UserError("The pool found no Ray session; open one with cluster.session.cluster_session")
-    have = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus_per_actor), ("GPU", config.gpus_per_actor)):
-        needed = each * config.num_actors
-        if needed > have.get(name, 0) + 1e-9:
-            raise UserError(
-                f"pool.num_actors: {config.num_actors} workers of {each:g} {name} need {needed:g}, the "
-                "cluster has "
-                f"{have.get(name, 0):g}; make num_actors or {name.lower()}s_per_actor smaller"
-            )
+    with closing(events):
+        for event in events:
+            if event.kind == "failed":
+                raise PoolError(
+                    f"chunk {event.unit}: {config.max_tries} workers died while computing it (last: {event.reason}); "
+                    "finished chunks are kept. Look for a lack of memory, or make batch_size smaller"
+                )
+            if event.kind == "committed":
+                yield event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +174,7 @@ class PoolResult:
         key: its hash, which every chunk carries.
         names: all arrays of a chunk.
         num_items, chunk_size: how many items there are, and how many in a chunk.
-        num_computed: chunks computed by this call.
-        num_reused: chunks that were there already.
+        num_computed, num_reused: chunks that this call computed, and that were there already.
         num_deaths: workers that died in this call.
         seconds: wall time of this call.
     """
@@ -299,12 +221,9 @@ def run_chunks(
     weights must lie on storage that all of them see.
 
     Args:
-        job: what is computed.
-        num_items: items wanted.
-        config: shape of the pool.
         folder: parent of the pool's own folder, which is named after a hash of all that matters.
         title: what the progress bar says.
-        console: where the bar is drawn; None takes the terminal. Nothing is drawn where there is none.
+        console: where the bar is drawn; None takes the terminal.
         on_chunk: called with the number of every chunk this run computes, after it is committed.
         wanted: names of the arrays that are brought into memory; None brings all.
 
@@ -312,7 +231,8 @@ def run_chunks(
         The wanted arrays in order.
 
     Raises:
-        UserError: weights are missing or do not fit, or the cluster has too few CPUs or GPUs.
+        UserError: weights are missing or do not fit.
+        ClusterError: there is no Ray session, or the cluster has too few CPUs or GPUs.
         PoolError: a chunk's workers died `max_tries` times.
     """
     began = time.perf_counter()
@@ -326,17 +246,18 @@ def run_chunks(
     missing = [number for number in numbers if read_chunk(place, number, job.names, key) is None]
     num_deaths = 0
     if missing:
-        console = console or Console(stderr=True)
-        with _progress(console) as progress:
-            bar = progress.add_task(title, total=len(numbers) * config.chunk_size)
-            progress.advance(bar, (len(numbers) - len(missing)) * config.chunk_size)
-
-            def committed(number: int) -> None:
-                progress.advance(bar, config.chunk_size)
+        total, done = len(numbers) * config.chunk_size, (len(numbers) - len(missing)) * config.chunk_size
+        arguments = {"job": job, "folder": place.resolve(), "key": key}
+        with (
+            ProgressBars({title: total}, completed={title: done}, unit="images", console=console) as bars,
+            closing(_compute_chunks(missing, config, arguments)) as committed,
+        ):
+            for event in committed:
+                done += config.chunk_size
+                num_deaths = event.num_deaths
+                bars.update(title, done)
                 if on_chunk is not None:
-                    on_chunk(number)
-
-            num_deaths = compute_chunks(missing, (job, config, place.resolve(), key), config, committed)
+                    on_chunk(event.unit)
     parts: list[Arrays] = []
     lost: list[int] = []
     for number in numbers:
@@ -366,14 +287,7 @@ def run_chunks(
 
 
 def chunk_identity(job: PoolJob, config: ChunkPoolConfig) -> dict[str, Any]:
-    """Everything that decides the bytes of a chunk; the count of items and of workers is not among it.
-
-    Args:
-        job: what is computed.
-        config: shape of the pool.
-
-    Returns:
-        JSON values.
+    """Everything that decides the bytes of a chunk, as JSON; the count of items and of workers is not among it.
 
     Raises:
         UserError: a weight file is missing.
@@ -387,16 +301,3 @@ def chunk_identity(job: PoolJob, config: ChunkPoolConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         **job.identity(),
     }
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

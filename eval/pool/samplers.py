@@ -1,7 +1,7 @@
 """From checkpoints to image bytes: what a pool worker runs for every batch of sample indices.
 
-A spec is small, can be sent to a worker and says what it is (hashes, not paths), so that the pool can name
-its results after everything that can change them.
+A spec is small, can be sent to a worker and says what it is (hashes, not paths), so that the pool can name its results
+after everything that can change them.
 Shapes: labels_B int64, sample_indices_B int64, images_BHWC uint8, canvases_BSLC float32.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from eval.pixels import ROUNDINGS, ImageArray, to_uint8
+from eval.pixels import ImageArray, to_uint8
+from nvg.bounds import at_least, check_fields, refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.granularity import spatial_structure
@@ -23,22 +24,12 @@ from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
 
-PRECISIONS = ("fp32", "bf16")
-
 
 class Sampler(Protocol):
     """Draws images for labels; sample n depends on the seed and its index alone."""
 
     def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
-        """Draw one batch.
-
-        Args:
-            labels_B: int64 classes asked for.
-            sample_indices_B: int64 indices in the whole set.
-
-        Returns:
-            uint8 images (B, H, W, C).
-        """
+        """Draw one batch: uint8 images (B, H, W, C) of the classes asked for, for int64 indices in the whole set."""
         ...
 
 
@@ -82,22 +73,17 @@ class GeneratorSpec:
     structure: str
     weights: str = "ema"
     tokenizer_weights: str = "ema"
-    num_classes: int
+    num_classes: int = at_least(1)
     sampling: SamplingConfig
     seed: int = 0
-    rounding: str = "release"
-    precision: str = "fp32"
+    rounding: Literal["release", "round"] = "release"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision: found {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        check_fields(self)
         for name in ("tokenizer", "content"):
             if not getattr(self, name):
-                raise ValueError(f"{name}: found nothing, expected the folder of its weights")
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding: found {self.rounding!r}, expected one of {', '.join(ROUNDINGS)}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes: found {self.num_classes}, expected at least 1")
+                raise refuse(name, "", "the folder of its weights")
 
     def identity(self) -> dict[str, Any]:
         """Hashes of the weight files and every setting of the draw.
@@ -129,12 +115,6 @@ class GeneratorSpec:
     def build(self, device: str = "cpu") -> GeneratorSampler:
         """Load the networks.
 
-        Args:
-            device: torch device.
-
-        Returns:
-            The sampler.
-
         Raises:
             ValueError: weights are missing, of another kind, or do not belong together.
         """
@@ -160,21 +140,18 @@ class GeneratorSampler:
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(
-                f"num_classes: found {spec.num_classes} classes in the data, the content generator in "
-                f"{spec.content} was trained on {known}; evaluate with the data set it was trained on"
+                f"num_classes is {spec.num_classes} in the data; expected {known}, on which the content generator in "
+                f"{spec.content} was trained; evaluate with its data set"
             )
 
     @torch.inference_mode()
     def draw_sequences(self, labels_B: Tensor, sample_indices_B: Tensor, given: Given | None = None) -> SampledSequence:
-        """Draw visual granularity sequences.
+        """Draw visual granularity sequences: ids, maps and the canvas after every stage.
 
         Args:
             labels_B: int64 classes asked for.
             sample_indices_B: int64 indices in the whole set.
             given: prefix that is fixed instead of drawn; without a structure generator its maps are the spatial ones.
-
-        Returns:
-            Ids, maps and the canvas after every stage.
         """
         if self.structure is None:
             layout = self.tokenizer.dequantizer.layout

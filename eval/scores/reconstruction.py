@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.image_files import file_hash
 from eval.pixels import ImageArray, to_model_range, to_uint8
-from eval.pool.chunks import Arrays
 from eval.scores.metrics import peak_signal_to_noise
-from nvg.checkpoints import load_perceptual_distance
+from nvg.checkpoints import file_hash, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
@@ -51,7 +50,7 @@ def reconstruct_with_ids(
 @torch.inference_mode()
 def pair_scores(
     images_BHWC: ImageArray, copies_BHWC: ImageArray, distances: Mapping[str, PerceptualDistance]
-) -> Arrays:
+) -> dict[str, NDArray[Any]]:
     """PSNR, SSIM and LPIPS of each image and its reconstruction.
 
     Args:
@@ -97,7 +96,7 @@ def check_lpips(files: Mapping[str, str], side: int) -> None:
         UserError: a file is missing, damaged or of another network, or the images are too small for its network.
     """
     for trunk, path in files.items():
-        _file_hash(trunk, path)
+        lpips_hash(trunk, path)
         if side < LEAST_SIDES[trunk]:
             raise UserError(
                 f"{trunk}_weights: found images of {side} pixels, LPIPS with this network expects at least "
@@ -106,7 +105,8 @@ def check_lpips(files: Mapping[str, str], side: int) -> None:
     load_lpips(files)
 
 
-def _file_hash(trunk: str, path: str) -> str:
+def lpips_hash(trunk: str, path: str) -> str:
+    """SHA-256 of a trunk's file as hex, or a UserError where it is missing."""
     if not Path(path).is_file():
         raise UserError(f"{trunk}_weights: found no file {path}, expected the weights of LPIPS's trunk, or nothing")
     return file_hash(path)

@@ -1,4 +1,13 @@
-"""Weights on disk: safetensors beside a JSON description, and files of frozen networks."""
+"""Weights on disk: one enters by `load_network` and `save_weights`.
+
+files             a folder of safetensors and the JSON file that says what they are
+networks          networks back from such folders
+frozen_weights    files of VGG, DINO, DINOv2: read from where they lie, never fetched
+release_files     tensors of the authors' checkpoints, read without trusting them
+release_names     their names ↔ ours
+release_sizes     their sizes, read from shapes
+release_networks  their tensors ↔ our networks, compared strictly
+"""
 
 from nvg.checkpoints.files import file_hash, load_config, load_weights, save_weights, weights_hash
 from nvg.checkpoints.frozen_weights import load_dino_features, load_dinov2_features, load_perceptual_distance

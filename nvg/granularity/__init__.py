@@ -1,4 +1,10 @@
-"""Stage arithmetic: structure maps, their embeddings, pooling per cluster and placing."""
+"""Stage arithmetic, shared by quantiser, precompute, training and sampling.
+
+stages               structure maps, their embeddings, balanced splits; which tokens a stage has: `StageLayout`
+clustering           a latent becomes a balanced binary hierarchy: `cluster_latents`
+compiled_clustering  the same for one CPU thread, compiled by numba
+pooling              between positions and tokens: `cluster_mean`, `place`
+"""
 
 from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs
 from nvg.granularity.pooling import cluster_mean, place

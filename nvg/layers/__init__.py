@@ -1,4 +1,10 @@
-"""Network pieces: the generators' transformer block, rotations, stochastic depth; synchronised batch norm."""
+"""Pieces of networks.
+
+block       the transformer block of both generators, its modulation and the head
+rope        structure-aware rotary positions: `rotary_table`
+drop_path   stochastic depth with masks drawn outside
+batch_norm  batch norm over the batches of all ranks
+"""
 
 from nvg.layers.batch_norm import SynchronizedBatchNorm
 from nvg.layers.block import ModulatedHead, Modulation, SingleStreamBlock

@@ -1,4 +1,10 @@
-"""Generating visual granularity sequences (Algorithm 2)."""
+"""Generating visual granularity sequences; one enters by `sample`.
+
+sampler    Algorithm 2, structure and content in turn
+schedules  guidance and top-p over stages, flow times: `SamplingConfig`
+noise      the random numbers of a sample
+control    prefixes that are given: a mask, maps, first contents
+"""
 
 from nvg.sampling.control import (
     MaskStructure,

@@ -1,4 +1,15 @@
-"""Autoencoder, multi-granularity quantiser, and the networks that judge them in training."""
+"""Images ↔ visual granularity sequences, and the networks that judge it in training.
+
+autoencoder    convolutional encoder and decoder
+quantizer      a latent becomes stages of content ids: `quantize_ids`, `quantize_for_training`
+dequantizer    from ids and maps back to canvases: `Dequantizer`
+tokenizer      all of these as one network: `Tokenizer`
+perceptual     LPIPS on a frozen VGG: `PerceptualDistance`
+discriminator  heads on the tokens of a frozen DINO: `Discriminator`
+augmentation   what the discriminator sees, changed at random: `augment`
+dinov2         the target of REPA: `Dinov2Features`
+frozen         what the networks that judge share
+"""
 
 from nvg.tokenizer.dequantizer import Dequantizer, DequantizerConfig
 from nvg.tokenizer.dinov2 import Dinov2Features

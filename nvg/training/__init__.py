@@ -1,4 +1,16 @@
-"""Objectives and the few parts a training step is made of."""
+"""Objectives and the parts a training step is made of.
+
+generator_noise       random choices of a generator's step: `GeneratorLossConfig`
+generator_objectives  losses of the two generators: `ContentObjective`, `StructureObjective`
+alignment             REPA: hidden tokens towards those of a frozen network
+tokenizer_objective   loss of the tokenizer: `TokenizerObjective`
+adversarial           the discriminator's side: `DiscriminatorObjective`
+codebook_watch        how much of the codebook each stage uses
+codebook_revival      idle entries put beside used ones
+schedule              learning rates: `WsdSchedule`
+ema                   averages of weights: `Ema`
+engine                a single-process engine with DeepSpeed's methods: `PlainEngine`
+"""
 
 from nvg.training.adversarial import DiscriminatorLossConfig, DiscriminatorObjective
 from nvg.training.alignment import FEATURES, IMAGE, Alignment

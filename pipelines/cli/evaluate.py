@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.cli.frame import ConfigFile, DryRun, Overrides, SamplingPreset, resolve, show_plan
+from pipelines.entry import ConfigFile, DryRun, Overrides, SamplingPreset, execute
 
 eval_app = typer.Typer(
     no_args_is_help=True,
@@ -43,11 +43,8 @@ def generator(
     from pipelines.evaluate.config import EvaluateConfig
     from pipelines.evaluate.generator import plan_evaluate, run_evaluate
 
-    resolved = resolve(EvaluateConfig, config, [*model_overrides(model), *(overrides or [])], sampling=sampling)
-    if dry_run:
-        show_plan(resolved, plan_evaluate(resolved))
-        return
-    run_evaluate(resolved)
+    settings = [networks_of(model), *(overrides or [])]
+    execute(EvaluateConfig, plan_evaluate, run_evaluate, config, settings, dry_run, sampling=sampling)
 
 
 @eval_app.command()
@@ -60,11 +57,7 @@ def images(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryR
     from pipelines.evaluate.against import plan_against, run_evaluate_images
     from pipelines.evaluate.config import EvaluateImagesConfig
 
-    resolved = resolve(EvaluateImagesConfig, config, overrides)
-    if dry_run:
-        show_plan(resolved, plan_against(resolved))
-        return
-    run_evaluate_images(resolved)
+    execute(EvaluateImagesConfig, plan_against, run_evaluate_images, config, overrides, dry_run)
 
 
 @eval_app.command()
@@ -79,11 +72,8 @@ def reference(config: ConfigFile = None, overrides: Overrides = None, dry_run: D
 
     from pipelines.evaluate.reference import ReferenceRunConfig, plan_reference, run_reference
 
-    resolved = resolve(ReferenceRunConfig, config, overrides)
-    if dry_run:
-        show_plan(resolved, plan_reference(resolved))
-        return
-    run_reference(resolved, console=Console())
+    run = partial(run_reference, console=Console())
+    execute(ReferenceRunConfig, plan_reference, run, config, overrides, dry_run, quiet=True)
 
 
 @eval_app.command()
@@ -101,11 +91,8 @@ def sweep(
     """
     from pipelines.evaluate.series import SweepConfig, plan_sweep, run_sweep
 
-    resolved = resolve(SweepConfig, config, [*model_overrides(model), *(overrides or [])], sampling=sampling)
-    if dry_run:
-        show_plan(resolved, plan_sweep(resolved))
-        return
-    typer.echo(run_sweep(resolved))
+    settings = [networks_of(model), *(overrides or [])]
+    execute(SweepConfig, plan_sweep, run_sweep, config, settings, dry_run, sampling=sampling)
 
 
 @eval_app.command()
@@ -125,11 +112,8 @@ def follow(
     """
     from pipelines.evaluate.series import FollowConfig, plan_follow, run_follow
 
-    resolved = resolve(FollowConfig, config, [*model_overrides(model), *(overrides or [])], sampling=sampling)
-    if dry_run:
-        show_plan(resolved, plan_follow(resolved))
-        return
-    typer.echo(run_follow(resolved))
+    settings = [networks_of(model), *(overrides or [])]
+    execute(FollowConfig, plan_follow, run_follow, config, settings, dry_run, sampling=sampling)
 
 
 @eval_app.command()
@@ -140,11 +124,7 @@ def report(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryR
     """
     from pipelines.evaluate.table import ReportConfig, plan_report, run_report
 
-    resolved = resolve(ReportConfig, config, overrides)
-    if dry_run:
-        show_plan(resolved, plan_report(resolved))
-        return
-    typer.echo(run_report(resolved))
+    execute(ReportConfig, plan_report, run_report, config, overrides, dry_run)
 
 
 @eval_app.command()
@@ -157,22 +137,13 @@ def tokenizer(config: ConfigFile = None, overrides: Overrides = None, dry_run: D
     """
     from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig, plan_evaluate_tokenizer, run_evaluate_tokenizer
 
-    resolved = resolve(EvaluateTokenizerConfig, config, overrides)
-    if dry_run:
-        show_plan(resolved, plan_evaluate_tokenizer(resolved))
-        return
-    run_evaluate_tokenizer(resolved)
+    execute(EvaluateTokenizerConfig, plan_evaluate_tokenizer, run_evaluate_tokenizer, config, overrides, dry_run)
 
 
-def model_overrides(model: str | None) -> list[str]:
-    """The settings that `--model RUN` stands for; structure is empty where the run has none (spatial structure).
-
-    Args:
-        model: folder of a demo, of imported weights, or of one's own trainings.
-    """
+def networks_of(model: str | None) -> dict[str, str]:
+    """The settings that `--model` stands for: the folder of a demo, of imported weights, or of one's own trainings."""
     if model is None:
-        return []
+        return {}
     folders = {name: str(Path(model) / name) for name in ("tokenizer", "content", "structure")}
-    if not Path(folders["structure"]).is_dir():
-        folders["structure"] = ""
-    return [f"{name}={json.dumps(folder)}" for name, folder in folders.items()]
+    # Spatial structure is given by the positions: such a run has no generator for it.
+    return folders if Path(folders["structure"]).is_dir() else {**folders, "structure": ""}

@@ -1,33 +1,15 @@
-"""The command line `nvg`. Heavy libraries are imported inside the commands, so that `nvg --help` is quick.
-
-`nvg import-release` and `nvg export-release`: the authors' checkpoints in and out.
-"""
+"""The command line `nvg`. Heavy libraries are imported inside the commands, so that `nvg --help` is quick."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli.evaluate import eval_app
-from pipelines.cli.frame import (
-    ConfigFile,
-    DryRun,
-    FixContentFrom,
-    MaskForeground,
-    Overrides,
-    SamplingPreset,
-    Stages,
-    StructureFrom,
-    StructureMask,
-    control_overrides,
-    resolve,
-    run_app,
-    show_plan,
-)
 from pipelines.cli.train import train_app
+from pipelines.entry import ConfigFile, DryRun, Overrides, SamplingPreset, execute, guard
 
 app = typer.Typer(
     name="nvg",
@@ -41,6 +23,11 @@ app = typer.Typer(
 )
 
 
+app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
+
+
+@app.command("import-release")
 def import_release(
     output: Annotated[str, typer.Option("--output", metavar="FOLDER", help="Run folder to write.")],
     autoencoder: Annotated[str | None, typer.Option("--autoencoder", metavar="FILE", help="ae.ckpt")] = None,
@@ -56,16 +43,13 @@ def import_release(
 
     Example: [bold]nvg import-release --autoencoder ae.ckpt --generator d16.ckpt --output runs/d16[/bold]
     """
-    from pipelines.release import ImportReleaseConfig, plan_import
-    from pipelines.release import import_release as run
+    from pipelines.release import ImportReleaseConfig, import_release, plan_import
 
-    config = ImportReleaseConfig(autoencoder=autoencoder, generator=generator, ema=ema, output=output)
-    if dry_run:
-        show_plan(config, plan_import(config))
-        return
-    run(config, typer.echo)
+    options = {"autoencoder": autoencoder, "generator": generator, "ema": ema, "output": output}
+    execute(ImportReleaseConfig, plan_import, import_release, None, [options], dry_run, quiet=True)
 
 
+@app.command("export-release")
 def export_release(
     run: Annotated[str, typer.Argument(metavar="FOLDER", help="Imported or trained run.")],
     output: Annotated[str | None, typer.Option("--output", metavar="FILE", help="Both generators.")] = None,
@@ -78,20 +62,10 @@ def export_release(
 
     Example: [bold]nvg export-release runs/d16 --output d16.ckpt --autoencoder-output ae.ckpt[/bold]
     """
-    from pipelines.release import ExportReleaseConfig, plan_export
-    from pipelines.release import export_release as write
+    from pipelines.release import ExportReleaseConfig, export_release, plan_export
 
-    config = ExportReleaseConfig(run=run, output=output, autoencoder_output=autoencoder_output)
-    if dry_run:
-        show_plan(config, plan_export(config))
-        return
-    write(config, typer.echo)
-
-
-app.add_typer(train_app, name="train")
-app.add_typer(eval_app, name="eval")
-app.command("import-release")(import_release)
-app.command("export-release")(export_release)
+    options = {"run": run, "output": output, "autoencoder_output": autoencoder_output}
+    execute(ExportReleaseConfig, plan_export, export_release, None, [options], dry_run)
 
 
 @app.command()
@@ -112,12 +86,8 @@ def demo(
     """
     from pipelines.demo import DemoConfig, plan_demo, run_demo
 
-    given = [*(overrides or []), *([f"data={json.dumps(data)}"] if data else [])]
-    resolved = resolve(DemoConfig, config, given, default="demo/digits.yaml")
-    if dry_run:
-        show_plan(resolved, plan_demo(resolved))
-        return
-    run_demo(resolved)
+    settings = [*(overrides or []), _given(data=data)]
+    execute(DemoConfig, plan_demo, run_demo, config or "demo/digits.yaml", settings, dry_run, quiet=True)
 
 
 @app.command()
@@ -130,23 +100,10 @@ def precompute(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
     output=data/vgs[/bold]
     """
     from pipelines.precompute.config import PrecomputeConfig
+    from pipelines.precompute.job import plan_precompute
     from pipelines.precompute.job import precompute as run
 
-    resolved = resolve(PrecomputeConfig, config, overrides)
-    if dry_run:
-        source, num_actors = resolved.source, resolved.num_actors
-        show_plan(
-            resolved,
-            [
-                f"join or start Ray ({resolved.session.address})",
-                f"open the {source.kind} source {source.path or ''}".rstrip(),
-                f"encode {source.num_views} view(s) per image with {resolved.tokenizer} on {num_actors} "
-                f"actor(s), {resolved.images_per_unit} images per unit, batches of {resolved.batch_size}",
-                f"merge the parts and write the manifest in {resolved.output}",
-            ],
-        )
-        return
-    typer.echo(run(resolved))
+    execute(PrecomputeConfig, plan_precompute, run, config, overrides, dry_run)
 
 
 @app.command()
@@ -154,11 +111,30 @@ def sample(
     config: ConfigFile = None,
     overrides: Overrides = None,
     sampling: SamplingPreset = None,
-    structure_from: StructureFrom = None,
-    structure_mask: StructureMask = None,
-    fix_content_from: FixContentFrom = None,
-    stages: Stages = None,
-    mask_foreground: MaskForeground = None,
+    structure_from: Annotated[
+        str | None,
+        typer.Option("--structure-from", metavar="IMAGE", help="Give this image's maps (or a .npy finest map)."),
+    ] = None,
+    structure_mask: Annotated[
+        str | None,
+        typer.Option("--structure-mask", metavar="MASK.png", help="Give a drawn mask, white on black, as first split."),
+    ] = None,
+    fix_content_from: Annotated[
+        str | None,
+        typer.Option("--fix-content-from", metavar="IMAGE", help="Give this image's first contents and their maps."),
+    ] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            "--stages", metavar="M", help="How many splits (or stages of contents) are given; the rest is drawn."
+        ),
+    ] = None,
+    mask_foreground: Annotated[
+        int | None,
+        typer.Option(
+            "--mask-foreground", metavar="0|1", help="Child that the mask's foreground becomes; 1 by default."
+        ),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Draw images of chosen classes and write them as a grid and as files.
@@ -170,17 +146,20 @@ def sample(
     Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8 --sampling release
     sampling.content_guidance=2[/bold] · [bold]nvg sample run=runs/demo classes='[8]' --structure-mask circle.png[/bold]
     """
+    from pipelines.configuration import load_config
     from pipelines.sample import SampleConfig, plan_sample, run_sampling, sample_images
 
-    given = control_overrides(structure_from, structure_mask, fix_content_from, stages, mask_foreground)
-    settings = [*given, *(overrides or [])]
-    resolved = resolve(SampleConfig, config, settings, sampling=sampling)
+    control = _given(
+        structure_from=structure_from,
+        structure_mask=structure_mask,
+        fix_content_from=fix_content_from,
+        stages=stages,
+        mask_foreground=mask_foreground,
+    )
+    settings = [{"control": control}, *(overrides or [])]
     if config is None and sampling is None:
-        resolved = resolve(SampleConfig, None, [*run_sampling(resolved.run), *settings])
-    if dry_run:
-        show_plan(resolved, plan_sample(resolved))
-        return
-    typer.echo(sample_images(resolved))
+        settings = [*run_sampling(load_config(SampleConfig, None, settings).run), *settings]
+    execute(SampleConfig, plan_sample, sample_images, config, settings, dry_run, sampling=sampling)
 
 
 @app.command()
@@ -201,15 +180,14 @@ def ablate(
     from pipelines.ablate.plan import AblateConfig, describe_plan, make_plan
     from pipelines.ablate.study import run_ablate
 
-    resolved = resolve(AblateConfig, config, overrides, default=f"ablate/{preset}.yaml")
-    if dry_run:
-        show_plan(resolved, describe_plan(resolved, make_plan(resolved)))
-        return
-    typer.echo(run_ablate(resolved))
+    def plan(study: AblateConfig) -> list[str]:
+        return describe_plan(study, make_plan(study))
+
+    execute(AblateConfig, plan, run_ablate, config or f"ablate/{preset}.yaml", overrides, dry_run)
 
 
 @app.command("inspect")
-def inspect_image(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def inspect(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Draw one image, its structure map and its reconstruction at every stage; or stored records, decoded.
 
     A word without "=" is a record data set: its records are drawn.
@@ -217,18 +195,10 @@ def inspect_image(config: ConfigFile = None, overrides: Overrides = None, dry_ru
     Examples: [bold]nvg inspect tokenizer=runs/demo/tokenizer index=12 output=digit.png[/bold] · [bold]nvg inspect
     runs/demo/records count=4 output=records.png[/bold]
     """
-    from pipelines.inspect import InspectConfig, plan_inspect
+    from pipelines.inspect import InspectConfig, inspect, plan_inspect
 
-    given = [text if "=" in text else f"records={json.dumps(text)}" for text in overrides or []]
-    resolved = resolve(InspectConfig, config, given)
-    if dry_run:
-        show_plan(resolved, plan_inspect(resolved))
-        return
-    if resolved.records:
-        from pipelines.inspect import inspect_records as run
-    else:
-        from pipelines.inspect import inspect_image as run
-    typer.echo(run(resolved))
+    settings = [text if "=" in text else {"records": text} for text in overrides or []]
+    execute(InspectConfig, plan_inspect, inspect, config, settings, dry_run)
 
 
 @app.command()
@@ -272,23 +242,18 @@ def submit(
     """
     from cluster.submit import JobConfig, job_entrypoint
     from cluster.submit import submit as run
-    from pipelines.configuration import ConfigError
+    from nvg.bounds import refuse
 
-    variables = {}
+    def plan(job: JobConfig) -> list[str]:
+        where = job.address or "a cluster started here"
+        return [f"send to {where}: {job_entrypoint(command, folder=None)}", "follow its log"]
+
     for text in env or []:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise ConfigError(f"--env {text!r} is not NAME=VALUE.")
-        variables[name] = value
-    options = {"address": address, "working_dir": working_dir, "submission_id": submission_id}
-    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
-    resolved = resolve(JobConfig, config, given)
-    resolved = dataclasses.replace(resolved, env_vars={**resolved.env_vars, **variables})
-    if dry_run:
-        where = resolved.address or "a cluster started here"
-        show_plan(resolved, [f"send to {where}: {job_entrypoint(command, folder=None)}", "follow its log"])
-        return
-    raise typer.Exit(run(command, resolved))
+        if "=" not in text:
+            raise refuse("--env", text, "NAME=VALUE")
+    options = _given(address=address, working_dir=working_dir, submission_id=submission_id)
+    options["env_vars"] = dict(text.split("=", 1) for text in env or [])
+    execute(JobConfig, plan, lambda job: run(command, job), config, [options], dry_run)
 
 
 @app.command()
@@ -302,9 +267,14 @@ def doctor() -> None:
     raise typer.Exit(run_doctor())
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """Those of a command's options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def main() -> None:
     """Entry point of the console script."""
-    run_app(app)
+    sys.exit(guard(app))
 
 
 if __name__ == "__main__":

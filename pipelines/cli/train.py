@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
-
 import typer
 
-from pipelines.cli.frame import EXIT_USER_ERROR, ConfigFile, DryRun, Overrides, resolve, show_error, show_plan
-from pipelines.train.plan import plan_training
-
-if TYPE_CHECKING:
-    pass
-
-T = TypeVar("T")
+from pipelines.entry import ConfigFile, DryRun, Overrides, execute
 
 train_app = typer.Typer(
     no_args_is_help=True,
@@ -28,14 +19,13 @@ def tokenizer(config: ConfigFile = None, overrides: Overrides = None, dry_run: D
 
     Example: [bold]nvg train tokenizer run_folder=runs/tok source.kind=folder source.path=/data/train[/bold]
     """
+    from pipelines.train.plan import plan_training
     from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 
-    resolved = resolve(TokenizerRunConfig, config, overrides)
-    if dry_run:
-        source = f"{resolved.source.kind} {resolved.source.path or ''}".rstrip()
-        show_plan(resolved, plan_training("the tokenizer", f"images of {source}", resolved))
-        return
-    _train(train_tokenizer, resolved)
+    def plan(run: TokenizerRunConfig) -> list[str]:
+        return plan_training("the tokenizer", f"images of {run.source.kind} {run.source.path or ''}".rstrip(), run)
+
+    execute(TokenizerRunConfig, plan, train_tokenizer, config, overrides, dry_run)
 
 
 @train_app.command()
@@ -65,34 +55,16 @@ def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
     from pipelines.train.drivers import PairRunConfig, train_generators
     from pipelines.train.plan import plan_generators
 
-    resolved = resolve(PairRunConfig, config, overrides)
-    if dry_run:
-        show_plan(resolved, plan_generators(resolved))
-        return
-    _train(train_generators, resolved)
+    execute(PairRunConfig, plan_generators, train_generators, config, overrides, dry_run)
 
 
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
     from pipelines.train.generator import GeneratorRunConfig, train_generator
+    from pipelines.train.plan import plan_costs, plan_training
 
-    own_folder = [] if config else [f"run_folder=runs/{kind}"]
-    resolved = resolve(GeneratorRunConfig, config, [*own_folder, f"kind={kind}", *(overrides or [])])
-    if dry_run:
-        from pipelines.train.plan import plan_costs
+    def plan(run: GeneratorRunConfig) -> list[str]:
+        steps = plan_training(f"the {kind} generator", f"records of {run.data.path}", run)
+        return [*steps, *plan_costs(run, run.launch.num_workers)]
 
-        steps = plan_training(f"the {kind} generator", f"records of {resolved.data.path}", resolved)
-        show_plan(resolved, [*steps, *plan_costs(resolved, resolved.launch.num_workers)])
-        return
-    _train(train_generator, resolved)
-
-
-def _train(run: Callable[[T], object], config: T) -> None:
-    from pipelines.train.step import NonFiniteLossError
-
-    try:
-        folders = run(config)
-    except NonFiniteLossError as error:
-        show_error(str(error))
-        raise typer.Exit(EXIT_USER_ERROR) from error
-    for folder in folders if isinstance(folders, tuple) else (folders,):
-        typer.echo(folder)
+    own = {"kind": kind} if config else {"kind": kind, "run_folder": f"runs/{kind}"}
+    execute(GeneratorRunConfig, plan, train_generator, config, [own, *(overrides or [])], dry_run)

@@ -39,12 +39,7 @@ class RepaStream(Protocol):
         ...
 
     def rows(self, images_BCSS: torch.Tensor, number: int) -> list[dict[str, Any]]:
-        """The other columns of the first views of a batch.
-
-        Args:
-            images_BCSS: float32 in [-1, 1], on the device, filled up to the batch size.
-            number: How many of them are meant.
-        """
+        """The other columns of the first `number` views of a batch: float32 in [-1, 1], filled up to the batch size."""
         ...
 
 
@@ -53,7 +48,7 @@ class FeatureStream:
     """int8 features of DINOv2 with a scale for each token.
 
     Attributes:
-        network: On the device of the encoder.
+        network: on the device of the encoder.
         weights_hash: sha256 of its weight file.
     """
 

@@ -1,20 +1,26 @@
-"""Images to visual granularity records: `nvg precompute`.
+"""The driver: cuts the source into units, has Ray actors encode them, and merges the finished units.
 
-A driver cuts the source into units, Ray actors encode them, and the finished units are merged. Stopped at any
-point and started again, it goes on with the units that are missing; the bytes of the result do not depend on
-the number of actors, on kills, or on restarts.
+Stopped at any point and started again, it goes on with the units that are missing; the bytes of the result do not
+depend on the number of actors, on kills, or on restarts.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
+from cluster.progress import ProgressBars
 from cluster.session import cluster_session
+from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.records import MAX_UINT16_VALUES
@@ -24,12 +30,10 @@ from pipelines.precompute.beside import open_repa_stream
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.merge import merge_parts
 from pipelines.precompute.plan import DatasetFolder, Plan, is_complete, make_plan
+from pipelines.precompute.unit import encode_unit
 from pipelines.sources import ImageSource, SkippedInput, check_bad_inputs, open_source
 
-if TYPE_CHECKING:
-    from pipelines.precompute.pool import PoolEvent
-
-__all__ = ["PrecomputeConfig", "precompute"]
+_TASK = "precompute"
 
 
 def precompute(
@@ -41,16 +45,17 @@ def precompute(
     """Write the record data set of a source, or finish one that was begun.
 
     Args:
-        config: The job.
-        on_event: Called for every event of a unit (started, committed, retried, failed).
-        console: Where progress is shown; quiet when it is not a terminal.
+        config: the job.
+        on_event: called for every event of a unit; an exception of its own ends the job.
+        console: where progress is shown.
 
     Returns:
         The data set's folder: MDS shards, index.json, manifest.json, sources.txt, dequantizer.safetensors.
 
     Raises:
-        UserError: Source, tokenizer or output cannot be used, too many inputs are bad, the disk is full, or
+        UserError: source, tokenizer or output cannot be used, too many inputs are bad, the disk is full, or
             units failed again and again. Finished units stay.
+        ClusterError: the cluster is too small, or its actors do not start.
 
     DEVIATION: views are encoded once, in float32 and a recorded number of crops; the release encodes every image anew
     in each epoch, in bfloat16 with a fresh crop.
@@ -71,10 +76,7 @@ def precompute(
             return folder.root
         folder.adopt(plan)
         parts = folder.committed(plan)
-        given_up = _encode_missing(
-            config, plan, parts, folder=folder, source=source, tokenizer_folder=tokenizer_folder,
-            on_event=on_event, console=console,
-        )  # fmt: skip
+        given_up = _encode_missing(config, plan, parts, folder, source, tokenizer_folder, on_event, console)
         folder.remove_unfinished()
         return merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer, given_up=given_up)
 
@@ -83,7 +85,6 @@ def _encode_missing(
     config: PrecomputeConfig,
     plan: Plan,
     parts: dict[int, dict[str, Any]],
-    *,
     folder: DatasetFolder,
     source: ImageSource,
     tokenizer_folder: Path,
@@ -91,57 +92,127 @@ def _encode_missing(
     console: Console,
 ) -> dict[int, str]:
     """Encode the units that `parts` lacks and add their manifests to it; returns units given up, with reasons."""
-    missing = {unit: indices for unit, indices in enumerate(plan.units) if unit not in parts}
+    missing = {unit: (indices,) for unit, indices in enumerate(plan.units) if unit not in parts}
     skipped = list(source.skipped)
     for part in parts.values():
-        _note_skipped(skipped, part, source, config)
+        _note_skipped(skipped, part, source)
     if not missing:
         return {}
-    with (
-        _progress(console) as progress,
-        cluster_session(config.session),
-    ):
-        from pipelines.precompute.metrics import PoolMetrics
-        from pipelines.precompute.pool import encode_units
-
-        metrics = PoolMetrics(folder.root.name, len(missing), len(skipped))
-        finished = sum(len(plan.units[unit]) for unit in parts)
-        task = progress.add_task("precompute", total=len(source), completed=finished, bad=len(skipped))
-
-        def handle(event: PoolEvent) -> None:
-            metrics.note(event)
-            if event.part is not None:
-                parts[event.unit] = event.part
-                _note_skipped(skipped, event.part, source, config)
-                progress.update(task, advance=len(plan.units[event.unit]), bad=len(skipped))
-            elif event.reason:
-                console.print(f"unit {event.unit} {event.kind}: {event.reason}")
-            if on_event is not None:
-                on_event(event)
-
-        failures = encode_units(
+    given_up: dict[int, str] = {}
+    done = sum(len(plan.units[unit]) for unit in parts)
+    bars = ProgressBars({_TASK: len(source)}, completed={_TASK: done}, unit="images", console=console)
+    with bars, cluster_session(config.session):
+        cpus, gpus = config.cpus_per_actor, config.gpus_per_actor
+        require_resources({"CPU": ("cpus_per_actor", cpus), "GPU": ("gpus_per_actor", gpus)})
+        events = run_units(
+            EncodingActor,
+            {
+                "tokenizer_folder": str(tokenizer_folder), "source": source, "config": config, "folder": folder,
+                "plan_fingerprint": plan.fingerprint,
+            },
             missing,
-            source=source,
-            tokenizer_folder=str(tokenizer_folder),
-            config=config,
-            folder=folder,
-            plan_fingerprint=plan.fingerprint,
-            on_event=handle,
-        )
-    if failures and not config.allow_partial:
-        lines = [f"  unit {unit}: {reason}" for unit, reason in sorted(failures.items())]
+            num_actors=config.num_actors,
+            max_tries=config.max_attempts,
+            fatal=UserError,
+            options={"num_cpus": cpus, "num_gpus": gpus},
+        )  # fmt: skip
+        metrics = _Metrics(folder.root.name, len(missing), len(skipped))
+        with closing(events):
+            for event in events:
+                metrics.note(event)
+                if event.kind == "committed":
+                    parts[event.unit] = event.result
+                    done += len(plan.units[event.unit])
+                    _note_skipped(skipped, event.result, source)
+                    bars.update(_TASK, done, f"{len(skipped)} skipped")
+                elif event.reason:
+                    console.print(f"unit {event.unit} {event.kind}: {event.reason}")
+                if event.kind == "failed":
+                    given_up[event.unit] = event.reason
+                if on_event is not None:
+                    on_event(event)
+    if given_up and not config.allow_partial:
+        lines = [f"  unit {unit}: {reason}" for unit, reason in sorted(given_up.items())]
         raise UserError(
-            f"{len(failures)} of {len(plan.units)} units failed {config.max_attempts} times each:\n"
+            f"{len(given_up)} of {len(plan.units)} units failed {config.max_attempts} times each:\n"
             + "\n".join(lines)
             + f"\nthe other units are finished in {folder.parts} and nothing was merged; run the same "
             "command again once the cause is gone, or with allow_partial=true to go without them"
         )
-    return failures
+    return given_up
 
 
-def _note_skipped(
-    skipped: list[SkippedInput], part: dict[str, Any], source: ImageSource, config: PrecomputeConfig
-) -> None:
+class EncodingActor(UnitWorker):
+    """Holds the tokenizer and the index of the source, encodes one unit per call."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer_folder: str,
+        source: ImageSource,
+        config: PrecomputeConfig,
+        folder: DatasetFolder,
+        plan_fingerprint: str,
+    ) -> None:
+        torch.set_num_threads(config.threads_per_actor)
+        torch.backends.cudnn.deterministic = True  # the same bytes whoever encodes a unit
+        tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
+        self._encode = partial(
+            encode_unit,
+            source=source,
+            tokenizer=tokenizer.to(config.device).eval(),
+            config=config,
+            folder=folder,
+            plan_fingerprint=plan_fingerprint,
+            repa=open_repa_stream(config.repa, config.device),
+        )
+
+    def compute(self, unit: int, indices: np.ndarray) -> dict[str, Any]:
+        """Encode and commit a unit; see `encode_unit`."""
+        return self._encode(unit, indices)
+
+
+class _Metrics:
+    """What Ray's dashboard and Prometheus show: images, images a second, skipped inputs, units left.
+
+    Args:
+        dataset: name of the output folder, by which jobs are told apart.
+        num_units: units that this run has to encode.
+        num_skipped: inputs skipped before it.
+    """
+
+    def __init__(self, dataset: str, num_units: int, num_skipped: int) -> None:
+        from ray.util.metrics import Counter, Gauge  # ray reads its environment when it is imported
+
+        tag = "dataset"
+        self._images = Counter("nvg_precompute_images", "Images encoded by this run.", (tag,))
+        self._images_per_s = Gauge("nvg_precompute_images_per_s", "Images a second since this run began.", (tag,))
+        self._skipped = Gauge("nvg_precompute_skipped", "Inputs that were no readable image.", (tag,))
+        self._units_left = Gauge("nvg_precompute_units_left", "Units neither finished nor given up.", (tag,))
+        for metric in (self._images, self._images_per_s, self._skipped, self._units_left):
+            metric.set_default_tags({tag: dataset})
+        self._began = time.monotonic()
+        self._num_images, self._num_left, self._num_skipped = 0, num_units, num_skipped
+        self._show()
+
+    def note(self, event: PoolEvent) -> None:
+        """Count an event."""
+        self._num_left -= event.kind in ("committed", "failed")
+        if event.kind == "committed":
+            num_images = event.result["num_images"]
+            self._num_images += num_images
+            self._num_skipped += len(event.result["skipped"])
+            if num_images:
+                self._images.inc(num_images)
+        self._show()
+
+    def _show(self) -> None:
+        self._images_per_s.set(self._num_images / max(time.monotonic() - self._began, 1e-9))
+        self._skipped.set(self._num_skipped)
+        self._units_left.set(self._num_left)
+
+
+def _note_skipped(skipped: list[SkippedInput], part: dict[str, Any], source: ImageSource) -> None:
     skipped += [SkippedInput(**item) for item in part["skipped"]]
     check_bad_inputs(skipped, source)
 
@@ -150,9 +221,11 @@ def _require_fitting_images(config: PrecomputeConfig, tokenizer: Tokenizer) -> N
     for name in ("image_size", "image_channels"):
         found, expected = getattr(config.source, name), getattr(tokenizer.config, name)
         if found != expected:
-            raise UserError(
-                f"source.{name} is {found}, but the tokenizer in {config.tokenizer} was built for "
-                f"{expected}; set source.{name}={expected}"
+            raise refuse(
+                f"source.{name}",
+                found,
+                f"{expected}, for which the tokenizer in {config.tokenizer} was built",
+                f"set source.{name}={expected}",
             )
 
 
@@ -165,14 +238,13 @@ def _require_storable(source: ImageSource, tokenizer: Tokenizer) -> None:
             )
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:.1f} images/s" if console.is_terminal else ""),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]} skipped"),
-        console=console,
-        disable=not console.is_terminal,
-    )
+def plan_precompute(config: PrecomputeConfig) -> list[str]:
+    """The steps, for a dry run: one line each."""
+    source = config.source
+    return [
+        f"join or start Ray ({config.session.address})",
+        f"open the {source.kind} source {source.path or ''}".rstrip(),
+        f"encode {source.num_views} view(s) per image with {config.tokenizer} on {config.num_actors} actor(s), "
+        f"{config.images_per_unit} images per unit, batches of {config.batch_size}",
+        f"merge the parts and write the manifest in {config.output}",
+    ]

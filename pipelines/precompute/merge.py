@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.files import sync_path, write_atomically
+from cluster.files import replacing, write_atomically
 from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, write_manifest
 from nvg.checkpoints import save_weights
 from nvg.errors import UserError
@@ -41,18 +41,16 @@ def merge_parts(
     """Write the data set from its parts.
 
     Args:
-        folder: The data set.
-        plan: The job.
-        parts: Part manifests of all units but those given up.
-        source: The images, for names and classes.
-        tokenizer: On the CPU; its dequantizer is stored with the records.
-        given_up: Units to go without, with reasons.
+        parts: part manifests of all units but those given up.
+        source: the images, for names and classes.
+        tokenizer: on the CPU; its dequantizer is stored with the records.
+        given_up: units to go without, with reasons.
 
     Returns:
         The data set's folder.
 
     Raises:
-        UserError: A shard is damaged, nothing was recorded, the canvases are degenerate, or writing fails.
+        UserError: a shard is damaged, nothing was recorded, the canvases are degenerate, or writing fails.
     """
     layout = RecordLayout(tokenizer.config.num_positions)
     usage = _Usage(layout, tokenizer.config.codebook_size, len(source.class_names))
@@ -62,11 +60,8 @@ def merge_parts(
         part = folder.part(unit)
         for number, entry in enumerate(read_index(part)):
             usage.add(read_shard(part, entry, layout, verify_hash=True))
-            merged = f"shard.{unit:05d}.{number:05d}.mds"
-            with writing(folder.root):
-                _link(part / entry["raw_data"]["basename"], folder.root / merged)
-            entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
-    manifest = _manifest(plan, [parts[unit] for unit in units], usage, source=source, tokenizer=tokenizer)
+            entries.append(_adopt_shard(part, entry, folder.root, unit, number))
+    manifest = _manifest(plan, [parts[unit] for unit in units], usage, source, tokenizer)
     if given_up:
         manifest["missing_units"] = {str(unit): reason for unit, reason in sorted(given_up.items())}
     for stream in beside(folder.root, plan.description):
@@ -81,8 +76,7 @@ def merge_parts(
             name=DEQUANTIZER_NAME,
         )
         write_manifest(folder.root, manifest)
-        index = {"version": 2, "shards": entries}
-        write_atomically(folder.root / INDEX_FILE, json.dumps(index, sort_keys=True).encode("utf-8"))
+        _write_index(folder.root, entries)
     return folder.root
 
 
@@ -94,12 +88,22 @@ def _merge_beside(folder: DatasetFolder, units: list[int], stream: Path) -> None
     for unit in units:
         part = folder.part(unit) / stream.name
         for number, entry in enumerate(read_index(part)):
-            merged = f"shard.{unit:05d}.{number:05d}.mds"
-            with writing(stream):
-                _link(check_shard_size(part, entry), stream / merged)
-            entries.append({**entry, "raw_data": {**entry["raw_data"], "basename": merged}})
+            check_shard_size(part, entry)
+            entries.append(_adopt_shard(part, entry, stream, unit, number))
     with writing(stream):
-        write_atomically(stream / INDEX_FILE, json.dumps({"version": 2, "shards": entries}, sort_keys=True).encode())
+        _write_index(stream, entries)
+
+
+def _adopt_shard(part: Path, entry: dict[str, Any], stream: Path, unit: int, number: int) -> dict[str, Any]:
+    """Put a shard of a unit into a stream; returns its entry there."""
+    merged = f"shard.{unit:05d}.{number:05d}.mds"
+    with writing(stream):
+        _link(part / entry["raw_data"]["basename"], stream / merged)
+    return {**entry, "raw_data": {**entry["raw_data"], "basename": merged}}
+
+
+def _write_index(stream: Path, entries: list[dict[str, Any]]) -> None:
+    write_atomically(stream / INDEX_FILE, json.dumps({"version": 2, "shards": entries}, sort_keys=True).encode())
 
 
 class _Usage:
@@ -117,22 +121,17 @@ class _Usage:
             self._code_counts_SV[stage] += np.bincount(ids, minlength=self._code_counts_SV.shape[1])
         self.class_counts += np.bincount(records["label"], minlength=len(self.class_counts))
 
-    def per_stage(self) -> list[float]:
-        """Share of the codebook that each stage uses at least once."""
-        return (self._code_counts_SV > 0).mean(axis=1).tolist()
-
-    def overall(self) -> float:
-        """Share of the codebook used at any stage."""
-        return float(self._code_counts_SV.any(axis=0).mean())
+    def shares(self) -> dict[str, Any]:
+        """Share of the codebook that each stage uses at least once, and that any stage does."""
+        used_SV = self._code_counts_SV > 0
+        return {
+            "codebook_usage": used_SV.mean(axis=1).tolist(),
+            "codebook_usage_overall": float(used_SV.any(axis=0).mean()),
+        }
 
 
 def _manifest(
-    plan: Plan,
-    ordered: list[Mapping[str, Any]],
-    usage: _Usage,
-    *,
-    source: ImageSource,
-    tokenizer: Tokenizer,
+    plan: Plan, ordered: list[Mapping[str, Any]], usage: _Usage, source: ImageSource, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     skipped = [asdict(item) for item in source.skipped]
     skipped += sorted((item for part in ordered for item in part["skipped"]), key=lambda item: item["key"])
@@ -152,8 +151,7 @@ def _manifest(
         "num_images": sum(part["num_images"] for part in ordered),
         "num_records": sum(part["num_records"] for part in ordered),
         "canvas_scales": _canvas_scales(ordered),
-        "codebook_usage": usage.per_stage(),
-        "codebook_usage_overall": usage.overall(),
+        **usage.shares(),
         "skipped": skipped,
         "library_versions": _versions(ordered),
     }
@@ -191,16 +189,8 @@ def _versions(parts: list[Mapping[str, Any]]) -> dict[str, str]:
 
 def _link(original: Path, target: Path) -> None:
     """Put a shard into the data set without copying it where the file system can."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
+    with replacing(target) as temporary:
         try:
             os.link(original, temporary)
         except OSError:
             shutil.copyfile(original, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)  # rename leaves it where both are links to one file
-    sync_path(target.parent)

@@ -16,12 +16,7 @@ from typing import Any
 import numpy as np
 
 from cluster.files import sync_path, write_atomically
-from cluster.manifest import (
-    MANIFEST_FILE,
-    ManifestError,
-    read_manifest,
-    require_match,
-)
+from cluster.manifest import MANIFEST_FILE, ManifestError, read_manifest, require_match
 from nvg.errors import UserError
 from nvg.records import check_shard_size, read_index
 from nvg.tokenizer.tokenizer import GRANULARITY
@@ -29,10 +24,10 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import ImageSource
 
 PART_MANIFEST = "part.manifest"
-_PLAN_FILE = "plan.json"
-_LOCK_FILE = ".precompute.lock"
 DEQUANTIZER_NAME = "dequantizer"
 SOURCES_FILE = "sources.txt"
+_PLAN_FILE = "plan.json"
+_LOCK_FILE = ".precompute.lock"
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class Plan:
     """Everything the bytes of the data set depend on, and the units of work that follow from it.
 
     Attributes:
-        description: The recorded values, JSON.
-        units: Source indices of each unit, int64: fixed slices of a seed-shuffled list.
+        description: the recorded values, JSON.
+        units: source indices of each unit, int64: fixed slices of a seed-shuffled list.
     """
 
     description: dict[str, Any]
@@ -60,19 +55,14 @@ def make_plan(
     structure: str = GRANULARITY,
     repa: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Divide a source into units.
+    """Divide a source into units; equal arguments give an equal plan.
 
     The number of actors is left out on purpose: it changes nothing.
 
     Args:
-        config: The job.
-        source: Its opened source.
         tokenizer_hash: sha256 of the tokenizer's weights.
-        structure: Where its maps come from; recorded unless they are the image's own.
-        repa: What is stored beside the records, if anything.
-
-    Returns:
-        The plan; equal arguments give an equal plan.
+        structure: where its maps come from; recorded unless they are the image's own.
+        repa: what is stored beside the records, if anything.
     """
     description = {
         "tokenizer_hash": tokenizer_hash,
@@ -126,7 +116,7 @@ class DatasetFolder:
         """Create the folder for a plan, or check that what it holds is of this plan; drop unfinished units.
 
         Raises:
-            UserError: It holds the records of another job; names what differs.
+            UserError: it holds the records of another job; names what differs.
         """
         path = self.parts / _PLAN_FILE
         for recorded in (path, self.root / MANIFEST_FILE):  # either may have been removed
@@ -160,7 +150,7 @@ class DatasetFolder:
         """Keep a second driver out; the system frees the lock when this process ends, however it ends.
 
         Raises:
-            UserError: Another process holds it; names host and process.
+            UserError: another process holds it; names host and process.
         """
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -184,11 +174,7 @@ class DatasetFolder:
 
 
 def read_part(folder: Path, plan_fingerprint: str) -> dict[str, Any] | None:
-    """Read the manifest of a finished unit.
-
-    Returns:
-        Its content; None when it is of another plan, unreadable, or a shard has not the recorded size.
-    """
+    """The manifest of a finished unit; None when it is of another plan, unreadable, or a shard has not its size."""
     try:
         manifest = json.loads((folder / PART_MANIFEST).read_text(encoding="utf-8"))
         sizes_fit = all((folder / shard["basename"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
@@ -199,11 +185,7 @@ def read_part(folder: Path, plan_fingerprint: str) -> dict[str, Any] | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write (disk full, quota, no permission) into a message for the user.
-
-    Raises:
-        UserError: Instead of OSError.
-    """
+    """Turn a failure to write (disk full, quota, no permission) into a message for the user, a UserError."""
     try:
         yield
     except OSError as error:
@@ -214,7 +196,6 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _require_same_job(recorded: Path, plan: Plan) -> None:
-    """Compare a plan or manifest on disk with this job's plan."""
     try:
         require_match(
             json.loads(recorded.read_text(encoding="utf-8")),
@@ -230,13 +211,7 @@ def _require_same_job(recorded: Path, plan: Plan) -> None:
 
 
 def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = False) -> bool:
-    """Whether the merged data set of this plan is there, with every shard at its size.
-
-    Args:
-        folder: The data set.
-        plan: The job.
-        allow_partial: Whether it may lack units.
-    """
+    """Whether the merged data set of this plan is there, with every shard at its size; may it lack units?"""
     try:
         manifest = read_manifest(folder.root)
         entries = read_index(folder.root)

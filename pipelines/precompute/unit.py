@@ -1,12 +1,9 @@
 """Encode one unit of images and commit it: all of its records on disk, or nothing.
 
-Legend: B image views, T tokens, L positions, C latent channels.
+Its stages run side by side: read and decode, encode, cluster and quantise, write. Beside the records it hands back sums
+over the canvases, which merge exactly, part by part.
 
-What an actor works on, and how its stages run side by side: read and decode, encode, cluster and quantise, write.
-
-Statistics of canvases that merge exactly, part by part.
-
-Legend: B image views, S = K + 1 canvases, L positions, C latent channels.
+Legend: B image views, T tokens, S = K + 1 canvases, L positions, C latent channels.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ import numpy as np
 import torch
 
 from cluster.files import sync_path
+from cluster.manifest import library_versions
 from nvg.checkpoints import file_hash
 from nvg.records import RecordLayout, ShardWriter
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
@@ -37,8 +34,7 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
 from pipelines.sources import BadImage, ImageSource, to_model_range
 
-BATCHES_AHEAD = 2
-_RECORDED_PACKAGES = ("mosaicml-streaming", "numba", "numpy", "pillow", "ray", "torch")
+BATCHES_AHEAD = 2  # for each stage
 
 
 @dataclass
@@ -46,7 +42,7 @@ class CanvasSums:
     """float64 sums over all elements of each canvas x_0..x_K, which merge into exact statistics.
 
     Attributes:
-        count: Elements per canvas.
+        count: elements per canvas.
         total: (S,) sums.
         square: (S,) sums of squares.
     """
@@ -58,9 +54,8 @@ class CanvasSums:
     def add(self, canvases_BSLC: torch.Tensor) -> None:
         """Add the canvases of some image views."""
         values_SN = canvases_BSLC.double().transpose(0, 1).flatten(1)
-        self.merge(
-            CanvasSums(values_SN.shape[1], values_SN.sum(1).cpu().numpy(), values_SN.square().sum(1).cpu().numpy())
-        )
+        totals_S, squares_S = (sums_S.cpu().numpy() for sums_S in (values_SN.sum(1), values_SN.square().sum(1)))
+        self.merge(CanvasSums(values_SN.shape[1], totals_S, squares_S))
 
     def merge(self, other: CanvasSums) -> None:
         """Add another part's sums; the order of merging must be fixed for equal bits."""
@@ -78,40 +73,27 @@ class CanvasSums:
 
 
 @dataclass(frozen=True)
-class View:
-    """One image view on its way into a batch: uint8 pixels (S, S, channels)."""
+class _View:
+    """One image view on its way into a batch; its pixels are uint8 (height, width, channels)."""
 
     image: int
     view: int
     pixels: np.ndarray
 
 
-def read_batches(
+def _read_batches(
     source: ImageSource, indices: np.ndarray, config: PrecomputeConfig, skipped: list[dict[str, str]]
-) -> Generator[list[View], None, None]:
-    """Batches of image views in the unit's order.
-
-    Args:
-        source: Where the images are read.
-        indices: int64, the source indices of the unit's images.
-        config: Batch size, threads, number of views.
-        skipped: Images that cannot be decoded are added, with the reason.
-
-    Yields:
-        Full batches; the last one may be shorter.
-
-    Raises:
-        OSError: An input cannot be read.
-    """
+) -> Generator[list[_View], None, None]:
+    """Full batches of image views in the unit's order, the last one shorter; what cannot be decoded joins `skipped`."""
     views = range(config.source.num_views)
 
-    def read(index: int) -> list[View] | BadImage:
+    def read(index: int) -> list[_View] | BadImage:
         try:
-            return [View(index, view, pixels) for view, pixels in enumerate(source.read_views(index, views))]
+            return [_View(index, view, pixels) for view, pixels in enumerate(source.read_views(index, views))]
         except BadImage as error:
             return error
 
-    batch: list[View] = []
+    batch: list[_View] = []
     for index, result in _read_ahead(read, indices, config):
         if isinstance(result, BadImage):
             skipped.append({"key": source.keys[index], "reason": str(result)})
@@ -148,14 +130,14 @@ def in_stages(items: Iterable[Any], stages: Sequence[Callable[[Any], Any]]) -> I
     most `BATCHES_AHEAD` items a stage are on their way.
 
     Args:
-        items: Iterated in the calling thread.
-        stages: Applied from first to last.
+        items: iterated in the calling thread.
+        stages: applied from first to last.
 
     Yields:
         What the last function returns for each item.
 
     Raises:
-        Exception: The first one of an item or function; later items are dropped.
+        Exception: the first one of an item or function; later items are dropped.
     """
     threads = [ThreadPoolExecutor(1, thread_name_prefix=stage.__name__) for stage in stages]
     waiting: deque[Future] = deque()
@@ -182,7 +164,7 @@ def _after(stage: Callable[[Any], Any], before: Future) -> Any:
 class _Encoded:
     """A batch whose latents are on the device."""
 
-    views: list[View]
+    views: list[_View]
     images_BCSS: torch.Tensor
     latent_BLC: torch.Tensor
 
@@ -191,7 +173,7 @@ class _Encoded:
 class _Tokenized:
     """A batch of records, on the CPU, and what is stored beside them."""
 
-    views: list[View]
+    views: list[_View]
     content_ids_BT: np.ndarray
     structure_BL: np.ndarray
     beside: list[dict[str, Any]]
@@ -211,21 +193,18 @@ def encode_unit(
     """Encode the images of a unit and rename the result into place.
 
     Args:
-        unit: Its number.
+        unit: its number.
         indices: int64, the source indices of its images, in the order of the records.
-        source: Where they are read.
-        tokenizer: In evaluation mode, on `config.device`.
-        config: Batch size, threads, shard size.
-        folder: The data set.
-        plan_fingerprint: Of the job, stored with the part.
-        repa: What is stored beside the records.
+        tokenizer: in evaluation mode, on `config.device`.
+        plan_fingerprint: stored with the part.
+        repa: what is stored beside the records.
 
     Returns:
         The part manifest.
 
     Raises:
-        UserError: The part cannot be written.
-        OSError: An input cannot be read.
+        UserError: the part cannot be written.
+        OSError: an input cannot be read.
     """
     part = folder.part(unit)
     temporary = folder.parts / f"tmp-{unit:05d}-{uuid.uuid4().hex}"
@@ -265,7 +244,7 @@ def _write_records(
     if repa is not None:
         writers.append(_open_writer(temporary / repa.folder, repa.columns, config))
 
-    def encode(views: list[View]) -> _Encoded:
+    def encode(views: list[_View]) -> _Encoded:
         return _encode(views, tokenizer, config)
 
     def tokenize(batch: _Encoded) -> _Tokenized:
@@ -276,7 +255,7 @@ def _write_records(
             _write_batch(writers, batch, source, layout)
         return len(batch.views)
 
-    with closing(read_batches(source, indices, config, skipped)) as batches:
+    with closing(_read_batches(source, indices, config, skipped)) as batches:
         num_records = sum(in_stages(batches, [encode, tokenize, write]))
     with writing(temporary):
         for writer in writers:
@@ -299,7 +278,7 @@ def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeCon
 
 
 @torch.no_grad()
-def _encode(views: list[View], tokenizer: Tokenizer, config: PrecomputeConfig) -> _Encoded:
+def _encode(views: list[_View], tokenizer: Tokenizer, config: PrecomputeConfig) -> _Encoded:
     """Encode a batch, filled up to the batch size so that every batch is computed alike."""
     missing = config.batch_size - len(views)
     pixels_BHWC = np.stack([item.pixels for item in views] + [views[0].pixels] * missing)
@@ -339,19 +318,4 @@ def _write_batch(writers: list[ShardWriter], batch: _Tokenized, source: ImageSou
 
 
 def _file_entry(path: Path, root: Path) -> dict[str, Any]:
-    return {
-        "basename": path.relative_to(root).as_posix(),
-        "bytes": path.stat().st_size,
-        SHARD_HASH: file_hash(path),
-    }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the packages that could change a byte of the records."""
-    versions = {}
-    for package in _RECORDED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+    return {"basename": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, SHARD_HASH: file_hash(path)}

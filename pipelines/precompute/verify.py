@@ -12,15 +12,7 @@ import numpy as np
 from cluster.manifest import ManifestError, read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
-from nvg.records import (
-    FEATURES_FOLDER,
-    JPEG_COLUMNS,
-    FeatureLayout,
-    RecordLayout,
-    map_samples,
-    read_index,
-    read_shard,
-)
+from nvg.records import FEATURES_FOLDER, JPEG_COLUMNS, FeatureLayout, RecordLayout, map_samples, read_index, read_shard
 from nvg.tokenizer import Dequantizer
 from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, beside
 
@@ -30,9 +22,9 @@ class Verified:
     """A data set in which nothing is wrong.
 
     Attributes:
-        num_records: Records read.
-        num_shards: Shards whose size and hash were compared.
-        num_bytes: Their bytes.
+        num_records: records read.
+        num_shards: shards whose size and hash were compared.
+        num_bytes: their bytes.
     """
 
     num_records: int
@@ -47,14 +39,8 @@ def verify_records(path: str) -> Verified:
     are in range; that each recorded image has each view once; counts and the class histogram of the manifest; names of
     the sources; that the dequantizer fits.
 
-    Args:
-        path: Folder written by `nvg precompute`.
-
-    Returns:
-        What was read.
-
     Raises:
-        UserError: Something is wrong; every damaged file is named.
+        UserError: something is wrong; every damaged file is named.
     """
     folder = Path(path).expanduser().absolute()
     try:
@@ -92,11 +78,7 @@ class _Tally:
         self._seen_NV = np.zeros((manifest["num_inputs"], manifest["num_views"]), dtype=np.int32)
 
     def add(self, records: np.ndarray, name: str) -> None:
-        """Count the records of one shard.
-
-        Raises:
-            UserError: A value of theirs is out of range, or a map is no permutation.
-        """
+        """Count the records of one shard. Raises UserError where a value is out of range or a map no permutation."""
         limits = {
             "content_ids": self._manifest["codebook_size"],
             "label": self._manifest["num_classes"],

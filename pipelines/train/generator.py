@@ -297,9 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     return command(GeneratorRunConfig, train_generator, "Train one generator.", arguments)
 
-    sys.exit(entry())
-
 
 if __name__ == "__main__":
     # Under its importable name: Ray workers look classes and functions up by module.
     from pipelines.train.generator import main as entry
+
+    sys.exit(entry())

@@ -19,14 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from pipelines.entry import EXIT_STOPPED as EXIT_STOPPED
+from pipelines.entry import TrainingStopped as TrainingStopped
+
 STOP_FILE = "stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_STOPPED = 128 + signal.SIGTERM
 POLL_S = 1.0
-
-
-class TrainingStopped(Exception):  # noqa: N818  nothing went wrong
-    """A training ended early because it was asked to; its checkpoint is whole."""
 
 
 def stopped_text(name: str, step: int, num_steps: int, checkpoint: Path) -> str:

@@ -63,6 +63,19 @@ def test_override_can_set_an_optional_back_to_null(tmp_path):
     assert config.inner.note is None
 
 
+def test_dictionaries_are_settings_too_and_the_later_wins(tmp_path):
+    path = write(tmp_path, "name: x\nlearning_rate: 2e-3\ninner: {depth: 3, note: a}\n")
+    config = load_config(Outer, path, [{"inner": {"depth": 5, "widths": [9]}}, "inner.depth=6", {"name": "1e3"}])
+    assert config == Outer(name="1e3", learning_rate=2e-3, inner=Inner(depth=6, widths=[9], note="a"))
+    with pytest.raises(ConfigError, match=r"config\.yaml and the command line: inner\.depth is 'deep'"):
+        load_config(Outer, path, [{"inner": {"depth": "deep"}}])
+
+
+@pytest.mark.parametrize("text", ["12", "null", "[1, 2]", "a: b #c", 'we"ird\\', "${absent}", "\\${absent}", "a=b"])
+def test_values_of_dictionaries_are_taken_as_they_are(text):
+    assert load_config(Outer, None, [{"name": text}]).name == text
+
+
 def test_dump_reads_back_to_an_equal_config(tmp_path):
     config = load_config(Outer, None, ["name=x", "other.depth=9", "table.k=0.5", "many=[{depth: 7}]"])
     assert load_config(Outer, write(tmp_path, dump_config(config))) == config
@@ -71,21 +84,25 @@ def test_dump_reads_back_to_an_equal_config(tmp_path):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("inner.dept=3", ["'inner.dept'", "3", "Did you mean 'depth'?", "depth, widths, note"]),
-        ("learning_rat=3", ["'learning_rat'", "Did you mean 'learning_rate'?"]),
-        ("inner.depth=deep", ["'inner.depth'", "'deep'", "a whole number"]),
-        ("inner.depth=1.5", ["'inner.depth'", "1.5", "a whole number"]),
-        ("learning_rate=fast", ["'learning_rate'", "'fast'", "a number"]),
-        ("shuffle=perhaps", ["'shuffle'", "'perhaps'", "true or false"]),
-        ("policy=corner", ["'policy'", "'corner'", "one of 'center', 'shift'"]),
-        ("inner=5", ["'inner'", "5", "a section with depth, widths, note"]),
-        ("inner=null", ["'inner'", "a section with depth"]),
-        ("inner.widths=5", ["'inner.widths'", "5", "a list, each a whole number"]),
-        ("inner.widths=[wide]", ["'inner.widths[0]'", "'wide'", "a whole number"]),
-        ("table.k=x", ["table.k", "'x'"]),
-        ("many=[{dept: 1}]", ["dept"]),
-        ("name=[1]", ["'name'", "a text"]),
-        ("name=${absent}", ["'name'", "absent"]),
+        (
+            "inner.dept=3",
+            ["inner.dept is an unknown key (value 3)", "did you mean depth?", "one of depth, widths, note"],
+        ),
+        ("learning_rat=3", ["learning_rat is", "did you mean learning_rate?"]),
+        ("inner.depth=deep", ["inner.depth is 'deep'; expected a whole number; change inner.depth"]),
+        ("inner.depth=1.5", ["inner.depth is 1.5; expected a whole number"]),
+        ("learning_rate=fast", ["learning_rate is 'fast'; expected a number"]),
+        ("shuffle=perhaps", ["shuffle is 'perhaps'; expected true or false"]),
+        ("policy=corner", ["policy is 'corner'; expected one of center, shift; change policy"]),
+        ("inner=5", ["inner is 5; expected a section with depth, widths, note"]),
+        ("inner=null", ["inner is None; expected a section with depth"]),
+        ("inner=[1]", ["inner is [1]; expected a section with depth"]),
+        ("inner.widths=5", ["inner.widths is 5; expected a list, each a whole number"]),
+        ("inner.widths=[wide]", ["inner.widths[0] is 'wide'; expected a list, each a whole number"]),
+        ("table.k=x", ["table.k is 'x'; expected `key: value` lines, each value a number"]),
+        ("many=[{dept: 1}]", ["dept is an unknown key", "one of depth, widths, note"]),
+        ("name=[1]", ["name is [1]; expected a text"]),
+        ("name=${absent}", ["name is '${absent}'; expected ${...} to name another key", "'absent' not found"]),
         ("inner.depth=0", ["depth is 0", "at least 1"]),
         ("just-a-word", ["just-a-word", "key=value"]),
         ("=3", ["key=value"]),
@@ -100,7 +117,7 @@ def test_mistakes_are_explained(override, parts):
 
 
 def test_missing_value_is_named():
-    with pytest.raises(ConfigError, match=r"defaults of Outer: 'name' has no value.*a text"):
+    with pytest.raises(ConfigError, match=r"defaults of Outer: name is not set; expected a text; set name"):
         load_config(Outer, None)
 
 
@@ -113,7 +130,7 @@ def test_broken_yaml_names_the_file(tmp_path, text):
 
 def test_message_names_the_file_of_the_mistake(tmp_path):
     path = write(tmp_path, "name: x\ninner: {depht: 2}\n")
-    with pytest.raises(ConfigError, match=r"config\.yaml: unknown key 'inner\.depht'.*Did you mean 'depth'"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: inner\.depht is an unknown key .*did you mean depth"):
         load_config(Outer, path)
 
 

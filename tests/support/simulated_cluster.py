@@ -18,8 +18,8 @@ def simulated_cluster(*, num_nodes: int = 2, num_cpus_per_node: int = 2) -> Iter
     """Run a Ray cluster of several nodes on this machine.
 
     Args:
-        num_nodes: Number of nodes, the head included, at least 1.
-        num_cpus_per_node: Logical CPUs of each node.
+        num_nodes: number of nodes, the head included, at least 1.
+        num_cpus_per_node: logical CPUs of each node.
 
     Yields:
         The whole environment for a subprocess that shall join the cluster (RAY_ADDRESS included).

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 from typer.testing import CliRunner
 
 from nvg.errors import UserError
-from pipelines.cli.frame import EXIT_USER_ERROR, run_app
+from pipelines.cli.evaluate import networks_of
 from pipelines.cli.main import app
+from pipelines.entry import EXIT_STOPPED, EXIT_USER_ERROR, TrainingStopped, guard, program
 
 COMMANDS = [
     ["demo"],
@@ -66,6 +68,43 @@ def test_help_imports_no_heavy_library():
     assert done.stdout.strip() == "[]"
 
 
+SETTINGS = {
+    "precompute": ["tokenizer=runs/tok", "output=out"],
+    "eval generator": ["--model", "runs/demo", "--sampling", "paper", "output=out"],
+    "eval tokenizer": ["tokenizer=runs/tok", "output=out"],
+    "eval images": ["samples=s.npz", "reference=r.npz", "extractor_path=i.pth", "output=out"],
+    "eval reference": ["output=out"],
+    "eval sweep": ["--model", "runs/demo", "reference=r.npz", "output=out", "top_p_last=[0.5, 1]"],
+    "eval follow": ["--model", "runs/demo", "reference=r.npz", "output=out"],
+    "eval report": ["results=[runs/a]", "output=out"],
+    "submit": ["--", "nvg", "doctor"],
+    "import-release": ["--autoencoder", "ae.ckpt", "--output", "out"],
+    "export-release": ["runs/d16", "--output", "d16.ckpt"],
+}
+SECTIONS = ("# resolved configuration\n", "\n# plan (dry run: nothing was started)\n1. ")
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in (["verify"], ["doctor"])])
+def test_every_command_shows_configuration_and_plan_and_starts_nothing(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*command, "--dry-run", *SETTINGS.get(" ".join(command), [])])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert all(section in result.output for section in SECTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_and_single_values_win_over_the_file_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("kind: structure\nrun_folder: from-file\n")
+    shown = CliRunner().invoke(app, ["train", "content", "--dry-run", "--config", "own.yaml"]).output
+    assert "\nkind: content\n" in shown
+    assert "\nrun_folder: from-file\n" in shown
+    given = ["--structure-mask", "a: ${b}.png", "--mask-foreground", "0", "control.mask_foreground=1"]
+    shown = CliRunner().invoke(app, ["sample", "--dry-run", *given]).output
+    assert "structure_mask: 'a: ${b}.png'" in shown
+    assert "mask_foreground: 1" in shown
+
+
 def test_dry_run_shows_configuration_and_plan():
     done = run_nvg("precompute", "tokenizer=runs/tok", "output=out/vgs", "num_actors=3", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -77,7 +116,7 @@ def test_dry_run_shows_configuration_and_plan():
 def test_unknown_key_is_one_block_and_exit_code_2():
     done = run_nvg("precompute", "tokenizer=a", "output=b", "num_actor=3")
     assert done.returncode == EXIT_USER_ERROR
-    assert "Did you mean 'num_actors'?" in done.stderr
+    assert "did you mean num_actors?" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -92,9 +131,7 @@ def test_error_of_a_worker_is_shown_without_its_trace(capsys):
     class Wrapped(UserError):
         cause = UserError("the class folder 'cats' is empty")
 
-    with pytest.raises(SystemExit) as stopped:
-        run_app(raiser(Wrapped("a long remote trace")))
-    assert stopped.value.code == EXIT_USER_ERROR
+    assert guard(raiser(Wrapped("a long remote trace"))) == EXIT_USER_ERROR
     assert capsys.readouterr().err == "nvg: the class folder 'cats' is empty\n"
 
 
@@ -108,25 +145,66 @@ def test_error_of_a_worker_is_shown_without_its_trace(capsys):
     ],
 )
 def test_bad_input_of_the_demo_is_one_block(tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stopped:
-        run_app(partial(app, ["demo", f"folder={tmp_path}", *arguments]))
-    assert stopped.value.code == EXIT_USER_ERROR
+    assert guard(partial(app, ["demo", f"folder={tmp_path}", *arguments])) == EXIT_USER_ERROR
     error = capsys.readouterr().err
     assert error.startswith("nvg: ")
     assert message in error
 
 
 def test_full_disk_is_one_block(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run_app(raiser(OSError(errno.ENOSPC, "No space left on device", "runs/x")))
-    assert stopped.value.code == EXIT_USER_ERROR
+    assert guard(raiser(OSError(errno.ENOSPC, "No space left on device", "runs/x"))) == EXIT_USER_ERROR
     assert "No space is left on the disk at runs/x" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "input/output error"), ValueError("a bug of ours")])
 def test_other_errors_keep_their_trace(error):
     with pytest.raises(type(error)):
-        run_app(raiser(error))
+        guard(raiser(error))
+
+
+def test_a_stop_by_request_has_a_code_of_its_own(capsys):
+    assert guard(raiser(TrainingStopped("content: stopped after step 6 of 12"))) == EXIT_STOPPED == 143
+    assert capsys.readouterr().err == "nvg: content: stopped after step 6 of 12\n"
+    assert guard(lambda: None) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    seed: int = 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "error"),
+    [
+        (["--local_rank=1", "seed=3"], 0, "Run(seed=3)\n", ""),
+        (["--help"], 0, "Trains nothing.", ""),
+        (["seed=4"], EXIT_STOPPED, "", "nvg: at step 4\n"),
+        (["seed=5"], EXIT_USER_ERROR, "", "\nerror: not five\n"),
+        (["sed=3"], EXIT_USER_ERROR, "", "\nerror: the command line: sed is an unknown key"),
+        (["--nonsense"], EXIT_USER_ERROR, "", "Usage:"),
+    ],
+)
+def test_modules_share_arguments_and_exit_codes_with_the_commands(capsys, arguments, code, out, error):
+    def run(given: Run) -> None:
+        if given.seed == 4:
+            raise TrainingStopped("at step 4")
+        if given.seed == 5:
+            raise UserError("not five")
+        sys.stdout.write(f"{given}\n")
+
+    assert program(Run, run, arguments, description="Trains nothing.") == code
+    said = capsys.readouterr()
+    assert said.err.startswith(error)
+    assert out in said.out
+
+
+def test_a_model_is_its_three_folders(tmp_path):
+    (tmp_path / "structure").mkdir()
+    assert networks_of(str(tmp_path))["structure"] == f"{tmp_path}/structure"
+    (tmp_path / "structure").rmdir()
+    folders = {"tokenizer": f"{tmp_path}/tokenizer", "content": f"{tmp_path}/content"}
+    assert networks_of(str(tmp_path)) == {**folders, "structure": ""}
+    assert networks_of(None) == {}
 
 
 def test_submit_dry_run_passes_the_command_through():

@@ -19,7 +19,6 @@ from eval.scores.frechet import gather
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import begin, commit
-from pipelines.cli.evaluate import model_overrides
 from pipelines.evaluate.series import (
     FollowConfig,
     SweepConfig,
@@ -140,11 +139,3 @@ def test_what_a_follower_cannot_use_is_named(tmp_path: Path) -> None:
         replace(config, reference="")
     with pytest.raises(UserError, match=r"no count of images in trainer\.json"):
         images_seen(tmp_path)
-
-
-def test_a_model_is_its_three_folders(tmp_path: Path) -> None:
-    (tmp_path / "structure").mkdir()
-    assert model_overrides(str(tmp_path))[2] == f'structure="{tmp_path}/structure"'
-    (tmp_path / "structure").rmdir()
-    assert model_overrides(str(tmp_path))[1:] == [f'content="{tmp_path}/content"', 'structure=""']
-    assert model_overrides(None) == []

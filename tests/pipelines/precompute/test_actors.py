@@ -8,16 +8,14 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from cluster.actors import PoolEvent
+from cluster.session import ClusterError
 from nvg.errors import UserError
 from pipelines.precompute.job import precompute
 from pipelines.sources import SourceConfig
-
-if TYPE_CHECKING:  # it imports ray, which reads its environment at import: the session sets that first
-    from pipelines.precompute.pool import PoolEvent
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 
@@ -87,6 +85,12 @@ def test_too_many_bad_images_stop_the_job_and_leave_finished_units(case, tmp_pat
     with pytest.raises(UserError, match=r"found 30 bad of 60 inputs(?s:.*): not an image in a known format"):
         precompute(config)
     assert len(list((Path(config.output) / "parts").glob("part-*"))) >= 3
+
+
+@pytest.mark.parametrize("key", ["cpus_per_actor", "gpus_per_actor"])
+def test_an_actor_larger_than_every_node_is_refused(case, tmp_path, key):
+    with pytest.raises(ClusterError, match=rf"{key} is 99; expected at most \d+, the \w+s of the largest node"):
+        precompute(case.job(tmp_path, **{key: 99.0}))
 
 
 def exported_metrics() -> str:

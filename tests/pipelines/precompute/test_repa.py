@@ -138,9 +138,9 @@ def test_dinov2_takes_the_authors_position_table(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"store": "pixels"}, r"repa\.store: found 'pixels'"),
-        ({"store": "features"}, r"repa\.dinov2_weights: found nothing"),
-        ({"jpeg_quality": 0}, r"repa\.jpeg_quality: found 0"),
+        ({"store": "pixels"}, r"repa\.store is 'pixels'"),
+        ({"store": "features"}, r"repa\.dinov2_weights is ''; expected the file"),
+        ({"jpeg_quality": 0}, r"repa\.jpeg_quality is 0"),
     ],
 )
 def test_impossible_settings_are_named(changes, message):

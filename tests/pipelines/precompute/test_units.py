@@ -216,8 +216,11 @@ def test_folder_of_another_tokenizer_is_refused_by_name(case, finished, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": SourceConfig(split="test", image_size=32)}, r"source\.image_size is 32, .* built for 16"),
-        ({"source": SourceConfig(split="test", image_channels=3)}, r"source\.image_channels is 3, .* for 1"),
+        ({"source": SourceConfig(split="test", image_size=32)}, r"source\.image_size is 32; expected 16, .* built"),
+        (
+            {"source": SourceConfig(split="test", image_channels=3)},
+            r"source\.image_channels is 3; expected 1, .* built",
+        ),
         ({"tokenizer": "nowhere"}, "nowhere"),
     ],
 )
@@ -260,5 +263,5 @@ def test_skipped_inputs_are_listed_in_the_manifest(case, tmp_path):
     "change", [{"tokenizer": ""}, {"output": ""}, {"num_actors": 0}, {"batch_size": 0}, {"shard_bytes": 1}]
 )
 def test_impossible_settings_are_named(case, tmp_path, change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))}: found"):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is .*; expected"):
         case.job(tmp_path, **change)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nvg.errors import UserError
 from nvg.records import RecordDataset
-from pipelines.inspect import InspectConfig, inspect_records
+from pipelines.inspect import InspectConfig, inspect
 from pipelines.precompute.verify import verify_records
 
 
@@ -81,7 +81,7 @@ def test_records_are_drawn_from_their_ids(finished, records, tmp_path, capsys):
     config = InspectConfig(
         records=str(records), tokenizer=finished.config.tokenizer, index=5, count=3, output=str(tmp_path / "a.png")
     )
-    with Image.open(inspect_records(config)) as picture:
+    with Image.open(inspect(config)) as picture:
         assert np.asarray(picture).std() > 0
     opened = RecordDataset.open(records)
     said = capsys.readouterr().err.splitlines()
@@ -94,6 +94,6 @@ def test_records_are_drawn_from_their_ids(finished, records, tmp_path, capsys):
 def test_records_of_another_tokenizer_are_not_drawn(case, records, tmp_path):
     other = case.write_tokenizer(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match=r"was written with a tokenizer of hash \w+, .*other \(ema\) has \w+"):
-        inspect_records(InspectConfig(records=str(records), tokenizer=str(other)))
-    with pytest.raises(UserError, match="has 594: lower index or count"):
-        inspect_records(InspectConfig(records=str(records), index=594))
+        inspect(InspectConfig(records=str(records), tokenizer=str(other)))
+    with pytest.raises(UserError, match="there are 594; lower index or count"):
+        inspect(InspectConfig(records=str(records), index=594))

@@ -56,7 +56,7 @@ def test_impossible_values_are_named(change, named):
 
 def test_views_that_are_never_the_same_again_cannot_become_records():
     source = SourceConfig(view_policy="fresh_crop")
-    with pytest.raises(ValueError, match="found 'fresh_crop', whose views are never the same again"):
+    with pytest.raises(ValueError, match="is 'fresh_crop'; expected views that stay the same"):
         PrecomputeConfig(source=source, tokenizer="a", output="b")
 
 
