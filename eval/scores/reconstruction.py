@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.scores.metrics import peak_signal_to_noise
 from nvg.checkpoints import file_hash, load_perceptual_distance
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
 LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
@@ -33,7 +33,7 @@ def reconstruct_with_ids(
     Args:
         tokenizer: in evaluation mode.
         images_BHWC: uint8 images of its size.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
 
     Returns:
         content_ids int32 (B, 2L - 1), stages in order, and the uint8 reconstructions.

@@ -18,12 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cluster.ranks import RankEnvironment
 from nvg.bounds import refuse
 from nvg.errors import UserError
+from nvg.pixels import to_model_range
 from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.order import ArraySource, Batch, BatchSource, EpochSource, StepRows
 from pipelines.sources import (
@@ -33,7 +33,6 @@ from pipelines.sources import (
     SourceConfig,
     check_bad_inputs,
     load_images,
-    to_model_range,
 )
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
     def fetch(rows_B: np.ndarray) -> dict[str, Tensor]:
         images_B, views_B = np.divmod(rows_B, config.num_views)
         stored_B = np.searchsorted(readable, images_B) % len(readable) * config.num_views + views_B
-        return {"image": torch.from_numpy(to_model_range(loaded.images[stored_B]))}
+        return {"image": to_model_range(loaded.images[stored_B], planes=True)}
 
     return ArraySource(_view_rows(source), fetch, _fingerprint(source, views_per_epoch), views_per_epoch)
 
@@ -112,7 +111,7 @@ class LazyImageSource(EpochSource):
                     ahead.append((step, self._submit(pool, step)))
                 step, images = ahead.popleft()
                 images_BHWC = np.stack([image.result() for image in images])
-                tensors = {"image": torch.from_numpy(to_model_range(images_BHWC))}
+                tensors = {"image": to_model_range(images_BHWC, planes=True)}
                 yield Batch(tensors=tensors, sample_ids=step.rows_B, global_rows=step.global_rows)
         finally:
             pool.shutdown(cancel_futures=True)

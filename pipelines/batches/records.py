@@ -23,6 +23,7 @@ from cluster.files import write_atomically
 from cluster.manifest import MANIFEST_FILE
 from nvg.checkpoints import load_dinov2_features
 from nvg.errors import UserError
+from nvg.pixels import scale_levels
 from nvg.records import FEATURES_FOLDER, JPEG_FOLDER, FeatureDataset, JpegDataset, RecordDataset
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Dinov2Features
@@ -165,4 +166,4 @@ def _decoded(jpeg: bytes) -> Tensor:
     """float32 (3, S, S) in [-1, 1]."""
     with Image.open(io.BytesIO(jpeg)) as image:
         pixels_HWC = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels_HWC.permute(2, 0, 1).float() / 127.5 - 1.0
+    return scale_levels(pixels_HWC.permute(2, 0, 1))

@@ -26,13 +26,14 @@ import torch
 from cluster.files import sync_path
 from cluster.manifest import library_versions
 from nvg.checkpoints import file_hash
+from nvg.pixels import to_model_range
 from nvg.records import RecordLayout, ShardWriter
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute.beside import RepaStream
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
-from pipelines.sources import BadImage, ImageSource, to_model_range
+from pipelines.sources import BadImage, ImageSource
 
 BATCHES_AHEAD = 2  # for each stage
 
@@ -282,7 +283,7 @@ def _encode(views: list[_View], tokenizer: Tokenizer, config: PrecomputeConfig) 
     """Encode a batch, filled up to the batch size so that every batch is computed alike."""
     missing = config.batch_size - len(views)
     pixels_BHWC = np.stack([item.pixels for item in views] + [views[0].pixels] * missing)
-    images = torch.from_numpy(to_model_range(pixels_BHWC)).to(config.device)
+    images = to_model_range(pixels_BHWC, planes=True).to(config.device)
     return _Encoded(views, images, tokenizer.encode(images))
 
 

@@ -20,7 +20,6 @@ from pipelines.sources.source import (
     SkippedInput,
     check_bad_inputs,
     load_images,
-    to_model_range,
 )
 
 __all__ = [
@@ -32,5 +31,4 @@ __all__ = [
     "check_bad_inputs",
     "load_images",
     "open_source",
-    "to_model_range",
 ]

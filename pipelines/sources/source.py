@@ -145,15 +145,6 @@ class LoadedImages:
     skipped: list[SkippedInput]
 
 
-def to_model_range(images_NHWC: np.ndarray) -> np.ndarray:
-    """Bytes (N, S, S, channels) as what the networks read: float32 (N, channels, S, S), contiguous, in [-1, 1].
-
-    Release: images / 127.5 - 1
-    """
-    images_NCHW = np.ascontiguousarray(np.moveaxis(images_NHWC, -1, 1), dtype=np.float32)
-    return images_NCHW / np.float32(127.5) - np.float32(1.0)
-
-
 def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImages:
     """Read those views of every image into memory; rows of one image are neighbours.
 

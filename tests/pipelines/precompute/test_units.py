@@ -18,11 +18,12 @@ from cluster.manifest import read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_latents
+from nvg.pixels import to_model_range
 from nvg.records import RecordDataset
 from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
 from pipelines.precompute.job import precompute
 from pipelines.precompute.plan import DatasetFolder
-from pipelines.sources import SourceConfig, open_source, to_model_range
+from pipelines.sources import SourceConfig, open_source
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_records_decode_to_the_canvas_that_was_quantised(finished):
         finished.source.read(*map(int, pair)) for pair in zip(records.image[first], records.view[first], strict=True)
     ]
     tokenizer = load_network(Tokenizer, finished.config.tokenizer).requires_grad_(False)
-    latent = tokenizer.encode(torch.from_numpy(to_model_range(np.stack(pixels))))
+    latent = tokenizer.encode(to_model_range(np.stack(pixels), planes=True))
     batch = {name: torch.from_numpy(array) for name, array in records.batch(range(size)).items()}
     quantized = quantize_for_training(
         latent, batch["structure"], tokenizer.dequantizer, commitment_weight=0.25, soft_assignment=False
