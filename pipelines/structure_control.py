@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -146,7 +146,7 @@ def _tokenized(key: str, path: str, tokenizer: Tokenizer) -> tuple[ImageArray, T
     """The image at the tokenizer's size, its content ids (1, T) and its finest map (1, L)."""
     size, channels = tokenizer.config.image_size, tokenizer.config.image_channels
     picture = _open_image(key, path, channels)
-    source = SourceConfig(image_size=size, image_channels=channels)
+    source = replace(SourceConfig(), image_size=size, image_channels=channels)
     try:
         image = make_view(picture, config=source, key=path, view=0)
     except BadImage as error:

@@ -1,4 +1,4 @@
-"""The VGS record and what may lie beside it, with readers of data sets that need NumPy alone."""
+"""The VGS record and what may lie beside it, with a reader and a writer of MDS shards that need NumPy alone."""
 
 from nvg.records.companions import (
     FEATURES_FOLDER,
@@ -12,6 +12,7 @@ from nvg.records.companions import (
 from nvg.records.dataset import RecordDataset
 from nvg.records.record import MAX_UINT16_VALUES, RecordLayout
 from nvg.records.shard import check_shard_size, map_samples, read_index, read_shard
+from nvg.records.writer import ShardWriter
 
 __all__ = [
     "FEATURES_FOLDER",
@@ -23,6 +24,7 @@ __all__ = [
     "JpegDataset",
     "RecordDataset",
     "RecordLayout",
+    "ShardWriter",
     "check_shard_size",
     "map_samples",
     "read_index",

@@ -1,8 +1,7 @@
-"""A whole record data set in memory: what `streaming.StreamingDataset` gives, without its machinery.
+"""A whole record data set: what `streaming.StreamingDataset` gives, without its machinery.
 
 All of ImageNet is 1.6 GB a view, so the records fit in memory; where many views or many processes make that too much,
-the shards are mapped and the processes of a node share their pages. This reader needs NumPy alone and is also the
-oracle that the streaming path is tested against.
+the shards are mapped and the processes of a node share their pages.
 """
 
 from __future__ import annotations
@@ -86,16 +85,6 @@ class RecordDataset:
         empty = np.empty(0, RecordLayout(int(manifest["num_positions"])).dtype)
         columns = {name: np.concatenate([part[name] for part in (empty, *shards)]) for name in _SMALL_COLUMNS}
         return cls(folder=folder, manifest=manifest, shards=shards, **columns)
-
-    @cached_property
-    def content_ids(self) -> np.ndarray:
-        """uint16 (N, 2L - 1), stages in order: a copy of all of them."""
-        return np.concatenate([shard["content_ids"] for shard in self.shards])
-
-    @cached_property
-    def structure(self) -> np.ndarray:
-        """uint8 or uint16 (N, L), the finest structure maps: a copy of all of them."""
-        return np.concatenate([shard["structure"] for shard in self.shards])
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 Row r of a source with V views is view r % V of image r // V. An image that turns out not to be readable is replaced by
 the next one of the list that is, in memory as when it is met: a batch then depends on the files alone, so a resumed
 run and a run of any number of ranks see the same, and nobody decodes a million files before the first step only to
-find none bad. As everywhere, more than ``max_bad_fraction`` of bad inputs stop the run.
+find none bad. As everywhere, more than `max_bad_fraction` of bad inputs stop the run.
 
 Shapes: B rows of this rank, N images, H, W side, C channels.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from cluster.ranks import RankEnvironment
+from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.pixels import to_model_range
 from pipelines.batches.config import ImageLoadingConfig
@@ -40,12 +41,7 @@ MAX_IMAGE_BYTES_IN_MEMORY = 8 * 2**30
 
 
 def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> BatchSource:
-    """The source that ``loading.loader`` names.
-
-    Args:
-        source: opened source.
-        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
-        loading: memory or lazy.
+    """The source that `loading.loader` names.
 
     Returns:
         Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
@@ -54,27 +50,19 @@ def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadin
         UserError: memory is asked for and does not suffice, or too many files are bad.
     """
     fresh = source.config.view_policy == "fresh_crop"
-    fits = not fresh and num_image_bytes(source) <= MAX_IMAGE_BYTES_IN_MEMORY
+    fits = not fresh and _num_bytes(source) <= MAX_IMAGE_BYTES_IN_MEMORY
     if loading.loader == "memory" or (loading.loader == "auto" and fits):
         return memory_image_source(source, views_per_epoch)
     return LazyImageSource(source, views_per_epoch, loading)
 
 
-def num_image_bytes(source: ImageSource) -> int:
-    """What all views of a source take in memory."""
+def _num_bytes(source: ImageSource) -> int:
     config = source.config
     return len(source) * config.num_views * config.image_size**2 * config.image_channels
 
 
 def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySource:
-    """All views of a source, decoded once and held as bytes.
-
-    Args:
-        source: opened source.
-        views_per_epoch: as in `image_source`.
-
-    Returns:
-        Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
+    """All views of a source, decoded once and held as bytes; gives what `image_source` gives.
 
     Raises:
         UserError: the views do not fit or are new in each epoch, or too many files are bad.
@@ -82,7 +70,7 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
     config = source.config
     if config.view_policy == "fresh_crop":
         raise UserError("source.view_policy=fresh_crop has new views in each epoch; set loading.loader=lazy")
-    num_bytes = num_image_bytes(source)
+    num_bytes = _num_bytes(source)
     if num_bytes > MAX_IMAGE_BYTES_IN_MEMORY:
         raise UserError(
             f"the images of {config.path or config.kind} need {num_bytes / 2**30:.1f} GiB in memory, the limit is "
@@ -103,17 +91,12 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
 class LazyImageSource(EpochSource):
     """Batches whose images are read and decoded by a few threads, a few batches ahead; order as in memory.
 
-    No decoded image is held beyond its batch: memory is that of ``prefetch_batches + 1`` batches of bytes.
-
-    Args:
-        source: opened source.
-        views_per_epoch: as in `image_source`.
-        loading: threads and batches ahead.
+    No decoded image is held beyond its batch: memory is that of `prefetch_batches + 1` batches of bytes.
     """
 
     def __init__(self, source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> None:
         super().__init__(_view_rows(source), _fingerprint(source, views_per_epoch), views_per_epoch)
-        self._reader = ReplacingReader(source)
+        self._reader = _ReplacingReader(source)
         self._config, self._loading = source.config, loading
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
@@ -143,7 +126,7 @@ class LazyImageSource(EpochSource):
         ]
 
 
-class ReplacingReader:
+class _ReplacingReader:
     """Views of a source; an image that cannot be read is replaced by the next one that can. Safe for threads."""
 
     def __init__(self, source: ImageSource) -> None:
@@ -189,17 +172,14 @@ def check_loading(source: SourceConfig, loading: ImageLoadingConfig) -> None:
     """Refuse views that cannot be held.
 
     Raises:
-        ValueError: names both settings.
+        UserError: names both settings.
     """
     if source.view_policy == "fresh_crop" and loading.loader == "memory":
-        raise ValueError(
-            "source.view_policy is 'fresh_crop' with loading.loader 'memory', but its views are new in each epoch; "
-            "set loading.loader to lazy or auto"
-        )
+        expected = "lazy or auto, since the views of source.view_policy=fresh_crop are new in each epoch"
+        raise refuse("loading.loader", loading.loader, expected, "set loading.loader to lazy or auto")
 
 
 def _view_rows(source: ImageSource) -> np.ndarray:
-    """Rows (N, V) of each image."""
     return np.arange(len(source) * source.config.num_views).reshape(-1, source.config.num_views)
 
 

@@ -27,7 +27,7 @@ from cluster.files import sync_path
 from cluster.manifest import library_versions
 from nvg.checkpoints import file_hash
 from nvg.pixels import to_model_range
-from nvg.records import RecordLayout
+from nvg.records import RecordLayout, ShardWriter
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute.beside import RepaStream
@@ -256,16 +256,11 @@ def _write_records(
             _write_batch(writers, batch, source, layout)
         return len(batch.views)
 
-    try:  # not `with writer`: it would finish, and so index, what an exception cut short
-        with closing(_read_batches(source, indices, config, skipped)) as batches:
-            num_records = sum(in_stages(batches, [encode, tokenize, write]))
-        with writing(temporary):
-            for writer in writers:
-                writer.finish()
-    except BaseException:
+    with closing(_read_batches(source, indices, config, skipped)) as batches:
+        num_records = sum(in_stages(batches, [encode, tokenize, write]))
+    with writing(temporary):
         for writer in writers:
-            writer.cancel_future_jobs()
-        raise
+            writer.finish()
     return {
         "num_images": len(indices) - len(skipped),
         "num_records": num_records,
@@ -278,13 +273,9 @@ def _write_records(
     }
 
 
-def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeConfig) -> Any:
-    from streaming import MDSWriter
-
+def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeConfig) -> ShardWriter:
     with writing(folder):
-        return MDSWriter(
-            columns=dict(columns), out=str(folder), hashes=[SHARD_HASH], size_limit=config.shard_bytes, exist_ok=True
-        )
+        return ShardWriter(folder, columns, shard_bytes=config.shard_bytes)
 
 
 @torch.no_grad()
@@ -310,7 +301,7 @@ def _tokenize(batch: _Encoded, tokenizer: Tokenizer, sums: CanvasSums, repa: Rep
     )
 
 
-def _write_batch(writers: list[Any], batch: _Tokenized, source: ImageSource, layout: RecordLayout) -> None:
+def _write_batch(writers: list[ShardWriter], batch: _Tokenized, source: ImageSource, layout: RecordLayout) -> None:
     ids_BT = batch.content_ids_BT.astype(np.uint16)
     maps_BL = batch.structure_BL.astype(layout.structure_dtype)
     for row, item in enumerate(batch.views):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_every_colour_model_becomes_the_wanted_channels(tmp_path, mode):
 def test_folder_splits_are_disjoint_stratified_and_seeded(tmp_path):
     root = write_class_folders(tmp_path, {"a": 20, "b": 40})
 
-    def opened(split: str, seed: int = 0):
+    def opened(split: Any, seed: int = 0):
         return open_source(SourceConfig(kind="folder", path=str(root), split=split, seed=seed))
 
     parts = {split: opened(split) for split in ("train", "judge", "test")}

@@ -77,17 +77,14 @@ def shared_segments() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if re.match(r"\d{6}_", name)}
 
 
-def test_streaming_loader_gives_the_same_losses_for_one_rank_and_two_which_copy_the_records(
-    repository, records, tmp_path
-):
+def test_streaming_loader_copies_the_records_and_gives_one_rank_and_two_the_same_losses(repository, records, tmp_path):
     before = shared_segments()
-    here = DataConfig(path=str(records), loader="streaming", views_per_epoch="all")
-    copied = replace(here, path=str(tmp_path / "copied"), remote=str(records))
-    for num_ranks, data in ((1, here), (2, copied)):
-        config = record_config(records, tmp_path / f"ranks-{num_ranks}", data=data)
-        launch(repository, config, num_ranks=num_ranks)
     shards = sorted(path.name for path in records.glob("*.mds"))
-    assert sorted(path.name for path in (tmp_path / "copied").glob("*.mds")) == shards
+    for num_ranks in (1, 2):
+        copies = tmp_path / f"copied-{num_ranks}"
+        data = DataConfig(path=str(copies), remote=str(records), loader="streaming", views_per_epoch="all")
+        launch(repository, record_config(records, tmp_path / f"ranks-{num_ranks}", data=data), num_ranks=num_ranks)
+        assert sorted(path.name for path in copies.glob("*.mds")) == shards
     one = losses(tmp_path / "ranks-1")
     assert len(one) == NUM_STEPS
     assert losses(tmp_path / "ranks-2") == pytest.approx(one, rel=1e-5)
