@@ -28,12 +28,12 @@ class RecordDataset:
     """Records of N image views, in the order of the shards.
 
     Attributes:
-        folder: Where they were read from.
-        manifest: The content of manifest.json.
+        folder: where they were read from.
+        manifest: the content of manifest.json.
         image: uint32 (N,), row of sources.txt.
         view: uint8 (N,).
         label: uint16 (N,).
-        shards: Structured arrays of `RecordLayout.dtype`, bytes in memory or mapped.
+        shards: structured arrays of `RecordLayout.dtype`, bytes in memory or mapped.
     """
 
     folder: Path
@@ -48,15 +48,15 @@ class RecordDataset:
         """Open a data set; every record is looked at once.
 
         Args:
-            folder: Folder written by `nvg precompute`.
-            verify_hashes: Compare the shards' sha256 too; their sizes are always compared.
-            mapped: Map the shards instead of holding their bytes. The folder must then stay as it is.
+            folder: folder written by `nvg precompute`.
+            verify_hashes: compare the shards' sha256 too; their sizes are always compared.
+            mapped: map the shards instead of holding their bytes. The folder must then stay as it is.
 
         Returns:
             The data set.
 
         Raises:
-            UserError: A file is missing, truncated or damaged, or manifest and shards do not fit each other.
+            UserError: a file is missing, truncated or damaged, or manifest and shards do not fit each other.
         """
         folder = Path(folder)
         manifest, entries = _read_description(folder)
@@ -71,10 +71,10 @@ class RecordDataset:
         """Open what describes a data set whose shards lie elsewhere: it has a manifest and no records.
 
         Args:
-            folder: Folder with the manifest and the index.
+            folder: folder with the manifest and the index.
 
         Raises:
-            UserError: One of them is missing or damaged, or they do not fit each other.
+            UserError: one of them is missing or damaged, or they do not fit each other.
         """
         folder = Path(folder)
         manifest, _ = _read_description(folder)

@@ -36,12 +36,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields(self, "data")
         if self.loader == "streaming" and not self.remote:
-            raise refuse(
-                "data.loader",
-                self.loader,
-                "memory or mapped, since data.remote is empty",
-                "use mapped for local records",
-            )
+            expected = "memory or mapped, as data.remote is empty"
+            raise refuse("data.loader", self.loader, expected, "use mapped")
         if self.remote and self.loader != "streaming":
             advice = "set data.loader=streaming, or copy the records and leave data.remote out"
             raise refuse("data.loader", self.loader, f"streaming for data.remote {self.remote!r}", advice)

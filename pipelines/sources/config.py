@@ -66,12 +66,11 @@ class SourceConfig:
             raise refuse("source.label_file", self.label_file, f"null {kind}: it is for imagenet")
         if self.kind == "imagenet" and self.split not in ("train", "test"):
             raise refuse("source.split", self.split, f"train or test (its val/) {kind}")
-        most = {"center": 1, "fresh_crop": 1, "shift": _max_shift_views(self.image_size), "ten_crop": _TEN_CROP_VIEWS}
+        num_shifts = (2 * shift_reach(self.image_size) + 1) ** 2  # no shift is one of them
+        most = {"center": 1, "fresh_crop": 1, "shift": num_shifts, "ten_crop": _TEN_CROP_VIEWS}
         if self.num_views > most.get(self.view_policy, _MAX_VIEWS):
             expected = f"{most[self.view_policy]} at most {policy} at source.image_size={self.image_size}"
-            raise refuse(
-                "source.num_views", self.num_views, expected, "change it, or source.view_policy: crop has any number"
-            )
+            raise refuse("source.num_views", self.num_views, expected, "change it, or take source.view_policy=crop")
         if self.flip and self.view_policy not in _FLIPPED_POLICIES:
             raise refuse("source.flip", True, f"false {policy}: mirrored are {', '.join(_FLIPPED_POLICIES)}")
         if self.judge_fraction + self.test_fraction >= 1.0:
@@ -82,8 +81,3 @@ class SourceConfig:
 def shift_reach(image_size: int) -> int:
     """The largest translation of the "shift" policy in pixels: a sixteenth of the side, at least 1."""
     return max(1, round(image_size / 16))
-
-
-def _max_shift_views(image_size: int) -> int:
-    """How many different views the "shift" policy has, the centred one included."""
-    return (2 * shift_reach(image_size) + 1) ** 2
