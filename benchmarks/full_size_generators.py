@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ import psutil
 import torch
 from generator_step import build_task
 
-from cluster.ranks import ensure_process_group, local_device, normalise_rank_environment
+from cluster.ranks import Ranks
 from cluster.session import free_port
 from pipelines.configuration import load_config
 from pipelines.run_folder import read_metrics
-from pipelines.train.config import DeepSpeedConfig, TrainingConfig
+from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.costs import state_bytes
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.launch import run_on_this_rank
 from pipelines.train.plan import generator_work
-from pipelines.train.step import Feed, Players
+from pipelines.train.step import Step
 
 GIB = 2.0**30
 SPARE = 1.1  # of the memory that the states need, for activations of one sequence and the libraries
@@ -119,22 +120,17 @@ def _rank(preset: str, folder: str, last_step: int) -> None:
 
 def _one_step(config: GeneratorRunConfig) -> None:
     """Forward, backward and update of one image's stage under ZeRO-1."""
-    place = normalise_rank_environment()
-    device = local_device(place)
-    ensure_process_group(place, device)
-    training = TrainingConfig(optimizer=config.optimizer, loop=config.loop, deepspeed=DeepSpeedConfig(zero_stage=1))
+    ranks = Ranks.read()
+    ranks.join()
+    config = replace(config, deepspeed=DeepSpeedConfig(zero_stage=1))
     task = build_task(config, online=False, watch=None)
-    players = Players(task, training, place, device, universal=False)
-    players.set_training(True)
-    players.set_learning_rate(0)
-    feed = Feed(task.objective, global_batch=1, num_micro=1, place=place, device=device)
-    batch = next(task.batches.batches(start_step=0, global_batch=1, seed=0, place=place))
-    for micro_batch, noise in feed.micro_batches(batch, seed=0, step=0):
-        loss, _, norm = players.turn(micro_batch, noise, last=True, want_grad_norm=True, check=lambda name, loss: None)
-        assert math.isfinite(float(loss)), loss
-        assert norm is not None
-        assert math.isfinite(norm), norm
-    assert players.total_skipped == 0
+    step = Step(task, config, ranks, universal=False)
+    step.set_training(True)
+    numbers = step(next(task.batches.batches(start_step=0, global_batch=1, seed=0, ranks=ranks)), want_grad_norm=True)
+    assert math.isfinite(float(numbers.metrics["loss"])), numbers
+    assert numbers.grad_norm is not None
+    assert math.isfinite(numbers.grad_norm), numbers
+    assert step.total_skipped == 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import LoopConfig, OptimizerConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image
-from pipelines.train.generator import ComputeConfig, GeneratorRunConfig, prepare_network
+from pipelines.train.generator import ComputeConfig, ContentRun, GeneratorRunConfig, StructureRun, prepare_network
 from pipelines.train.launch import run_training
 from pipelines.train.task import TrainingTask
 
@@ -89,13 +89,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _config(given: argparse.Namespace, folder: str) -> GeneratorRunConfig:
-    return GeneratorRunConfig(
-        kind=given.kind,
+    sizes = {"depth": given.depth, "width": given.width}
+    common: dict[str, Any] = dict(  # noqa: C408
         run_folder=folder,
         loss=GeneratorLossConfig(stages_per_image=given.stages),
         compute=ComputeConfig(compile=given.compile, recompute_activations=given.recompute),
-        content=ContentGeneratorConfig(depth=given.depth, width=given.width),
-        structure=StructureGeneratorConfig(depth=given.depth, width=given.width),
         optimizer=OptimizerConfig(total_images=given.steps * given.batch, global_batch=given.batch),
         loop=LoopConfig(
             engine="plain",
@@ -105,6 +103,9 @@ def _config(given: argparse.Namespace, folder: str) -> GeneratorRunConfig:
             threads_per_rank=torch.get_num_threads(),
         ),
     )
+    if given.kind == "content":
+        return ContentRun(content=ContentGeneratorConfig(**sizes), **common)
+    return StructureRun(structure=StructureGeneratorConfig(**sizes), **common)
 
 
 class Stopwatch:
@@ -136,7 +137,7 @@ def build_task(config: GeneratorRunConfig, *, online: bool, watch: Stopwatch | N
     """
     dequantizer = Dequantizer(DequantizerConfig())
     nn.init.normal_(dequantizer.codebook, std=0.1)
-    model: Any = config.content if config.kind == "content" else config.structure
+    model = config.model
     network: Any
     objective: Any
     if config.kind == "content":
@@ -154,7 +155,6 @@ def build_task(config: GeneratorRunConfig, *, online: bool, watch: Stopwatch | N
         objective = Online(objective)
     return TrainingTask(
         kind=config.kind,
-        name=config.kind,
         objective=objective,
         model_config=asdict(replace(model)),
         batches=ArraySource(np.arange(NUM_RECORDS).reshape(-1, 1), _fetch(online), {"name": "made up"}),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.images import LazyImageSource, memory_image_source
 from pipelines.batches.order import BatchSource
@@ -131,7 +131,7 @@ def lazily(source: ImageSource, num_threads: int) -> LazyImageSource:
 
 def rate(source: BatchSource, repeats: int, num_images: int) -> dict[str, float]:
     """Images a second over an epoch once the stream runs: lowest, median and highest of the repeats."""
-    stream = source.batches(start_step=0, global_batch=BATCH, seed=0, place=RankEnvironment())
+    stream = source.batches(start_step=0, global_batch=BATCH, seed=0, ranks=Ranks())
     num_batches = max(1, num_images // BATCH)
     found: list[float] = []
     for _ in range(2):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.records import RecordDataset, RecordLayout, ShardWriter
 from pipelines.batches.config import DataConfig
 from pipelines.batches.records import generator_source
@@ -113,7 +113,7 @@ def write_records(folder: Path, number: int) -> None:
 def source_reader(records: RecordDataset, config: DataConfig, batch: int, number: int) -> Callable[[], int]:
     """A stretch of the batches that training gets."""
     source = generator_source(records, config)
-    stream = source.batches(start_step=0, global_batch=batch, seed=0, place=RankEnvironment())
+    stream = source.batches(start_step=0, global_batch=batch, seed=0, ranks=Ranks())
     next(stream)
 
     def read() -> int:

@@ -1,7 +1,7 @@
 """The commit protocol of checkpoints: a checkpoint is whole or it is not there.
 
     checkpoints/step-XXXXXXXX.tmp/   every rank writes its engine state, the main rank weights, trainer.json;
-                                     barrier, then the marker COMPLETE with sizes and hashes, all fsynced
+                                     each seals what it wrote (fsync, size, hash); then the marker COMPLETE
     checkpoints/step-XXXXXXXX/       renamed in one step
     checkpoints/latest               text file with the folder's name, moved last
 
@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,32 @@ def temporary_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{checkpoint_name(step)}.tmp"
 
 
-def commit(temporary: Path) -> Path:
+def seal(temporary: Path, written: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Bring files to the disk and describe them (each rank, those that it wrote itself, all ranks at the same time).
+
+    Returns:
+        Name below the folder to size and hash, an entry of the marker each.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for path in written:
+        sync_path(path)
+        files[path.relative_to(temporary).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    return files
+
+
+def commit(temporary: Path, sealed: Sequence[dict[str, dict[str, Any]]] = ()) -> Path:
     """Turn a written folder into a checkpoint (main rank, after all ranks have written).
 
     Args:
-        temporary: folder made by :func:`begin` with all files in it.
+        temporary: folder made by `begin` with all files in it.
+        sealed: what each rank has sealed; the rest, if any, is sealed here.
 
     Returns:
-        The final folder; ``latest`` points to it.
+        The final folder; `latest` points to it.
     """
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(temporary.rglob("*")):
-        if path.is_file():
-            sync_path(path)
-            files[path.relative_to(temporary).as_posix()] = {
-                "bytes": path.stat().st_size,
-                "sha256": file_hash(path),
-            }
+    files = {name: entry for of_rank in sealed for name, entry in of_rank.items()}
+    written = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+    files |= seal(temporary, [path for path in written if path.relative_to(temporary).as_posix() not in files])
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
         sync_path(folder)
     write_atomically(temporary / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True).encode())

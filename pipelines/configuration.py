@@ -67,7 +67,9 @@ def load_config(
     """Build a config from the schema's defaults, a file, files of single sections and settings, in that order.
 
     Args:
-        schema: a dataclass; may nest dataclasses, lists and dicts.
+        schema: a dataclass; may nest dataclasses, lists and dicts. One with a class method `read_as` says itself by
+            which schema given values are read. A table `UNREAD` names sections, with their schemas, that a file may
+            hold for another command: they must fit, and are left out.
         file: YAML file (also a name below `configs/`), or None for the defaults alone.
         settings: one after the other, the later wins: texts "key=value" with dotted keys, the value read as YAML
             ("[1, 2]", "null", "1e-3"), and nested dictionaries, whose values are taken as they are.
@@ -84,13 +86,39 @@ def load_config(
     sources = [*map(str, paths), *(["the command line"] if given else [])]
     origin = " and ".join(sources) or f"the defaults of {schema.__name__}"
     try:
+        values = typing.cast(DictConfig, OmegaConf.merge(from_file, given))
+        if hasattr(schema, "read_as"):
+            schema = typing.cast(Any, schema).read_as(values)
+        _leave_out(schema, values)
         # One merge into the schema: frozen dataclasses make its nodes read-only, which merge lifts once.
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.merge(from_file, given))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         return typing.cast(T, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a value where OmegaConf wants a section
         raise ConfigError(f"{origin}: {_explain(schema, error, given, from_file)}") from error
     except ValueError as error:  # of a `__post_init__`
         raise ConfigError(f"{origin}: {error}") from error
+
+
+def _leave_out(schema: type, values: DictConfig) -> None:
+    """Take out the sections that a schema, or one nested in it, does not read; ConfigError where one is wrong."""
+    for name, other in getattr(schema, "UNREAD", {}).items():
+        section = _section(values, name)
+        if section is not None:
+            try:
+                OmegaConf.merge(OmegaConf.structured(other), section)
+            except (OmegaConfBaseException, TypeError) as error:
+                raise ConfigError(f"in {name}, {_explain(other, error, section)}") from error
+        values.pop(name, None)
+    for name, kind in typing.get_type_hints(schema).items():
+        inner, section = _without_none(kind), _section(values, name)
+        if section is not None and dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            _leave_out(inner, section)
+
+
+def _section(values: DictConfig, name: str) -> DictConfig | None:
+    """What stands below a key as written; None where that is a single value, a list or a ${...}."""
+    node = values._get_node(name)
+    return node if isinstance(node, DictConfig) and not node._is_interpolation() else None
 
 
 def dump_config(config: object) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.files import write_atomically
 from cluster.manifest import library_versions
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
@@ -48,11 +48,10 @@ def trim_metrics(run_folder: Path, step: int) -> None:
 
 
 def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> None:
-    """Write `config.yaml` and add this start to `provenance.json`; `data` is the fingerprint of the data."""
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
+    """Write `config.yaml` and add this start to `provenance.json`; `data` is the fingerprint of the data.
+
+    Only once the start is accepted, under the run's lock: a refused one changes nothing.
+    """
     write_atomically(run_folder / CONFIG_FILE, dump_config(config).encode())
     path = run_folder / PROVENANCE_FILE
     sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
@@ -80,16 +79,19 @@ def _commit() -> str | None:
 
 
 @contextmanager
-def run_lock(run_folder: Path, place: RankEnvironment) -> Iterator[None]:
+def run_lock(run_folder: Path, ranks: Ranks) -> Iterator[None]:
     """Keep a second training out of a run folder; the system frees the lock of a killed process.
 
     Raises:
-        UserError: another process trains here.
+        UserError: another process trains here, or there can be no folder.
     """
-    if not place.is_main:
+    if not ranks.is_main:
         yield
         return
-    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
     with open(run_folder / LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

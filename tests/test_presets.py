@@ -104,7 +104,7 @@ def test_generator_has_the_papers_parameters(kind, name, depth):
     config = load_config(GeneratorRunConfig, name)
     assert config.kind == kind
     with torch.device("meta"):
-        network = ContentGenerator(config.content) if kind == "content" else StructureGenerator(config.structure)
+        network = ContentGenerator(config.model) if kind == "content" else StructureGenerator(config.model)
     expected = GENERATORS[depth][0 if kind == "content" else 1]
     assert num_parameters(network) == expected
     assert f"{expected:,} parameters" in header(name)["Expected"]
@@ -137,10 +137,10 @@ def test_stated_work_is_counted(kind, name, depth):
         maps, stages = torch.empty(9, 256, dtype=torch.int64), torch.arange(9)
         canvas, classes = torch.empty(9, 256, 32), torch.zeros(9, dtype=torch.int64)
         if kind == "content":
-            ContentGenerator(config.content)(canvas, maps, stages, classes)
+            ContentGenerator(config.model)(canvas, maps, stages, classes)
         else:
             noisy, time = torch.empty(7, 256, 8), torch.empty(7)
-            StructureGenerator(config.structure)(noisy, canvas[:7], maps[:7], stages[:7], time, classes[:7])
+            StructureGenerator(config.model)(noisy, canvas[:7], maps[:7], stages[:7], time, classes[:7])
     work = 3 * counter.get_total_flops() * config.optimizer.total_images
     check_stated_work(name, work, flops_per_s=989e12)
 

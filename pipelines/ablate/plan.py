@@ -14,7 +14,7 @@ from nvg.sampling import SamplingConfig
 from nvg.tokenizer.tokenizer import GRANULARITY, STRUCTURES
 from pipelines.configuration import load_config
 from pipelines.precompute.config import PrecomputeConfig
-from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun
 from pipelines.train.tokenizer import TokenizerRunConfig
 
 _BASE = "base"
@@ -51,8 +51,8 @@ class AblateConfig:
     precompute: PrecomputeConfig = field(
         default_factory=lambda: PrecomputeConfig(tokenizer="runs/ablate", output="runs/ablate")
     )
-    content: GeneratorRunConfig = field(default_factory=lambda: GeneratorRunConfig(kind="content"))
-    structure: GeneratorRunConfig = field(default_factory=lambda: GeneratorRunConfig(kind="structure"))
+    content: ContentRun = field(default_factory=ContentRun)
+    structure: StructureRun = field(default_factory=StructureRun)
     sampling: SamplingConfig = field(
         default_factory=lambda: SamplingConfig(
             content_guidance=1.5, structure_guidance=1.5, constant_guidance=True, top_p_last=1.0
@@ -70,8 +70,6 @@ class AblateConfig:
             raise refuse("variants", dict(self.variants), f"{_BASE!r}: {GRANULARITY} among them")
         if odd := {name: kind for name, kind in self.variants.items() if kind not in STRUCTURES}:
             raise refuse("variants", odd, f"one of {', '.join(STRUCTURES)} for each")
-        if (self.content.kind, self.structure.kind) != ("content", "structure"):
-            raise ValueError("content.kind and structure.kind must be content and structure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +116,9 @@ def make_plan(config: AblateConfig) -> AblationPlan:
         names: dict[str, str] = {}  # of the trainings of this seed, by what they switch
         for variant, (content, structure) in switches.items():
             kind = config.variants[variant]
-            runs = {"content": replace(config.content, content=replace(config.content.content, **content))}
+            runs: dict[str, GeneratorRunConfig] = {
+                "content": replace(config.content, content=replace(config.content.content, **content))
+            }
             if kind == GRANULARITY:
                 runs["structure"] = replace(
                     config.structure, structure=replace(config.structure.structure, **structure)
@@ -142,12 +142,14 @@ def make_plan(config: AblateConfig) -> AblationPlan:
 def _switches(variant: str) -> tuple[dict[str, object], dict[str, object]]:
     """Switches of the content and of the structure generator in a variant's file."""
     try:
-        run = load_config(GeneratorRunConfig, f"ablations/{variant}.yaml")
+        file = f"ablations/{variant}.yaml"  # for both commands
+        content = load_config(ContentRun, file, ["kind=content"]).content
+        structure = load_config(StructureRun, file, ["kind=structure"]).structure
     except UserError as error:
         raise UserError(f"variants: {variant} cannot be read from configs/ablations/{variant}.yaml: {error}") from error
     return (
-        {name: getattr(run.content, name) for name in _CONTENT_SWITCHES},
-        {name: getattr(run.structure, name) for name in _STRUCTURE_SWITCHES},
+        {name: getattr(content, name) for name in _CONTENT_SWITCHES},
+        {name: getattr(structure, name) for name in _STRUCTURE_SWITCHES},
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.pixels import to_model_range
@@ -99,9 +99,9 @@ class LazyImageSource(EpochSource):
         self._reader = _ReplacingReader(source)
         self._config, self._loading = source.config, loading
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; reads no other rank's rows; never ends."""
-        steps = self.steps(start_step=start_step, global_batch=global_batch, seed=seed, place=place)
+        steps = self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks)
         ahead: deque[tuple[StepRows, list[Future[np.ndarray]]]] = deque()
         pool = ThreadPoolExecutor(self._loading.num_threads, thread_name_prefix="images")
         try:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 
 # Rows (views) of each image: a list, or an array (N, V) where all have as many. With one row an image, an epoch is a
 # permutation of rows.
@@ -54,7 +54,7 @@ class BatchSource(Protocol):
         """Images in one epoch."""
         ...
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches of steps ``start_step``, ``start_step + 1``, …; never ends."""
         ...
 
@@ -117,12 +117,12 @@ class EpochSource:
         self.fingerprint = {**fingerprint, "order": _ORDER}
         self.num_images = len(self._view_rows)
 
-    def steps(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[StepRows]:
+    def steps(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[StepRows]:
         """Rows of this rank's batches from ``start_step`` on; never ends."""
-        share = global_batch // place.world_size
+        share = global_batch // ranks.world_size
         epoch_rows = _EpochRows(seed, self._view_rows, in_turn=self._in_turn)
-        global_rows = slice(place.rank * share, (place.rank + 1) * share)
-        first = start_step * global_batch + place.rank * share
+        global_rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
+        first = start_step * global_batch + ranks.rank * share
         while True:
             epochs_B = (first + np.arange(share)) // self.num_images
             yield StepRows(rows_B=epoch_rows.take(first, share), epochs_B=epochs_B, global_rows=global_rows)
@@ -147,9 +147,9 @@ class ArraySource(EpochSource):
         super().__init__(view_rows, fingerprint, views_per_epoch)
         self._fetch = fetch
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; never ends."""
-        for step in self.steps(start_step=start_step, global_batch=global_batch, seed=seed, place=place):
+        for step in self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks):
             yield Batch(tensors=self._fetch(step.rows_B), sample_ids=step.rows_B, global_rows=step.global_rows)
 
 

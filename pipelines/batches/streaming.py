@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 
-from cluster.ranks import RankEnvironment, barrier
+from cluster.ranks import Ranks
 from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.records.shard import SHARD_HASH
@@ -105,12 +105,12 @@ class StreamingSource:
     def __init__(self, config: DataConfig, num_records: int, fingerprint: dict[str, Any]) -> None:
         self.config, self.num_images, self.fingerprint = config, num_records, fingerprint
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches from ``start_step`` on; drops an epoch's incomplete batch; never ends."""
         from torch.utils.data import DataLoader
 
-        share = global_batch // place.world_size
-        dataset = _open_streaming(self.config, share, seed, place)
+        share = global_batch // ranks.world_size
+        dataset = _open_streaming(self.config, share, seed, ranks)
         steps_per_epoch = dataset.size // global_batch
         if steps_per_epoch == 0:
             raise UserError(
@@ -123,7 +123,7 @@ class StreamingSource:
             batch_size=share,
             drop_last=True,
             num_workers=self.config.num_workers,
-            collate_fn=partial(_collate, global_rows=_global_rows(place)),
+            collate_fn=partial(_collate, global_rows=_global_rows(ranks)),
             worker_init_fn=_die_with_parent,
         )
         # Before the first iteration, and counted by us: StreamingDataLoader miscounts some collate results.
@@ -133,7 +133,7 @@ class StreamingSource:
                 "sample_in_epoch": step * global_batch,
                 "num_canonical_nodes": self.config.num_canonical_nodes,
                 "shuffle_seed": seed,
-                "initial_physical_nodes": place.world_size // place.local_world_size,
+                "initial_physical_nodes": ranks.world_size // ranks.local_world_size,
             }
         )
         while True:
@@ -145,7 +145,7 @@ class StreamingSource:
             step = 0
 
 
-def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnvironment) -> Any:
+def _open_streaming(config: DataConfig, share: int, seed: int, ranks: Ranks) -> Any:
     """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
     try:
         from streaming import StreamingDataset  # heavy import: only where it is used
@@ -154,10 +154,10 @@ def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnviro
         raise refuse("data.loader", config.loader, "mosaicml-streaming to be installed", advice) from error
     folder = Path(tempfile.gettempdir())
     with open(folder / "nvg-streaming.lock", "w") as lock:
-        if place.local_rank == 0:
+        if ranks.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)
             remove_dead(folder / _CLAIMS_FOLDER)
-        barrier(place)  # the node's other ranks wait until their leader holds the lock
+        ranks.barrier()  # the node's other ranks wait until their leader holds the lock
         dataset = StreamingDataset(
             remote=config.remote,
             local=config.path,
@@ -169,17 +169,17 @@ def _open_streaming(config: DataConfig, share: int, seed: int, place: RankEnviro
             num_canonical_nodes=config.num_canonical_nodes,
             batch_size=share,
         )
-        if place.local_rank == 0:
+        if ranks.local_rank == 0:
             claim(dataset._shm_prefix_int, dataset._filelock_root, folder / _CLAIMS_FOLDER)
-        barrier(place)
+        ranks.barrier()
     return dataset
 
 
-def _global_rows(place: RankEnvironment) -> slice:
+def _global_rows(ranks: Ranks) -> slice:
     """Places of a rank's rows: StreamingDataset deals samples out to nodes in turns, then to a node's ranks."""
-    num_nodes = place.world_size // place.local_world_size
-    node = place.rank // place.local_world_size
-    return slice(node + num_nodes * place.local_rank, None, place.world_size)
+    num_nodes = ranks.world_size // ranks.local_world_size
+    node = ranks.rank // ranks.local_world_size
+    return slice(node + num_nodes * ranks.local_rank, None, ranks.world_size)
 
 
 def _collate(samples: list[dict[str, Any]], global_rows: slice) -> Batch:

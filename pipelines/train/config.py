@@ -1,25 +1,20 @@
-"""Typed settings of a training run.
+"""Typed settings that every training has: optimizer, loop and engine, where the ranks run, what is shown.
 
-Durations are counted in images, so that the same file means the same training at any batch or number of
-ranks.
-
-What a training shows besides metrics.jsonl.
+Durations are counted in images, so that the same file means the same training at any batch or number of ranks.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal
 
+from nvg.bounds import at_least, between, check_fields, positive, refuse
 from nvg.errors import UserError
-from pipelines.configuration import check
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Optional log to Weights & Biases by the main rank; ``metrics.jsonl`` is always written.
+    """Optional log to Weights & Biases by the main rank; `metrics.jsonl` is always written.
 
     Attributes:
-        enabled: off by default.
-        project: project name.
         group: experiment name shared by the runs of one experiment.
         mode: "offline" writes files to sync later, "online" sends.
     """
@@ -27,10 +22,10 @@ class WandbConfig:
     enabled: bool = False
     project: str = "nvg"
     group: str = ""
-    mode: str = "offline"
+    mode: Literal["offline", "online"] = "offline"
 
     def __post_init__(self) -> None:
-        check(self.mode in ("offline", "online"), f"loop.wandb.mode is {self.mode!r}; choose offline or online")
+        check_fields(self, "loop.wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +33,23 @@ class SampleSheetConfig:
     """Pictures of samples during a generator's training: the averaged weights, fixed classes and seed, with their maps.
 
     Attributes:
-        every_steps: steps between two pictures, ``samples/step-….png`` in the run folder; null draws none.
+        every_steps: steps between two pictures, `samples/step-….png` in the run folder; null draws none.
         tokenizer: run or weights of the tokenizer that the records were made with; its decoder paints.
         partner: run or weights of the other generator. Content needs none: the maps are then those of records.
         num_images: samples on a picture, of as many classes.
         seed: of the samples.
     """
 
-    every_steps: int | None = None
+    every_steps: int | None = positive(None)
     tokenizer: str = ""
     partner: str = ""
-    num_images: int = 6
-    seed: int = 0
+    num_images: int = positive(6)
+    seed: int = at_least(0, 0)
 
     def __post_init__(self) -> None:
-        check(
-            self.every_steps is None or self.every_steps > 0,
-            f"samples.every_steps is {self.every_steps}; it must be above 0, or null",
-        )
-        check(self.num_images > 0, f"samples.num_images is {self.num_images}; it must be above 0")
-        check(self.seed >= 0, f"samples.seed is {self.seed}; it must be 0 or more")
-        check(
-            self.every_steps is None or self.tokenizer != "",
-            "samples.every_steps is set and samples.tokenizer empty; name the tokenizer's run",
-        )
+        check_fields(self, "samples")
+        if self.every_steps is not None and not self.tokenizer:
+            raise UserError("samples.every_steps is set and samples.tokenizer empty; name the tokenizer's run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +67,12 @@ class OptimizerConfig:
         total_images: length of the training in images.
         warmup_images: images over which the factor rises to 1.
         warmup_factor: factor at image 0 of the warm-up.
-        decay_start: share of ``total_images`` at which the linear decay begins.
-        decay_shape: "linear" or "cosine" (with ``decay_start`` 0 the tokenizer's schedule).
+        decay_start: share of `total_images` at which the linear decay begins.
+        decay_shape: "linear" or "cosine" (with `decay_start` 0 the tokenizer's schedule).
         final_factor: factor at the end.
         ema_half_life_images: half-life of the parameters' moving average, in images.
         global_batch: images per optimizer step over all ranks.
-        micro_batch: images per forward pass of one rank; None takes the rank's whole share at once.
+        micro_batch: images per forward pass of one rank; null takes the rank's whole share at once.
 
     DEVIATION: `lr_factors` is ours; the demo multiplies the token head's learning rate (docs/experiments.md), the
     published presets do not.
@@ -92,58 +80,34 @@ class OptimizerConfig:
     Paper: App. A.5; Release: betas, weight decay, clipping
     """
 
-    lr: float = 1e-4
-    lr_factors: dict[str, float] = field(default_factory=dict)
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    gradient_clipping: float = 1.0
-    total_images: int = 256_000
-    warmup_images: int = 0
-    warmup_factor: float = 0.005
-    decay_start: float = 0.8
-    decay_shape: str = "linear"
-    final_factor: float = 0.1
-    ema_half_life_images: float = 1_774_000.0
-    global_batch: int = 256
-    micro_batch: int | None = None
+    lr: float = positive(1e-4)
+    lr_factors: dict[str, float] = positive({})
+    betas: list[float] = between(0, 1, [0.9, 0.95])
+    eps: float = positive(1e-8)
+    weight_decay: float = at_least(0, 0.05)
+    gradient_clipping: float = at_least(0, 1.0)
+    total_images: int = positive(256_000)
+    warmup_images: int = at_least(0, 0)
+    warmup_factor: float = between(0, 1, 0.005)
+    decay_start: float = between(0, 1, 0.8)
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    final_factor: float = between(0, 1, 0.1)
+    ema_half_life_images: float = positive(1_774_000.0)
+    global_batch: int = positive(256)
+    micro_batch: int | None = positive(None)
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"optimizer.lr is {self.lr}; it must be above 0")
-        check(
-            all(factor > 0 for factor in self.lr_factors.values()),
-            f"optimizer.lr_factors is {self.lr_factors}; every factor must be above 0",
-        )
-        check(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"optimizer.betas is {list(self.betas)}; expected two numbers in [0, 1)",
-        )
-        check(self.eps > 0, f"optimizer.eps is {self.eps}; it must be above 0")
-        for name in ("weight_decay", "gradient_clipping", "warmup_images"):
-            value = getattr(self, name)
-            check(value >= 0, f"optimizer.{name} is {value}; it must be 0 or more")
-        for name in ("total_images", "global_batch", "ema_half_life_images"):
-            value = getattr(self, name)
-            check(value > 0, f"optimizer.{name} is {value}; it must be above 0")
-        for name in ("decay_start", "final_factor", "warmup_factor"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"optimizer.{name} is {value}; it must be between 0 and 1")
-        check(
-            self.decay_shape in ("linear", "cosine"),
-            f"optimizer.decay_shape is {self.decay_shape!r}; choose linear or cosine",
-        )
-        check(
-            self.warmup_images < self.total_images,
-            f"optimizer.warmup_images is {self.warmup_images}; it must be below total_images={self.total_images}",
-        )
-        check(
-            self.micro_batch is None or self.micro_batch > 0,
-            f"optimizer.micro_batch is {self.micro_batch}; give a positive number or null",
-        )
+        check_fields(self, "optimizer")
+        if len(self.betas) != 2 or max(self.betas) >= 1:
+            raise refuse("optimizer.betas", list(self.betas), "two numbers in [0, 1)")
+        if self.warmup_images >= self.total_images:
+            raise refuse(
+                "optimizer.warmup_images", self.warmup_images, f"fewer than optimizer.total_images={self.total_images}"
+            )
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole training (the last one may pass ``total_images``)."""
+        """Optimizer steps of the whole training (the last one may pass `total_images`)."""
         return -(-self.total_images // self.global_batch)
 
     def accumulation_steps(self, world_size: int) -> int:
@@ -174,24 +138,17 @@ class DeepSpeedConfig:
             that are typed here must agree.
     """
 
-    zero_stage: int = 1
-    bucket_elements: int = 50_000_000
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    bucket_elements: int = positive(50_000_000)
     offload_optimizer: bool = False
     file: str | None = None
 
     def __post_init__(self) -> None:
-        check(
-            self.zero_stage in (0, 1, 2, 3),
-            f"deepspeed.zero_stage is {self.zero_stage}; choose 0, 1, 2 or 3",
-        )
-        check(
-            not self.offload_optimizer or self.zero_stage > 0,
-            "deepspeed.offload_optimizer=true at deepspeed.zero_stage=0 has nothing to offload; choose 1, 2 or 3",
-        )
-        check(
-            self.bucket_elements > 0,
-            f"deepspeed.bucket_elements is {self.bucket_elements}; it must be above 0",
-        )
+        check_fields(self, "deepspeed")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise UserError(
+                "deepspeed.offload_optimizer=true at deepspeed.zero_stage=0 has nothing to offload; choose 1, 2 or 3"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,53 +174,28 @@ class LoopConfig:
         hang_timeout_s: a rank of which nothing is heard for so long writes its stack and ends; null waits for ever.
         accept_changed: settings, by their dotted names in the refusal, with which a run may go on although its
             checkpoint was made with others; noted in the checkpoints from then on.
-        wandb: see :class:`WandbConfig`.
-        tensorboard: write event files to ``tensorboard/`` in the run folder.
+        tensorboard: write event files to `tensorboard/` in the run folder.
     """
 
-    engine: str = "deepspeed"
-    precision: str = "fp32"
-    seed: int = 0
-    threads_per_rank: int | None = None
-    log_every_steps: int = 50
-    checkpoint_every_steps: int = 1000
-    keep_last: int = 2
-    keep_every_steps: int | None = None
-    validate_every_steps: int | None = None
-    max_validation_images: int = 1024
-    stop_after_steps: int | None = None
-    max_skipped_steps: int = 10
-    hang_timeout_s: float | None = 3600.0
+    engine: Literal["plain", "deepspeed"] = "deepspeed"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    seed: int = at_least(0, 0)
+    threads_per_rank: int | None = positive(None)
+    log_every_steps: int = positive(50)
+    checkpoint_every_steps: int = positive(1000)
+    keep_last: int = positive(2)
+    keep_every_steps: int | None = positive(None)
+    validate_every_steps: int | None = positive(None)
+    max_validation_images: int = positive(1024)
+    stop_after_steps: int | None = positive(None)
+    max_skipped_steps: int = at_least(0, 10)
+    hang_timeout_s: float | None = positive(3600.0)
     accept_changed: list[str] = field(default_factory=list)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        check(
-            self.engine in ("plain", "deepspeed"),
-            f"loop.engine is {self.engine!r}; choose plain or deepspeed",
-        )
-        check(
-            self.precision in ("fp32", "tf32", "bf16"),
-            f"loop.precision is {self.precision!r}; choose fp32, tf32 or bf16",
-        )
-        for name in ("log_every_steps", "checkpoint_every_steps", "keep_last", "max_validation_images"):
-            value = getattr(self, name)
-            check(value > 0, f"loop.{name} is {value}; it must be above 0")
-        for name in (
-            "threads_per_rank",
-            "keep_every_steps",
-            "validate_every_steps",
-            "stop_after_steps",
-            "hang_timeout_s",
-        ):
-            value = getattr(self, name)
-            check(value is None or value > 0, f"loop.{name} is {value}; it must be above 0, or null")
-        check(self.seed >= 0, f"loop.seed is {self.seed}; it must be 0 or more")
-        check(
-            self.max_skipped_steps >= 0,
-            f"loop.max_skipped_steps is {self.max_skipped_steps}; it must be 0 or more",
-        )
+        check_fields(self, "loop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,62 +211,42 @@ class LaunchConfig:
         max_failures: times that Ray may restart the ranks from the newest checkpoint.
     """
 
-    launcher: str = "process"
-    num_workers: int = 1
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
+    launcher: Literal["process", "ray"] = "process"
+    num_workers: int = positive(1)
+    cpus_per_worker: float = positive(1.0)
+    gpus_per_worker: float = at_least(0, 0.0)
     address: str | None = None
-    max_failures: int = 1
+    max_failures: int = at_least(0, 1)
 
     def __post_init__(self) -> None:
-        check(
-            self.launcher in ("process", "ray"),
-            f"launch.launcher is {self.launcher!r}; choose process or ray",
-        )
-        for name in ("num_workers", "cpus_per_worker"):
-            value = getattr(self, name)
-            check(value > 0, f"launch.{name} is {value}; it must be above 0")
-        for name in ("gpus_per_worker", "max_failures"):
-            value = getattr(self, name)
-            check(value >= 0, f"launch.{name} is {value}; it must be 0 or more")
-
-
-class RunConfig(Protocol):
-    """The fields that every training's config has."""
-
-    @property
-    def run_folder(self) -> str:
-        """Outputs."""
-        ...
-
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """AdamW, schedule, batch."""
-        ...
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Loop and engine."""
-        ...
-
-    @property
-    def deepspeed(self) -> DeepSpeedConfig:
-        """ZeRO."""
-        ...
-
-    @property
-    def launch(self) -> LaunchConfig:
-        """Where the ranks run."""
-        ...
+        check_fields(self, "launch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The three typed parts the loop needs."""
+class RunConfig:
+    """What the configuration of every training has.
 
+    Attributes:
+        run_folder: outputs; starting again with the same folder resumes.
+        optimizer, loop, deepspeed, launch: see their classes.
+    """
+
+    run_folder: str
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    @property
+    def last_step(self) -> int:
+        """The step that this session ends after."""
+        return min(self.optimizer.num_steps, self.loop.stop_after_steps or self.optimizer.num_steps)
+
+    def check_ranks(self, world_size: int) -> None:
+        """Raises UserError unless engine and batch fit so many ranks."""
+        if self.loop.engine == "plain" and world_size > 1:
+            raise UserError(f"loop.engine=plain runs one rank, found {world_size}; set loop.engine=deepspeed")
+        self.optimizer.accumulation_steps(world_size)
 
     @property
     def engine_name(self) -> str:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from pipelines.train.task import TrainingTask
 
@@ -51,23 +51,13 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def tokens_per_image(network: ContentGenerator | StructureGenerator, stages_per_image: int | None) -> int:
-    """Transformer tokens of an image: of all sequences that a step makes of it.
-
-    Args:
-        network: fixes sequences and their length.
-        stages_per_image: of the loss; None is all.
-    """
+    """Transformer tokens of an image: of all sequences that a step makes of it; None stands for all stages."""
     num_sequences, tokens = _sequences(network)
     return min(stages_per_image or num_sequences, num_sequences) * tokens
 
 
 def flops_per_image(model: ModelConfig, stages_per_image: int | None) -> float:
-    """Matrix products and attention of forward and backward pass for the stages of one image.
-
-    Args:
-        model: architecture.
-        stages_per_image: of the loss; None is all.
-    """
+    """Matrix products and attention of forward and backward pass for the stages of one image; None stands for all."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:  # there attention is two matrix products
         network = _build(model)
         _forward(network)
@@ -78,14 +68,7 @@ def flops_per_image(model: ModelConfig, stages_per_image: int | None) -> float:
 def count_work(
     model: ModelConfig, *, stages_per_image: int | None, precision: str, recompute_activations: bool
 ) -> TrainingWork:
-    """Count one image of a generator.
-
-    Args:
-        model: architecture.
-        stages_per_image: of the loss; None is all.
-        precision: of the loop.
-        recompute_activations: of the run.
-    """
+    """Count one image of a generator; `stages_per_image` None stands for all stages."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -143,7 +126,6 @@ def state_bytes(num_parameters: int, *, zero_stage: int, world_size: int, offloa
     """Bytes a device holds of weights, gradients and AdamW's moments, all fp32, and of the main rank's average.
 
     Args:
-        num_parameters: of the network.
         zero_stage: 0 keeps all of it on every device; 1 shards the moments and the weights they act on, 2 gradients as
             well, 3 all.
         world_size: devices.
@@ -164,16 +146,12 @@ class Speed:
 
     mfu = images_per_s · operations of an image, forward and backward / dense bf16 peak of all devices. Blocks computed
     again do not count; a device whose peak is not listed, such as a CPU, has none.
-
-    Args:
-        task: what is trained.
-        place, device: this rank.
     """
 
-    def __init__(self, task: TrainingTask, place: RankEnvironment, device: torch.device) -> None:
+    def __init__(self, task: TrainingTask, ranks: Ranks) -> None:
         self._task = task
-        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self._peak = None if peak is None else peak * place.world_size
+        peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+        self._peak = None if peak is None else peak * ranks.world_size
         self._flops_per_image: float | None = None
 
     def numbers(self, images_per_s: float) -> dict[str, float]:

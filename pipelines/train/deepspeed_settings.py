@@ -17,14 +17,7 @@ _NOT_OURS = ("optimizer", "scheduler", "elasticity")
 def deepspeed_dict(
     *, optimizer: OptimizerConfig, loop: LoopConfig, deepspeed: DeepSpeedConfig, world_size: int
 ) -> dict[str, Any]:
-    """The dictionary for ``deepspeed.initialize``, every setting whose default moved upstream written out.
-
-    Args:
-        optimizer, loop, deepspeed: the typed configuration.
-        world_size: number of ranks.
-
-    Returns:
-        Plain dictionary (JSON types).
+    """The dictionary for `deepspeed.initialize` (JSON types), every setting whose default moved upstream written out.
 
     Raises:
         UserError: the user's JSON file contradicts the typed configuration (both sides are named) or is

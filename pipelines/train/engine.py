@@ -1,15 +1,12 @@
-"""One face for the two engines: DeepSpeed, and the plain single-process engine of ``nvg.training``.
+"""One face for three engines: the plain one of `nvg.training`, DeepSpeed without ZeRO, and DeepSpeed with it.
 
-The loop sees forward, backward, step and the two questions after a step (was it applied, how long was the
+The step sees forward, backward, update and the two questions after an update (was it applied, how long was the
 gradient); what differs (accumulation, precision, partitioned parameters, saving) stays here.
-
-Which parameters an objective trains, and the optimizer that moves them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks, settle_deepspeed
 from nvg.errors import UserError
 from nvg.training import PlainEngine, parameter_groups
-from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
+from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.deepspeed_settings import deepspeed_dict
 
 
@@ -31,15 +28,12 @@ def trained_modules(objective: Any) -> list[nn.Module]:
 
 
 def build_optimizer(modules: list[nn.Module], config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with fused updates (no compilation at run time on any device).
+    """AdamW with fused updates (no compilation at run time on any device), decay on tensors of two or more dimensions.
 
     Args:
         modules: what is trained, the network first; it alone has learning rate factors.
         config: learning rate, betas, weight decay.
         device: where the weights are.
-
-    Returns:
-        The optimizer; decay on tensors with two or more dimensions.
     """
     network, *others = modules
     groups = parameter_groups(network, config.weight_decay, config.lr_factors)
@@ -55,7 +49,7 @@ def build_optimizer(modules: list[nn.Module], config: OptimizerConfig, device: t
 
 
 class TrainingEngine(Protocol):
-    """What the loop needs of an engine."""
+    """What step and saving need of an engine."""
 
     folder_name: str
     optimizer: Any
@@ -69,7 +63,7 @@ class TrainingEngine(Protocol):
         ...
 
     def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
-        """Finish a micro batch, update the weights on the ``last``; the gradient's norm if wanted."""
+        """Finish a micro batch, update the weights on the `last`; the gradient's norm if wanted."""
         ...
 
     def was_step_applied(self) -> bool:
@@ -84,8 +78,8 @@ class TrainingEngine(Protocol):
         """Give a parameter another value, the same on all ranks (all ranks call); ZeRO 0 to 2."""
         ...
 
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write this rank's state for resuming (all ranks call)."""
+    def save(self, folder: Path, client_state: dict[str, Any]) -> list[Path]:
+        """Write what resuming needs (all ranks call); the files that this rank wrote."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -98,17 +92,16 @@ class _Plain:
 
     folder_name = "plain"
 
-    def __init__(self, objective: Any, optimizer: OptimizerConfig, loop: LoopConfig, device: torch.device) -> None:
-        self.objective = objective
-        self.device = device
-        self.optimizer = build_optimizer(trained_modules(objective), optimizer, device)
+    def __init__(self, objective: Any, optimizer: OptimizerConfig, config: RunConfig, ranks: Ranks) -> None:
+        self.objective, self.device = objective, ranks.device
+        self.optimizer = build_optimizer(trained_modules(objective), optimizer, ranks.device)
         self.engine = PlainEngine(
             objective,
             self.optimizer,
             gradient_clipping=optimizer.gradient_clipping,
             accumulation_steps=optimizer.accumulation_steps(1),
         )
-        self.bf16 = loop.precision == "bf16"
+        self.bf16 = config.loop.precision == "bf16"
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
@@ -131,7 +124,7 @@ class _Plain:
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
 
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
+    def save(self, folder: Path, client_state: dict[str, Any]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             "objective": self.objective.state_dict(),
@@ -140,6 +133,7 @@ class _Plain:
             "client_state": client_state,
         }
         torch.save(state, folder / "plain.pt")
+        return [folder / "plain.pt"]
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
@@ -149,39 +143,29 @@ class _Plain:
 
 
 class _DeepSpeed:
-    """``deepspeed.initialize`` around the objective, with our AdamW as client optimizer."""
+    """`deepspeed.initialize` around the objective, with our AdamW as client optimizer."""
 
     folder_name = "deepspeed"
 
     def __init__(
-        self,
-        objective: Any,
-        optimizer: OptimizerConfig,
-        loop: LoopConfig,
-        sharding: DeepSpeedConfig,
-        place: RankEnvironment,
-        device: torch.device,
-        universal: bool,
+        self, objective: Any, optimizer: OptimizerConfig, config: RunConfig, ranks: Ranks, **checkpoint: Any
     ) -> None:
         import deepspeed  # here: it probes compilers and devices, which the plain engine does not need
 
-        if device.type == "cpu":
-            # Its own CPU all-reduce is compiled for up to a minute at the first start and leaves shared
-            # memory behind; gloo, to which it falls back, is as fast at the sizes that a CPU trains.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        settings = deepspeed_dict(optimizer=optimizer, loop=loop, deepspeed=sharding, world_size=place.world_size)
-        self.objective, self.modules = objective, trained_modules(objective)
-        self.stage, self.universal, self.device = sharding.zero_stage, universal, device
-        self.refused = False
-        self.optimizer: Any = build_optimizer(self.modules, optimizer, device)
-        # It reads LOCAL_RANK, at ZeRO-3 in every step, and has no argument for it; without a launcher nobody sets it.
-        os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+        settle_deepspeed(ranks)
+        settings = deepspeed_dict(
+            optimizer=optimizer, loop=config.loop, deepspeed=config.deepspeed, world_size=ranks.world_size
+        )
+        self.objective, self.modules, self.device = objective, trained_modules(objective), ranks.device
+        self.optimizer: Any = build_optimizer(self.modules, optimizer, ranks.device)
+        self.engine: Any
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
-            config={**settings, "checkpoint": {**settings.get("checkpoint", {}), "load_universal": universal}},
+            config={**settings, "checkpoint": {**settings.get("checkpoint", {}), **checkpoint}},
         )
-        self.zero = deepspeed.zero
+        self.writer = _NotingWriter(self.engine.checkpoint_engine)
+        self.engine.checkpoint_engine = self.writer
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.engine(batch, noise)
@@ -190,17 +174,59 @@ class _DeepSpeed:
         self.engine.backward(loss)
 
     def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
-        if self.stage == 0 and last:
-            return self._step_without_zero()
         self.engine.step()
-        if not (last and want_grad_norm):
-            return None
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if last and want_grad_norm else None
         return None if norm is None else float(norm)
 
-    def _step_without_zero(self) -> float:
-        """Without ZeRO DeepSpeed tells no norm and would take a gradient that is not finite; here it is averaged."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
+    def was_step_applied(self) -> bool:
+        return self.engine.was_step_applied()
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for module in self.modules for parameter in module.parameters()]
+
+    def save(self, folder: Path, client_state: dict[str, Any]) -> list[Path]:
+        self.writer.written = []
+        # DeepSpeed moves its `latest` before the other ranks have finished; ours moves after all have.
+        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False)
+        return self.writer.written
+
+    def load(self, folder: Path) -> None:
+        loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise UserError(f"DeepSpeed found nothing to load in {folder}; remove this checkpoint folder")
+
+
+class _NotingWriter:
+    """What DeepSpeed writes and reads checkpoints with, and which files this rank wrote."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+        self.written: list[Path] = []
+
+    def save(self, state_dict: Any, path: str) -> Any:
+        self.written.append(Path(path))
+        return self.writer.save(state_dict, path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.writer, name)
+
+
+class _Replicated(_DeepSpeed):
+    """Without ZeRO: DeepSpeed tells no norm and would take a gradient that is not finite; here it is averaged."""
+
+    refused = False
+
+    def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
+        if not last:
+            return super().step(last=False, want_grad_norm=False)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         # Fused AdamW leaves weights, moments and its count of steps alone where this is 1.
         self.optimizer.found_inf = (~torch.isfinite(norm)).float().to(self.device)
         self.engine.step()
@@ -209,40 +235,36 @@ class _DeepSpeed:
         return float(norm)
 
     def was_step_applied(self) -> bool:
-        return self.engine.was_step_applied() and not self.refused
+        return super().was_step_applied() and not self.refused
 
-    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
-        if self.stage < 3:
-            return contextlib.nullcontext()
-        return self._gathered()
 
-    @torch.no_grad()
+class _Sharded(_DeepSpeed):
+    """ZeRO 1 to 3; `universal` where it will load states that were converted for another number of ranks."""
+
+    def __init__(
+        self, objective: Any, optimizer: OptimizerConfig, config: RunConfig, ranks: Ranks, universal: bool
+    ) -> None:
+        super().__init__(objective, optimizer, config, ranks, load_universal=universal)
+        self.stage, self.universal = config.deepspeed.zero_stage, universal
+
+    @contextlib.contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        from deepspeed import zero
+
+        with zero.GatheredParameters(self.parameters(), enabled=self.stage == 3):
+            yield
+
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
-        parameter.copy_(value)  # what the next forward pass reads
-        if self.stage > 0:
-            safe_set_full_fp32_param(parameter, value)  # what the next update starts from
-
-    @contextlib.contextmanager
-    def _gathered(self) -> Iterator[None]:
-        with self.zero.GatheredParameters(self._parameters()):
-            yield
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for module in self.modules for parameter in module.parameters()]
-
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        # DeepSpeed moves its `latest` before the other ranks have finished; ours moves after all have.
-        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=client_state, save_latest=False)
+        super().set_parameter(parameter, value)  # what the next forward pass reads
+        safe_set_full_fp32_param(parameter, value)  # what the next update starts from
 
     def load(self, folder: Path) -> None:
         groups = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        loaded, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        if loaded is None:
-            raise UserError(f"DeepSpeed found nothing to load in {folder}; remove this checkpoint folder")
+        super().load(folder)
         if self.universal:
             self._load_buffers(folder)
             # At ZeRO-3 every group gets the settings of the first, and all share one count of steps.
@@ -262,43 +284,27 @@ class _DeepSpeed:
 
 
 def build_engine(
-    objective: Any,
-    *,
-    optimizer: OptimizerConfig,
-    loop: LoopConfig,
-    deepspeed: DeepSpeedConfig,
-    place: RankEnvironment,
-    device: torch.device,
-    universal: bool = False,
+    objective: Any, optimizer: OptimizerConfig, config: RunConfig, ranks: Ranks, *, universal: bool = False
 ) -> TrainingEngine:
     """The engine that the configuration asks for.
 
     Args:
-        objective: module whose ``network`` holds the trained parameters, on ``device``.
-        optimizer, loop, deepspeed: typed configuration.
-        place: this rank.
-        device: its device.
+        objective: module whose `network` holds the trained parameters, on the rank's device.
+        optimizer: of this objective; the run's own unless it is the adversary's.
+        config: engine, precision, ZeRO.
+        ranks: this rank.
         universal: whether it will load states that were converted for another number of ranks.
-
-    Returns:
-        The engine.
-
-    Raises:
-        UserError: the plain engine with more than one rank, or a batch that does not divide.
     """
-    if loop.engine == "plain":
-        if place.world_size > 1:
-            raise UserError(f"loop.engine=plain runs one rank, found {place.world_size}; set loop.engine=deepspeed")
-        return _Plain(objective, optimizer, loop, device)
-    return _DeepSpeed(objective, optimizer, loop, deepspeed, place, device, universal)
+    if config.loop.engine == "plain":
+        return _Plain(objective, optimizer, config, ranks)
+    if config.deepspeed.zero_stage == 0:
+        return _Replicated(objective, optimizer, config, ranks)
+    return _Sharded(objective, optimizer, config, ranks, universal)
 
 
 @contextlib.contextmanager
 def advice_on_memory(name: str) -> Iterator[None]:
     """Turn a device that is out of memory into a message that names what can be changed.
-
-    Args:
-        name: of the training.
 
     Raises:
         UserError: the device is out of memory.

@@ -1,10 +1,8 @@
-"""Train one generator: ``python -m pipelines.train.generator --config FILE key=value …``.
+"""Train one generator: `python -m pipelines.train.generator --config FILE key=value …`.
 
-The key ``kind`` says which: content or structure. Also under ``deepspeed --module`` and ``torchrun -m``;
-with ``launch.launcher=ray`` the ranks are Ray Train workers. ``train_generators`` in
-``pipelines.train.drivers`` runs both at the same time.
-
-Fine-tuning: a new training begins with the weights of another one, or with imported ones.
+The key `kind` says which: content or structure. Also under `deepspeed --module` and `torchrun -m`; with
+`launch.launcher=ray` the ranks are Ray Train workers. `train_generators` in `pipelines.train.drivers` runs both at the
+same time. A new training may begin with the weights of another one, or with imported ones (`init_from`).
 """
 
 from __future__ import annotations
@@ -12,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+from nvg.bounds import refuse
 from nvg.checkpoints import load_network
 from nvg.checkpoints.networks import check_fit, read_network
 from nvg.errors import UserError
@@ -29,11 +28,10 @@ from pipelines.batches.config import DataConfig
 from pipelines.batches.order import BatchSource
 from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source
 from pipelines.checkpoints import weights_folder
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig, SampleSheetConfig
+from pipelines.train.config import RunConfig, SampleSheetConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image
 from pipelines.train.launch import command, run_training
-from pipelines.train.samples import GeneratorSheets
-from pipelines.train.task import TrainingTask
+from pipelines.train.task import SampleSheets, TrainingTask
 
 logger = logging.getLogger(__name__)
 KEY = "init_from"
@@ -41,6 +39,213 @@ CLASS_EMBEDDING = "class_embedding.weight"
 MEASURED = "canvas_scales"
 FREE = {"num_classes", MEASURED, "drop_path_rate"}  # the rest says what the weights mean
 FIXED_BY_RECORDS = ("num_classes", "num_positions", "latent_channels", "codebook_size", "canvas_scales")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the network is computed; none of it changes what is learned.
+
+    Attributes:
+        recompute_activations: compute each block again in the backward pass: less memory, a third more work.
+        compile: torch.compile of each block, for the batch shape of training; ZeRO 0 to 2.
+    """
+
+    recompute_activations: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRunConfig(RunConfig):
+    """What both generators' trainings have; read as `ContentRun` or `StructureRun`, by the key `kind`.
+
+    Attributes:
+        data: training records; their manifest fixes classes, grid, channels, codebook and canvas scales.
+        validation_path: held-out records for the validation loss, or null.
+        loss: how a step is made.
+        init_from: run, checkpoint or imported weights that a new training begins with; null draws them. With another
+            number of classes the class embedding begins anew.
+        compute: how the network is computed.
+        samples: pictures of samples.
+        dinov2_weights: weight file of DINOv2 ViT-B/14, for `loss.repa_weight` on images stored beside the records.
+    """
+
+    kind: str
+    data: DataConfig = field(default_factory=DataConfig)
+    validation_path: str | None = None
+    loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    init_from: str | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    samples: SampleSheetConfig = field(default_factory=SampleSheetConfig)
+    dinov2_weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.compute.compile and self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
+            raise UserError("compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; use 0, 1 or 2")
+
+    @classmethod
+    def read_as(cls, values: Mapping[str, Any]) -> type[GeneratorRunConfig]:
+        """The schema of a file, for `load_config`."""
+        kinds = {"content": ContentRun, "structure": StructureRun}
+        if cls is not GeneratorRunConfig:
+            return cls
+        kind = values.get("kind", "content")
+        if kind not in kinds:
+            raise refuse("kind", kind, "content or structure")
+        return kinds[kind]
+
+    @property
+    def model(self) -> Any:
+        """The architecture."""
+        return getattr(self, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentRun(GeneratorRunConfig):
+    """A training of the content generator; `content` is its architecture."""
+
+    UNREAD: ClassVar = {"structure": StructureGeneratorConfig}
+    network_type: ClassVar = ContentGenerator
+
+    kind: Literal["content"] = "content"
+    run_folder: str = "runs/content"
+    content: ContentGeneratorConfig = field(default_factory=ContentGeneratorConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureRun(GeneratorRunConfig):
+    """A training of the structure generator; `structure` is its architecture."""
+
+    UNREAD: ClassVar = {"content": ContentGeneratorConfig}
+    network_type: ClassVar = StructureGenerator
+
+    kind: Literal["structure"] = "structure"
+    run_folder: str = "runs/structure"
+    structure: StructureGeneratorConfig = field(default_factory=StructureGeneratorConfig)
+
+
+ModelConfig = TypeVar("ModelConfig", ContentGeneratorConfig, StructureGeneratorConfig)
+
+
+def fill_from_manifest(model: ModelConfig, manifest: dict[str, Any]) -> ModelConfig:
+    """Put the sizes that the records fix into a model's config: classes, grid, channels, codebook and canvas scales.
+
+    Args:
+        model: architecture; a size left at its default is filled.
+        manifest: the records' manifest.
+
+    Raises:
+        UserError: the config sets one of them to something else.
+    """
+    defaults = type(model)()
+    fixed: dict[str, Any] = {}
+    for item in dataclasses.fields(model):
+        if item.name not in FIXED_BY_RECORDS:
+            continue
+        given, found = getattr(model, item.name), manifest[item.name]
+        if given not in (getattr(defaults, item.name), found):
+            raise UserError(
+                f"{item.name} is {given!r} in the configuration and {found!r} in the records' manifest; "
+                "leave it out of the configuration, or use other records"
+            )
+        fixed[item.name] = found
+    return dataclasses.replace(model, **fixed)
+
+
+def build_task(config: GeneratorRunConfig) -> TrainingTask:
+    """Objective and records of a generator training.
+
+    Raises:
+        UserError: the records are missing, damaged or do not fit the configuration.
+    """
+    records = open_records(config.data)
+    repa = _repa(config, records)
+    objective = _objective(config, records, repa)
+    network, model = objective.network, objective.network.config
+    prepare_network(network, config)
+    return TrainingTask(
+        kind=config.kind,
+        objective=objective,
+        model_config=asdict(model),
+        loss_config=asdict(config.loss),
+        batches=generator_source(records, config.data, repa),
+        validation=_validation(config, records),
+        tokens_per_image=tokens_per_image(network, config.loss.stages_per_image),
+        count_flops=lambda: flops_per_image(model, config.loss.stages_per_image),
+        samples=_sheets(config, model, records),
+    )
+
+
+def _objective(
+    config: GeneratorRunConfig, records: RecordDataset, repa: RepaSource | None
+) -> ContentObjective | StructureObjective:
+    dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
+    if isinstance(config, ContentRun):
+        network = ContentGenerator(fill_from_manifest(config.content, records.manifest))
+        target = {} if repa is None else {"feature_width": repa.width, "teacher": repa.teacher}
+        return ContentObjective(network, dequantizer, config.loss, **target)
+    if _structure(records) == SPATIAL:
+        raise UserError(
+            f"data.path {config.data.path} holds records of spatial structure, the same map for every image; there "
+            "is nothing for a structure generator to learn: train the content generator alone"
+        )
+    network = StructureGenerator(fill_from_manifest(config.model, records.manifest))
+    return StructureObjective(network, dequantizer, config.loss)
+
+
+def _validation(config: GeneratorRunConfig, records: RecordDataset) -> BatchSource | None:
+    if config.validation_path is None or config.loop.validate_every_steps is None:
+        return None
+    data = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
+    held_out = _held_out_records(data, records)
+    return generator_source(held_out, data, _repa(config, held_out))
+
+
+def _held_out_records(config: DataConfig, training: RecordDataset) -> RecordDataset:
+    records = RecordDataset.open(Path(config.path))
+    found, expected = ((of.manifest["tokenizer_hash"], _structure(of)) for of in (records, training))
+    if found != expected:
+        raise UserError(
+            f"validation_path {config.path} was made with tokenizer {found[0]} ({found[1]} structure), the training "
+            f"records with {expected[0]} ({expected[1]}); precompute both with the same tokenizer"
+        )
+    return records
+
+
+def _structure(records: RecordDataset) -> str:
+    return records.manifest.get("structure", GRANULARITY)
+
+
+def _repa(config: GeneratorRunConfig, records: RecordDataset) -> RepaSource | None:
+    wanted = config.kind == "content" and config.loss.repa_weight > 0
+    return open_repa_source(records, config.dinov2_weights) if wanted else None
+
+
+def _sheets(config: GeneratorRunConfig, model: Any, records: RecordDataset) -> SampleSheets | None:
+    if config.samples.every_steps is None:
+        return None
+    from pipelines.train.samples import GeneratorSheets  # loads what draws, such as matplotlib
+
+    assert isinstance(config, ContentRun | StructureRun)
+    return GeneratorSheets(network_type=config.network_type, model=model, records=records, config=config.samples)
+
+
+def prepare_network(network: ContentGenerator | StructureGenerator, config: GeneratorRunConfig) -> None:
+    """Give a freshly initialised network its first weights and the way it is computed.
+
+    Raises:
+        UserError: the weights to begin with do not fit.
+    """
+    if config.init_from is not None and is_new(Path(config.run_folder)):
+        begin_with(network, config.init_from)
+    network.trunk.recompute_activations = config.compute.recompute_activations
+    if config.compute.compile:
+        for block in network.trunk.blocks:
+            block.compile()
+
+
+def is_new(run_folder: Path) -> bool:
+    """Whether a run has no checkpoint yet, so that its first weights matter."""
+    return not any((run_folder / "checkpoints").glob("step-*"))
 
 
 def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> None:
@@ -86,210 +291,8 @@ def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> Non
     network.load_state_dict(tensors)
 
 
-def is_new(run_folder: Path) -> bool:
-    """Whether a run has no checkpoint yet, so that its first weights matter."""
-    return not any((run_folder / "checkpoints").glob("step-*"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """How the network is computed; none of it changes what is learned.
-
-    Attributes:
-        recompute_activations: compute each block again in the backward pass: less memory, a third more work.
-        compile: torch.compile of each block, for the batch shape of training; ZeRO 0 to 2.
-    """
-
-    recompute_activations: bool = False
-    compile: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorRunConfig:
-    """A generator training.
-
-    Attributes:
-        kind: "content" or "structure".
-        run_folder: outputs; starting again with the same folder resumes.
-        data: training records; their manifest fixes classes, grid, channels, codebook and canvas scales.
-        validation_path: held-out records for the validation loss, or null.
-        content, structure: architecture; the section of the other kind is not read.
-        loss: how a step is made.
-        init_from: run, checkpoint or imported weights that a new training begins with; null draws them. With another
-            number of classes the class embedding begins anew.
-        compute: how the network is computed.
-        samples: pictures of samples.
-        dinov2_weights: weight file of DINOv2 ViT-B/14, for ``loss.repa_weight`` on images stored beside the records.
-        optimizer, loop, deepspeed, launch: see their classes.
-    """
-
-    kind: str = "content"
-    run_folder: str = "runs/content"
-    data: DataConfig = field(default_factory=DataConfig)
-    validation_path: str | None = None
-    content: ContentGeneratorConfig = field(default_factory=ContentGeneratorConfig)
-    structure: StructureGeneratorConfig = field(default_factory=StructureGeneratorConfig)
-    loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
-    init_from: str | None = None
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    samples: SampleSheetConfig = field(default_factory=SampleSheetConfig)
-    dinov2_weights: str = ""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("content", "structure"):
-            raise ValueError(f"kind is {self.kind!r}; choose content or structure")
-        if self.compute.compile and self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
-            raise ValueError("compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; use 0, 1 or 2")
-
-
-ModelConfig = TypeVar("ModelConfig", ContentGeneratorConfig, StructureGeneratorConfig)
-
-
-def fill_from_manifest(model: ModelConfig, manifest: dict[str, Any]) -> ModelConfig:
-    """Put the sizes that the records fix into a model's config.
-
-    Args:
-        model: architecture; a size left at its default is filled.
-        manifest: the records' manifest.
-
-    Returns:
-        The config with the records' classes, grid, channels, codebook and canvas scales.
-
-    Raises:
-        UserError: the config sets one of them to something else.
-    """
-    defaults = type(model)()
-    fixed: dict[str, Any] = {}
-    for item in dataclasses.fields(model):
-        if item.name not in FIXED_BY_RECORDS:
-            continue
-        given, found = getattr(model, item.name), manifest[item.name]
-        if given not in (getattr(defaults, item.name), found):
-            raise UserError(
-                f"{item.name} is {given!r} in the configuration and {found!r} in the records' manifest; "
-                "leave it out of the configuration, or use other records"
-            )
-        fixed[item.name] = found
-    return dataclasses.replace(model, **fixed)
-
-
-def build_task(config: GeneratorRunConfig) -> TrainingTask:
-    """Objective and records of a generator training.
-
-    Args:
-        config: the run.
-
-    Returns:
-        The task for the loop.
-
-    Raises:
-        UserError: the records are missing, damaged or do not fit the configuration.
-    """
-    records = open_records(config.data)
-    repa = _repa(config, records)
-    objective = _objective(config, records, repa)
-    network, model = objective.network, objective.network.config
-    prepare_network(network, config)
-    return TrainingTask(
-        kind=config.kind,
-        name=config.kind,
-        objective=objective,
-        model_config=dataclasses.asdict(model),
-        loss_config=dataclasses.asdict(config.loss),
-        batches=generator_source(records, config.data, repa),
-        validation=_validation(config, records),
-        tokens_per_image=tokens_per_image(network, config.loss.stages_per_image),
-        count_flops=lambda: flops_per_image(model, config.loss.stages_per_image),
-        samples=_sheets(config, model, records),
-    )
-
-
-def _objective(
-    config: GeneratorRunConfig, records: RecordDataset, repa: RepaSource | None
-) -> ContentObjective | StructureObjective:
-    dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
-    if config.kind == "content":
-        network = ContentGenerator(fill_from_manifest(config.content, records.manifest))
-        target = {} if repa is None else {"feature_width": repa.width, "teacher": repa.teacher}
-        return ContentObjective(network, dequantizer, config.loss, **target)
-    if _structure(records) == SPATIAL:
-        raise UserError(
-            f"data.path {config.data.path} holds records of spatial structure, the same map for every image; there "
-            "is nothing for a structure generator to learn: train the content generator alone"
-        )
-    network = StructureGenerator(fill_from_manifest(config.structure, records.manifest))
-    return StructureObjective(network, dequantizer, config.loss)
-
-
-def _validation(config: GeneratorRunConfig, records: RecordDataset) -> BatchSource | None:
-    if config.validation_path is None or config.loop.validate_every_steps is None:
-        return None
-    data = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
-    held_out = _held_out_records(data, records)
-    return generator_source(held_out, data, _repa(config, held_out))
-
-
-def _repa(config: GeneratorRunConfig, records: RecordDataset) -> RepaSource | None:
-    wanted = config.kind == "content" and config.loss.repa_weight > 0
-    return open_repa_source(records, config.dinov2_weights) if wanted else None
-
-
-def _sheets(config: GeneratorRunConfig, model: Any, records: RecordDataset) -> GeneratorSheets | None:
-    if config.samples.every_steps is None:
-        return None
-    network_type = ContentGenerator if config.kind == "content" else StructureGenerator
-    return GeneratorSheets(network_type=network_type, model=model, records=records, config=config.samples)
-
-
-def prepare_network(network: ContentGenerator | StructureGenerator, config: GeneratorRunConfig) -> None:
-    """Give a new network its first weights and the way it is computed.
-
-    Args:
-        network: freshly initialised.
-        config: the run.
-
-    Raises:
-        UserError: the weights to begin with do not fit.
-    """
-    if config.init_from is not None and is_new(Path(config.run_folder)):
-        begin_with(network, config.init_from)
-    network.trunk.recompute_activations = config.compute.recompute_activations
-    if config.compute.compile:
-        for block in network.trunk.blocks:
-            block.compile()
-
-
-def _held_out_records(config: DataConfig, training: RecordDataset) -> RecordDataset:
-    records = RecordDataset.open(Path(config.path))
-    found, expected = ((of.manifest["tokenizer_hash"], _structure(of)) for of in (records, training))
-    if found != expected:
-        raise UserError(
-            f"validation_path {config.path} was made with tokenizer {found[0]} ({found[1]} structure), the training "
-            f"records with {expected[0]} ({expected[1]}); precompute both with the same tokenizer"
-        )
-    return records
-
-
-def _structure(records: RecordDataset) -> str:
-    return records.manifest.get("structure", GRANULARITY)
-
-
 def train_generator(config: GeneratorRunConfig) -> Path:
-    """Train, or go on where an earlier call stopped.
-
-    Args:
-        config: the run.
-
-    Returns:
-        The newest checkpoint's folder.
-
-    Raises:
-        UserError: something the user can change; the message says what.
-    """
+    """Train, or go on where an earlier call stopped; see `run_training`."""
     return run_training(config, build_task)
 
 

@@ -2,9 +2,8 @@
 
 Schedulers announce the end of a job with SIGTERM (Slurm also with SIGUSR1, where asked to) some seconds before they
 kill it. A rank that gets the signal tells the others; under Ray the driver gets it, and tells the ranks through the
-file ``stop`` in the run folder, which anybody may also make by hand.
-
-A rank that hangs is ended with its stack on disk, so that its launcher can start the job again.
+file `stop` in the run folder, which anybody may also make by hand. A rank that hangs is ended with its stack on disk,
+so that its launcher can start the job again.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from pipelines.entry import EXIT_STOPPED as EXIT_STOPPED
-from pipelines.entry import TrainingStopped as TrainingStopped
+if TYPE_CHECKING:
+    from cluster.ranks import Ranks  # loads torch, which `nvg --help` does without
 
 STOP_FILE = "stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -28,13 +27,7 @@ POLL_S = 1.0
 
 
 def stopped_text(name: str, step: int, num_steps: int, checkpoint: Path) -> str:
-    """What to tell about a training that ended early.
-
-    Args:
-        name: of the training.
-        step, num_steps: where it stands.
-        checkpoint: its newest.
-    """
+    """What to tell about a training that ended early, its newest checkpoint given."""
     return (
         f"{name}: stopped after step {step} of {num_steps}, as asked; {checkpoint} is whole. Start the same command "
         "again to go on"
@@ -46,12 +39,12 @@ class StopRequest:
 
     Args:
         file: ends the training once it is there; the main rank looks for it.
-        is_main: whether this is the main rank.
-        any_rank: true where it is given true on at least one rank (a collective).
+        ranks: all of them end at the same step.
+        left_over: which request lay there before the start, from `request_in`; not meant for this session.
     """
 
-    def __init__(self, file: Path, *, is_main: bool, any_rank: Callable[[bool], bool]) -> None:
-        self._file, self._is_main, self._any_rank = file, is_main, any_rank
+    def __init__(self, file: Path, ranks: Ranks, *, left_over: int | None = None) -> None:
+        self._file, self._ranks, self._left_over = file, ranks, left_over
         self._signalled = False
         self._looked_at = -POLL_S
 
@@ -59,27 +52,28 @@ class StopRequest:
         """Note a signal; as a handler it must not do more."""
         self._signalled = True
 
+    def forget_left_over(self) -> None:
+        """Take away what an earlier session did not live to meet (main rank; only under the run folder's lock)."""
+        if self._ranks.is_main and self._left_over is not None and request_in(self._file.parent) == self._left_over:
+            self._file.unlink()
+
     def asked(self) -> bool:
         """Whether to end after this step, the same on all ranks (every rank calls, once a step)."""
         now = time.monotonic()
-        if self._is_main and now - self._looked_at >= POLL_S:
+        if self._ranks.is_main and now - self._looked_at >= POLL_S:
             self._looked_at = now
             self._signalled = self._signalled or self._file.exists()
-        return self._any_rank(self._signalled)
+        return self._ranks.any(self._signalled)
 
     def done(self) -> None:
         """Take the file away: the request has been met (main rank)."""
-        if self._is_main:
+        if self._ranks.is_main:
             self._file.unlink(missing_ok=True)
 
 
 @contextmanager
 def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call a handler on SIGTERM and SIGUSR1 inside the block; outside the main thread nothing changes.
-
-    Args:
-        handler: as for ``signal.signal``.
-    """
+    """Call a handler on SIGTERM and SIGUSR1 inside the block; outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():  # a Ray worker: its driver gets the signal
         yield
         return
@@ -91,9 +85,12 @@ def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Itera
             signal.signal(number, previous)
 
 
-def forget_request(run_folder: Path) -> None:
-    """Take away a request that an earlier session did not live to meet."""
-    (run_folder / STOP_FILE).unlink(missing_ok=True)
+def request_in(run_folder: Path) -> int | None:
+    """Which request to stop lies in a run folder, told from a later one by its time in ns; None where there is none."""
+    try:
+        return (run_folder / STOP_FILE).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def ask_to_stop(run_folder: Path) -> None:
@@ -124,13 +121,7 @@ class Watchdog:
 
 @contextmanager
 def watchdog(run_folder: Path, rank: int, timeout_s: float | None) -> Iterator[Watchdog]:
-    """A watchdog of this rank, at rest again after the block; ``stacks-rank<N>.txt`` stays only if it was needed.
-
-    Args:
-        run_folder: where the stacks are written.
-        rank: this rank.
-        timeout_s: see :class:`Watchdog`.
-    """
+    """A watchdog of this rank, at rest again after the block; `stacks-rank<N>.txt` stays only if it was needed."""
     if timeout_s is None:
         yield Watchdog(None, None)
         return

@@ -1,18 +1,14 @@
-"""From a run config to a trained folder, on this rank or through Ray; config.yaml and provenance.json.
+"""From a run's configuration to a trained folder: on this rank, or through Ray Train V2 as launcher of the same loop.
 
-Ray Train V2 as launcher of the one training loop.
-
-Each training is one ``TorchTrainer`` with its own placement group, run name and port. Checkpoints go
-straight to the run folder (all workers see it) under our own commit protocol; Ray restarts lost workers,
-and the loop then resumes from the newest valid checkpoint by itself, exactly as after a start by hand.
+Under Ray each training is one `TorchTrainer` with its own placement group, run name and port. Checkpoints go straight
+to the run folder (all workers see it) under our own commit protocol; Ray restarts lost workers, and the loop then
+resumes from the newest valid checkpoint by itself, exactly as after a start by hand.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,24 +17,15 @@ from typing import Any, TypeVar
 import torch
 
 import nvg
-from cluster.ranks import leave_process_group, normalise_rank_environment
-from cluster.session import ClusterError, SessionConfig, cluster_session
+from cluster.ranks import Ranks, leave_process_group
+from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpoints import resolve_checkpoint
-from pipelines.configuration import load_config
-from pipelines.run_folder import write_provenance
-from pipelines.train.config import LaunchConfig, LoopConfig, RunConfig, TrainingConfig
-from pipelines.train.interrupt import (
-    EXIT_STOPPED,
-    TrainingStopped,
-    ask_to_stop,
-    forget_request,
-    on_stop_signals,
-    stopped_text,
-)
+from pipelines.entry import EXIT_STOPPED, TrainingStopped, program
+from pipelines.train.config import LaunchConfig, RunConfig
+from pipelines.train.interrupt import ask_to_stop, on_stop_signals, request_in, stopped_text
 from pipelines.train.loop import train
 from pipelines.train.state import TrainerState
-from pipelines.train.step import NonFiniteLossError
 from pipelines.train.task import TrainingTask
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -48,45 +35,39 @@ CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
 
 
 def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
-    """Train as ``config.launch`` says.
+    """Train as `config.launch` says.
 
     Args:
-        config: the run's configuration.
+        config: the run; relative paths are taken from the current folder.
         build_task: makes objective and data; called on every rank.
 
     Returns:
         The newest checkpoint's folder.
 
     Raises:
-        UserError, TrainingStopped: see :func:`pipelines.train.loop.train`.
+        UserError, TrainingStopped: see `train`; under Ray, a worker met it, or the cluster has too few resources.
     """
-    forget_request(Path(config.run_folder))
     if config.launch.launcher == "ray":
-        from pipelines.train.launch import train_through_ray  # Ray is needed for this launcher only
-
         return train_through_ray(config, build_task)
-    return run_on_this_rank(config, build_task)
+    return run_on_this_rank(config, build_task, request_in(Path(config.run_folder)))
 
 
-def run_on_this_rank(config: Config, build_task: TaskBuilder[Config]) -> Path:
+def run_on_this_rank(config: Config, build_task: TaskBuilder[Config], left_over: int | None = None) -> Path:
     """Train in this process, which is one rank of whatever launcher started it.
 
     Args:
-        config: the run's configuration.
+        config: the run.
         build_task: makes objective and data.
+        left_over: see `StopRequest`.
 
     Returns:
         The newest checkpoint's folder.
     """
-    place = normalise_rank_environment()
-    run_folder = Path(config.run_folder).resolve()
+    ranks = Ranks.read()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         task = build_task(config)
-    if place.is_main:
-        write_provenance(run_folder, config, task.batches.fingerprint)
-    training = TrainingConfig(optimizer=config.optimizer, loop=config.loop, deepspeed=config.deepspeed)
-    return train(task, training, run_folder)
+    return train(task, config, ranks, left_over=left_over)
 
 
 Schema = TypeVar("Schema")
@@ -95,50 +76,17 @@ Schema = TypeVar("Schema")
 def command(
     schema: type[Schema], run: Callable[[Schema], object], description: str, arguments: Sequence[str] | None
 ) -> int:
-    """Command line of a training module: ``--config FILE key=value …`` under any launcher.
-
-    Args:
-        schema: the run config's dataclass.
-        run: called with the config.
-        description: for ``--help``.
-        arguments: None reads ``sys.argv``.
-
-    Returns:
-        Exit code: 0, 2 after a message for the user, 143 where a signal or the file ``stop`` ended the training.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", default=None, help="YAML file; without it the defaults")
-    parser.add_argument("--local_rank", type=int, default=None, help="given by the deepspeed launcher; unused")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
-    given = parser.parse_args(arguments)
-    try:
-        run(load_config(schema, given.config, given.overrides))
-    except (UserError, ClusterError, NonFiniteLossError) as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        return 2
-    except TrainingStopped as stopped:
-        sys.stderr.write(f"\n{stopped}\n")
+    """Command line of a training module under any launcher; returns the exit code, see `pipelines.entry`."""
+    code = program(schema, run, arguments, description=description)
+    if code in (0, EXIT_STOPPED):
         leave_process_group()
-        return EXIT_STOPPED
-    leave_process_group()
-    return 0
+    return code
 
 
 def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
-    """Train with ``config.launch.num_workers`` ranks on the cluster.
-
-    Args:
-        config: the run's configuration; relative paths are taken from the current folder.
-        build_task: makes objective and data on every worker.
-
-    Returns:
-        The newest checkpoint's folder.
-
-    Raises:
-        UserError: a worker met something the user can change, or the cluster has too few resources.
-        TrainingStopped: a signal to this process, or the file ``stop``, asked for the end.
-    """
+    """Train with `config.launch.num_workers` ranks on the cluster; see `run_training`."""
     run_folder = Path(config.run_folder).resolve()
+    left_over = request_in(run_folder)
     session = SessionConfig(
         address=config.launch.address or "auto", num_cpus=_num_cpus(config.launch), log_to_driver=True
     )
@@ -152,7 +100,7 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             _train_on_worker,
             train_loop_config={
                 # As bytes: only workers need what it refers to, not the controller on the way.
-                "run": cloudpickle.dumps((config, build_task)),  # pyright: ignore[reportPrivateImportUsage]
+                "run": cloudpickle.dumps((config, build_task, left_over)),  # pyright: ignore[reportPrivateImportUsage]
                 "working_dir": os.getcwd(),
             },
             scaling_config=ray.train.ScalingConfig(
@@ -164,7 +112,7 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
                 name=f"nvg-{run_folder.name}",
                 storage_path=str(run_folder / RAY_FOLDER),
                 failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
-                worker_runtime_env={"env_vars": _worker_environment(config.launch, config.loop)},
+                worker_runtime_env={"env_vars": _worker_environment(config)},
             ),
         )
         try:
@@ -179,10 +127,9 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
 
 def _require_finished(config: RunConfig, newest: Path) -> Path:
     """The newest checkpoint. Raises TrainingStopped where the workers were asked to end before the last step."""
-    num_steps = config.optimizer.num_steps
-    step, wanted = TrainerState.read(newest).step, min(num_steps, config.loop.stop_after_steps or num_steps)
-    if step < wanted:
-        raise TrainingStopped(stopped_text(newest.parents[1].name, step, num_steps, newest))
+    step = TrainerState.read(newest).step
+    if step < config.last_step:
+        raise TrainingStopped(stopped_text(newest.parents[1].name, step, config.optimizer.num_steps, newest))
     return newest
 
 
@@ -190,14 +137,11 @@ def _train_on_worker(given: dict[str, Any]) -> None:
     """Body of one Ray Train worker: one rank."""
     from ray import cloudpickle
 
-    from pipelines.train.launch import run_on_this_rank
-
     working_dir = Path(given["working_dir"])
     if working_dir.is_dir():  # Ray stands in a folder of its own; paths of the config are the driver's
         os.chdir(working_dir)
-    config, build_task = cloudpickle.loads(given["run"])
     with suppress(TrainingStopped):  # nothing failed, so nothing is to be restarted; the driver tells
-        run_on_this_rank(config, build_task)
+        run_on_this_rank(*cloudpickle.loads(given["run"]))
 
 
 def worker_resources(launch: LaunchConfig) -> dict[str, float]:
@@ -211,17 +155,16 @@ def _num_cpus(launch: LaunchConfig) -> int:
     return max(math.ceil(launch.num_workers * launch.cpus_per_worker), os.cpu_count() or 1)
 
 
-def _worker_environment(launch: LaunchConfig, loop: LoopConfig) -> dict[str, str]:
-    threads = str(loop.threads_per_rank or 1)
-    paths = [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]
-    variables = {
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    if launch.gpus_per_worker == 0 and not torch.cuda.is_available():
-        variables["DS_ACCELERATOR"] = "cpu"
-    return variables
+def python_path() -> str:
+    """PYTHONPATH for a process that imports the project's packages."""
+    return os.pathsep.join(filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def _worker_environment(config: RunConfig) -> dict[str, str]:
+    threads = str(config.loop.threads_per_rank or 1)
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": python_path()}
+    no_gpu = config.launch.gpus_per_worker == 0 and not torch.cuda.is_available()
+    return variables | ({"DS_ACCELERATOR": "cpu"} if no_gpu else {})
 
 
 def _require_resources(launch: LaunchConfig, found: Mapping[str, float]) -> None:
@@ -229,8 +172,7 @@ def _require_resources(launch: LaunchConfig, found: Mapping[str, float]) -> None
         needed, there = share * launch.num_workers, found.get(name, 0.0)
         if needed > there:
             raise UserError(
-                f"the training asks for {needed:g} {name} (launch.num_workers={launch.num_workers} "
-                f"times {share:g}), "
+                f"the training asks for {needed:g} {name} (launch.num_workers={launch.num_workers} times {share:g}), "
                 f"the whole Ray cluster has {there:g}; lower one of them or use a larger cluster"
             )
 
@@ -241,9 +183,8 @@ def _own_message(error: BaseException) -> str | None:
     for _, failure in sorted(failures.items()):
         cause: BaseException | None = failure
         while cause is not None:
-            inner = getattr(cause, "cause", None)
-            for candidate in (cause, inner):
-                if isinstance(candidate, (UserError, NonFiniteLossError)):
+            for candidate in (cause, getattr(cause, "cause", None)):
+                if isinstance(candidate, UserError):
                     return str(candidate)
             cause = cause.__cause__
     return None

@@ -1,4 +1,7 @@
-"""Lines of ``--dry-run``: what a generator's training will do and cost."""
+"""Lines of `--dry-run`: what a training will do, and what a generator's will cost.
+
+Torch is loaded only where something is counted: the command line imports this page.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.manifest import MANIFEST_FILE, read_manifest
-from pipelines.train.costs import (
-    PEAK_FLOPS,
-    STATED_DEVICE,
-    STATED_UTILISATION,
-    ModelConfig,
-    TrainingWork,
-    count_work,
-    state_bytes,
-)
-from pipelines.train.drivers import PairRunConfig
 
 if TYPE_CHECKING:
+    from pipelines.train.config import RunConfig
+    from pipelines.train.costs import ModelConfig, TrainingWork
+    from pipelines.train.drivers import PairRunConfig
     from pipelines.train.generator import GeneratorRunConfig
-    from pipelines.train.tokenizer import TokenizerRunConfig
 
 GIB = 2.0**30
 
@@ -34,15 +29,14 @@ def generator_model(config: GeneratorRunConfig) -> ModelConfig:
 
     records = Path(config.data.path)
     if not (records / MANIFEST_FILE).is_file():
-        return config.content if config.kind == "content" else config.structure
-    manifest = read_manifest(records)
-    if config.kind == "content":
-        return fill_from_manifest(config.content, manifest)
-    return fill_from_manifest(config.structure, manifest)
+        return config.model
+    return fill_from_manifest(config.model, read_manifest(records))
 
 
 def generator_work(config: GeneratorRunConfig) -> TrainingWork:
     """What one image of a run costs."""
+    from pipelines.train.costs import count_work
+
     return count_work(
         generator_model(config),
         stages_per_image=config.loss.stages_per_image,
@@ -52,18 +46,13 @@ def generator_work(config: GeneratorRunConfig) -> TrainingWork:
 
 
 def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
-    """Parameters, operations, hours and memory of a run.
-
-    Args:
-        config: the run.
-        num_devices: ranks.
-
-    Returns:
-        One line each.
+    """Parameters, operations, hours and memory of a run on so many devices, a line each.
 
     Raises:
         UserError: the batch does not divide over the devices.
     """
+    from pipelines.train.costs import PEAK_FLOPS, STATED_DEVICE, STATED_UTILISATION
+
     work, optimizer = generator_work(config), config.optimizer
     micro_batch = optimizer.global_batch // num_devices // optimizer.accumulation_steps(num_devices)
     total = work.flops_per_image * optimizer.total_images
@@ -86,19 +75,14 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
 
 
 def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_devices: int) -> float:
+    from pipelines.train.costs import state_bytes
+
     offload = config.deepspeed.offload_optimizer
     return state_bytes(work.num_parameters, zero_stage=zero_stage, world_size=num_devices, offload=offload)
 
 
 def plan_generators(config: PairRunConfig) -> list[str]:
-    """Steps of both trainings, for ``--dry-run``.
-
-    Args:
-        config: the pair.
-
-    Returns:
-        One line per step.
-    """
+    """Steps of both trainings, a line each."""
     lines = [f"use the Ray cluster {config.cluster.address!r} for two driver processes"]
     for run in config.runs:
         lines.append(
@@ -109,17 +93,8 @@ def plan_generators(config: PairRunConfig) -> list[str]:
     return lines
 
 
-def plan_training(subject: str, data: str, config: TokenizerRunConfig | GeneratorRunConfig) -> list[str]:
-    """Steps of one training, for `--dry-run`.
-
-    Args:
-        subject: What is trained.
-        data: What it is trained on.
-        config: The resolved run.
-
-    Returns:
-        One line per step.
-    """
+def plan_training(subject: str, data: str, config: RunConfig) -> list[str]:
+    """Steps of one training of a subject on some data (in words), a line each."""
     optimizer, launch = config.optimizer, config.launch
     begun = (Path(config.run_folder) / "checkpoints").is_dir()
     return [

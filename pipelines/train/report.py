@@ -1,7 +1,4 @@
-"""What a rank tells about a training: rows of numbers, a bar or plain lines, pictures, further sinks.
-
-Where the time of a training goes, how fast it is and how much memory it takes.
-"""
+"""What a rank tells about a training: rows of numbers, a bar or lines, pictures, further sinks; times and memory."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from cluster.files import write_atomically
-from cluster.ranks import RankEnvironment
+from cluster.progress import ProgressBars
+from cluster.ranks import Ranks
 from pipelines.run_folder import METRICS_FILE, trim_metrics
-from pipelines.train.config import TrainingConfig
+from pipelines.train.config import RunConfig
 from pipelines.train.sinks import Sink, open_sinks
 
 DATA = "data"
@@ -31,22 +28,13 @@ DATA = "data"
 def open_report(
     run_folder: Path,
     name: str,
-    config: TrainingConfig,
+    config: RunConfig,
     settings: dict[str, Any],
     first_step: int,
-    place: RankEnvironment,
+    ranks: Ranks,
 ) -> TrainingReport | SilentReport:
-    """The report of this rank; the main rank's speaks.
-
-    Args:
-        run_folder: the run.
-        name: of the training.
-        config: length and sinks.
-        settings: shown on the run's page.
-        first_step: steps already done.
-        place: this rank.
-    """
-    if not place.is_main:
+    """The report of this rank; the main rank's speaks. `settings` are shown on the run's page."""
+    if not ranks.is_main:
         return SilentReport()
     loop = config.loop
     sinks = open_sinks(
@@ -80,43 +68,27 @@ class TrainingReport:
         self.name, self.num_steps, self.first_step = name, num_steps, first_step
         trim_metrics(run_folder, first_step)
         self.file = open(run_folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115 (closed in __exit__)
-        self.console = Console(stderr=True)
-        self.progress: Progress | None = None
+        self.bars = ProgressBars({name: num_steps}, completed={name: first_step}, unit="steps")
+        self.status = ""
         self.sinks, self.run_folder = sinks, run_folder
         self.started = time.monotonic()
 
     def __enter__(self) -> TrainingReport:
-        if self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.progress.start()
-            self.task = self.progress.add_task(self.name, total=self.num_steps, completed=self.first_step, status="")
+        self.bars.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+    def __exit__(self, *given: object) -> None:
+        self.bars.__exit__(*given)
         self.file.close()
         for sink in self.sinks:
             sink.close()
 
     def advance(self, step: int) -> None:
         """Move the bar (cheap, every step)."""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=step)
+        self.bars.update(self.name, step, self.status)
 
     def row(self, values: dict[str, Any]) -> None:
-        """Write one row of numbers; it has at least ``step``.
-
-        Args:
-            values: JSON values; a number that is not finite is written as null.
-        """
+        """Write one row of JSON values, `step` among them; a number that is not finite is written as null."""
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
@@ -127,34 +99,21 @@ class TrainingReport:
         self._show(clean)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Keep a picture of a step as ``<name>/step-….png`` in the run folder, and show it to the sinks.
-
-        Args:
-            name: of the series.
-            png: the file's bytes.
-            step: it belongs to.
-        """
+        """Keep a PNG file of a step as `<name>/step-….png` in the run folder, and show it to the sinks."""
         path = self.run_folder / name / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, png)
         for sink in self.sinks:
             sink.picture(name, path, step)
 
-    def say(self, message: str) -> None:
-        """One line for the user where no bar is shown."""
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
-
     def _show(self, row: dict[str, Any]) -> None:
-        status = f"loss {row['loss']:.4f}" if row.get("loss") is not None else ""
+        self.status = f"loss {row['loss']:.4f}" if row.get("loss") is not None else ""
         if row.get("images_per_s"):
-            status += f"  {row['images_per_s']:.0f} images/s"
-        if self.progress is not None:
-            self.progress.update(self.task, completed=row["step"], status=status)
-            return
-        done = row["step"] - self.first_step
-        left = (time.monotonic() - self.started) / max(done, 1) * (self.num_steps - row["step"])
-        self.say(f"{self.name}: step {row['step']}/{self.num_steps}  {status}  {left:.0f} s left")
+            self.status += f"  {row['images_per_s']:.0f} images/s"
+        if not sys.stderr.isatty():  # the bar of a terminal tells it itself
+            left = (time.monotonic() - self.started) / max(row["step"] - self.first_step, 1)
+            self.status += f"  {left * (self.num_steps - row['step']):.0f} s left"
+        self.advance(row["step"])
 
 
 class SilentReport:
@@ -176,12 +135,30 @@ class SilentReport:
         """Nothing to keep."""
 
 
-class TrainingClock:
-    """Seconds since the last row of metrics, by what they went to.
+def averages(window: Sequence[dict[str, Tensor]], ranks: Ranks) -> dict[str, float]:
+    """Means of the named scalars of some steps (all ranks call): one transfer from the device, one gather.
 
-    Args:
-        device: of this rank, for its memory.
+    Returns:
+        Mean of "loss", then of every other name, over the steps and ranks that had it (a step may lack some stages).
     """
+    named = [(name, value.float()) for metrics in window for name, value in metrics.items()]
+    sums: dict[str, list[float]] = {}
+    for (name, _), value in zip(named, torch.stack([value for _, value in named]).tolist(), strict=True):
+        total = sums.setdefault(name, [0.0, 0.0])
+        total[0] += value
+        total[1] += 1.0
+    totals: dict[str, list[float]] = {}
+    for of_rank in ranks.gather(sums):
+        for name, (value, count) in of_rank.items():
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += count
+    means = {name: total / count for name, (total, count) in totals.items()}
+    return {"loss": means.pop("loss"), **dict(sorted(means.items()))}
+
+
+class TrainingClock:
+    """Seconds since the last row of metrics, by what they went to, and the most memory of a rank's device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -198,10 +175,7 @@ class TrainingClock:
             self.spans[name] = self.spans.get(name, 0.0) + time.perf_counter() - started
 
     def close(self, num_steps: int) -> dict[str, float]:
-        """Numbers of the window that ends now.
-
-        Args:
-            num_steps: steps in it.
+        """Numbers of the window of so many steps that ends now.
 
         Returns:
             step_s: seconds of a step with its wait for data; data_s: that wait; <name>_s: seconds of everything else in

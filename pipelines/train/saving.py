@@ -1,11 +1,9 @@
-"""Saving: the commit protocol of ``checkpointing`` with engine, weights and all ranks.
+"""Saving and going on: the commit protocol of `pipelines.checkpoints` with engines, weights and all ranks.
 
-Going on from a checkpoint: which one, whether it may be, and filling engines and average from it.
-
-Engine states for another number of ranks: DeepSpeed's universal checkpoints, made when they are needed.
-
-The conversion takes ZeRO 1 to 3 apart into one file per parameter and moment, which any number of ranks can read. It
-runs in a process of its own, on the CPU, and its result is used once: the next checkpoint is an ordinary one again.
+Going on has three parts: which checkpoint, whether this run may, and filling engines and average from it. States for
+another number of ranks are DeepSpeed's universal checkpoints, made when they are needed: the conversion takes ZeRO 1 to
+3 apart into one file per parameter and moment, which any number of ranks can read. It runs in a process of its own, on
+the CPU, and its result is used once: the next checkpoint is an ordinary one again.
 """
 
 from __future__ import annotations
@@ -17,98 +15,37 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cluster.ranks import RankEnvironment, agree, barrier, from_main
+from cluster.ranks import Ranks, environment_of_no_rank
 from nvg.checkpoints import load_weights, save_weights
 from nvg.errors import UserError
-from nvg.training import Ema
 from pipelines import checkpoints
-from pipelines.train.config import LoopConfig
-from pipelines.train.engine import TrainingEngine
 from pipelines.train.state import TrainerState, require_same
-from pipelines.train.task import TrainingTask
+from pipelines.train.step import Step
 
 NUM_PROCESSES = 4
 NUM_LINES = 8
-logger = logging.getLogger(__name__)
 SHARDED = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
-
-
-def universal_folder(checkpoint: Path) -> Path:
-    """Where the converted states of a checkpoint lie, beside it under a name that the next save clears away."""
-    return checkpoint.with_name(f"{checkpoint.name}.universal.tmp")
-
-
-def convert(checkpoint: Path) -> Path:
-    """Convert every engine's states of a checkpoint.
-
-    Args:
-        checkpoint: whole; it stays as it is. Needs as much space again on the disk.
-
-    Returns:
-        Folder with one folder per engine, named as in the checkpoint.
-
-    Raises:
-        UserError: the conversion failed; says with which command and what it printed last.
-    """
-    output = universal_folder(checkpoint)
-    shutil.rmtree(output, ignore_errors=True)
-    for engine in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
-        _convert_engine(engine, output / engine.name)
-    return output
-
-
-def _convert_engine(source: Path, target: Path) -> None:
-    processes = str(min(NUM_PROCESSES, os.cpu_count() or 1))
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(source), "--output_folder", str(target)]
-    command += ["--num_extract_workers", processes, "--num_merge_workers", processes]
-    # Not a rank of the job that waits for it, and no user of its devices.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RANK", "LOCAL_", "WORLD_"))
-    }
-    done = subprocess.run(
-        command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        last = "\n  ".join((done.stdout + done.stderr).splitlines()[-NUM_LINES:])
-        raise UserError(
-            f"the optimizer states in {source} could not be converted for another number of ranks:\n  {last}\n"
-            f"start with as many ranks as before, or convert by hand to see more: {shlex.join(command)}"
-        )
+logger = logging.getLogger(__name__)
 
 
 class NoSpaceError(UserError):
     """A checkpoint found no room on its disk."""
 
 
-def save_checkpoint(
-    run_checkpoints: Path,
-    *,
-    state: TrainerState,
-    task: TrainingTask,
-    ema: Ema,
-    engines: Mapping[str, TrainingEngine],
-    place: RankEnvironment,
-    device: torch.device,
-    loop: LoopConfig,
-) -> Path:
+def save_checkpoint(run_checkpoints: Path, state: TrainerState, step: Step) -> Path:
     """Write, commit and prune (all ranks call).
 
     Args:
         run_checkpoints: the run's checkpoints folder.
         state: position of the training.
-        task: what is trained; its kind and model are written beside the weights.
-        ema: averages of its network.
-        engines: write what resuming needs, each into the folder it is named by.
-        place, device: this rank.
-        loop: which old checkpoints stay.
+        step: engines, each of which writes what resuming needs into the folder it is named by; weights and averages.
 
     Returns:
         The committed folder.
@@ -118,24 +55,28 @@ def save_checkpoint(
         UserError: the same, while other ranks wait for this one: the run has to end.
         RuntimeError: a weight is not finite; nothing is written.
     """
+    ranks, loop = step.ranks, step.config.loop
     temporary = checkpoints.temporary_folder(run_checkpoints, state.step)
-    together = place.world_size == 1  # whether no other rank can be waiting inside DeepSpeed for one that fails
+    together = ranks.world_size == 1  # whether no other rank can be waiting inside DeepSpeed for one that fails
     try:
         # All ranks learn of a full disk here, before any of them waits for another inside DeepSpeed.
-        shortage = from_main(_begin(run_checkpoints, state.step) if place.is_main else None, place, device)
+        shortage = ranks.from_main(_begin(run_checkpoints, state.step) if ranks.is_main else None)
         if shortage is not None:
             together = True
             raise OSError(errno.ENOSPC, shortage)
-        for name, engine in engines.items():
-            engine.save(temporary / name, {"step": state.step, "universal_checkpoint_info": {}})
-        with next(iter(engines.values())).whole_parameters():
-            if place.is_main:
-                _write_weights(temporary, state, task, ema)
-        barrier(place)
-        if place.is_main:
-            checkpoints.commit(temporary)
+        written: list[Path] = []
+        for name, engine in step.engines.items():
+            written += engine.save(temporary / name, {"step": state.step, "universal_checkpoint_info": {}})
+        with step.main.engine.whole_parameters():
+            if ranks.is_main:
+                _write_weights(temporary, state, step)
+                written += [path for path in temporary.iterdir() if path.is_file()]
+        # Every rank reads back what it wrote itself, which it still has at hand; commit what is left.
+        sealed = ranks.gather(checkpoints.seal(temporary, written))
+        if ranks.is_main:
+            checkpoints.commit(temporary, sealed)
             checkpoints.prune(run_checkpoints, keep_last=loop.keep_last, keep_every_steps=loop.keep_every_steps)
-        barrier(place)
+        ranks.barrier()
     except (OSError, RuntimeError, UserError) as error:
         if not checkpoints.is_out_of_space(error):
             raise
@@ -156,7 +97,8 @@ def _begin(run_checkpoints: Path, step: int) -> str | None:
     return None
 
 
-def _write_weights(folder: Path, state: TrainerState, task: TrainingTask, ema: Ema) -> None:
+def _write_weights(folder: Path, state: TrainerState, step: Step) -> None:
+    task = step.task
     network: nn.Module = task.objective.network
     weights: dict[str, Tensor] = network.state_dict()
     for name, value in weights.items():
@@ -166,7 +108,7 @@ def _write_weights(folder: Path, state: TrainerState, task: TrainingTask, ema: E
                 "last one is untouched"
             )
     save_weights(folder, weights, task.model_config, task.kind, name="model")
-    save_weights(folder, ema.weights(network), task.model_config, task.kind, name="ema")
+    save_weights(folder, step.ema.weights(network), task.model_config, task.kind, name="ema")
     alignment = getattr(task.objective, "alignment", None)
     if alignment is not None:
         save_weights(folder, alignment.head.state_dict(), asdict(alignment.head.config), "repa", name="repa")
@@ -179,7 +121,7 @@ class Resumable:
 
     Attributes:
         folder: the checkpoint.
-        state: where it stands; ``accepted`` includes what differs now.
+        state: where it stands; `accepted` includes what differs now.
         converted: engine states for any number of ranks, made from those of the checkpoint; None where these fit.
     """
 
@@ -189,12 +131,7 @@ class Resumable:
 
 
 def find_resumable(
-    run_checkpoints: Path,
-    *,
-    expected: TrainerState,
-    accept_changed: Sequence[str],
-    place: RankEnvironment,
-    device: torch.device,
+    run_checkpoints: Path, *, expected: TrainerState, accept_changed: Sequence[str], ranks: Ranks
 ) -> Resumable | None:
     """The newest valid checkpoint, converted where another number of ranks wrote it (all ranks call and agree).
 
@@ -202,7 +139,7 @@ def find_resumable(
         run_checkpoints: the run's checkpoints folder.
         expected: configuration, data, engine and ranks of this run.
         accept_changed: settings that may differ.
-        place, device: this rank.
+        ranks: this rank; the main one looks.
 
     Returns:
         The checkpoint, or None when there is none.
@@ -211,12 +148,12 @@ def find_resumable(
         UserError: configuration, data or engine have changed, or all checkpoints are damaged.
     """
     found, refusal = None, None
-    if place.is_main:
+    if ranks.is_main:
         try:
             found = _choose(run_checkpoints, expected, accept_changed)
         except UserError as error:
             refusal = str(error)
-    found, refusal = from_main((found, refusal), place, device)
+    found, refusal = ranks.from_main((found, refusal))
     if refusal is not None:
         raise UserError(refusal)
     return found
@@ -232,7 +169,7 @@ def _choose(run_checkpoints: Path, expected: TrainerState, accept_changed: Seque
     for change in changes:
         logger.warning("going on with a changed setting: %s", change)
     state.accepted.extend(f"from step {state.step}: {change}" for change in changes)
-    converted = convert(folder) if _needs_conversion(folder, state, expected) else None
+    converted = _convert(folder) if _needs_conversion(folder, state, expected) else None
     return Resumable(folder=folder, state=state, converted=converted)
 
 
@@ -251,39 +188,62 @@ def _needs_conversion(folder: Path, found: TrainerState, expected: TrainerState)
     )
 
 
-def load_checkpoint(
-    found: Resumable,
-    *,
-    kind: str,
-    ema: Ema,
-    engines: Mapping[str, TrainingEngine],
-    place: RankEnvironment,
-    device: torch.device,
-) -> None:
-    """Fill engines and average (all ranks call).
+def _convert(checkpoint: Path) -> Path:
+    """Convert every engine's states of a whole checkpoint, which stays as it is; needs as much space on the disk again.
 
-    Args:
-        found: from :func:`find_resumable`; a converted copy is removed afterwards.
-        kind: kind of the weights.
-        ema, engines: filled.
-        place, device: this rank.
+    Returns:
+        Folder with one folder per engine, named as in the checkpoint.
+
+    Raises:
+        UserError: the conversion failed; says with which command and what it printed last.
+    """
+    output = _universal_folder(checkpoint)
+    shutil.rmtree(output, ignore_errors=True)
+    for engine in sorted(path for path in checkpoint.iterdir() if path.is_dir()):
+        _convert_engine(engine, output / engine.name)
+    return output
+
+
+def _universal_folder(checkpoint: Path) -> Path:
+    """Where the converted states of a checkpoint lie, beside it under a name that the next save clears away."""
+    return checkpoint.with_name(f"{checkpoint.name}.universal.tmp")
+
+
+def _convert_engine(source: Path, target: Path) -> None:
+    processes = str(min(NUM_PROCESSES, os.cpu_count() or 1))
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source), "--output_folder", str(target)]
+    command += ["--num_extract_workers", processes, "--num_merge_workers", processes]
+    # Not a rank of the job that waits for it, and no user of its devices.
+    environment = environment_of_no_rank(DS_ACCELERATOR="cpu")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = "\n  ".join((done.stdout + done.stderr).splitlines()[-NUM_LINES:])
+        raise UserError(
+            f"the optimizer states in {source} could not be converted for another number of ranks:\n  {last}\n"
+            f"start with as many ranks as before, or convert by hand to see more: {shlex.join(command)}"
+        )
+
+
+def load_checkpoint(found: Resumable, step: Step) -> None:
+    """Fill engines and average (all ranks call); a converted copy is removed afterwards.
 
     Raises:
         UserError: a rank could not read its part.
     """
     failure: Exception | None = None
     try:
-        for name, engine in engines.items():
+        for name, engine in step.engines.items():
             engine.load((found.converted or found.folder) / name)
-        if place.is_main:
-            weights, _ = load_weights(found.folder, kind, name="ema")
-            averages = {name: weights[name] for name in ema.state_dict() if name in weights}
-            ema.load_state_dict({**averages, "images_seen": torch.tensor(found.state.ema_images)})
+        if step.ranks.is_main:
+            weights, _ = load_weights(found.folder, step.task.kind, name="ema")
+            averages = {name: weights[name] for name in step.ema.state_dict() if name in weights}
+            step.ema.load_state_dict({**averages, "images_seen": torch.tensor(found.state.ema_images)})
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         failure = error
-    if not agree(failure is None, device):
+    if not step.ranks.agree(failure is None):
         raise UserError(
             f"checkpoint {found.folder} could not be loaded on every rank: {failure or 'see the other ranks'}"
         )
-    if place.is_main:
-        shutil.rmtree(universal_folder(found.folder), ignore_errors=True)
+    if step.ranks.is_main:
+        shutil.rmtree(_universal_folder(found.folder), ignore_errors=True)

@@ -38,17 +38,11 @@ class Sink(Protocol):
 def open_sinks(
     run_folder: Path, *, wandb: WandbConfig, tensorboard: bool, settings: dict[str, Any], first_step: int
 ) -> list[Sink]:
-    """The sinks that a run asks for (main rank).
+    """Open the sinks that a run asks for (main rank); the closing is the caller's.
 
     Args:
-        run_folder: the run.
-        wandb: see its class.
-        tensorboard: whether event files are written.
         settings: for the run's page.
         first_step: steps already done; what a killed session wrote after them is hidden.
-
-    Returns:
-        Open sinks; the closing is the caller's.
 
     Raises:
         UserError: one needs a library that is not installed.

@@ -1,4 +1,4 @@
-"""``trainer.json``: where a training stands, and what must be equal for it to go on."""
+"""`trainer.json`: where a training stands, and what must be equal for it to go on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TRAINER_FILE = "trainer.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where a training stands; ``trainer.json``.
+    """Where a training stands; `trainer.json`.
 
     Attributes:
         step: optimizer steps done.
         images: images seen (step times global batch); also the position in the data stream.
         epoch, images_in_epoch: the same position in epochs.
-        ema_images: images in the moving average (fewer than ``images`` when steps were skipped).
+        ema_images: images in the moving average (fewer than `images` when steps were skipped).
         world_size: ranks that wrote the engine state.
         engine: "plain" or "deepspeed-zeroN".
         seeds: named seeds of the run.
@@ -46,16 +46,12 @@ class TrainerState:
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:
-        """Write ``trainer.json`` into the folder."""
+        """Write `trainer.json` into the folder."""
         (folder / TRAINER_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> TrainerState:
-        """Read ``trainer.json``.
-
-        Raises:
-            UserError: another schema version wrote it.
-        """
+        """Read `trainer.json`. Raises UserError where another schema version wrote it."""
         found = json.loads((folder / TRAINER_FILE).read_text())
         version = found.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -77,12 +73,10 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def require_same(
     saved: dict[str, Any], current: dict[str, Any], what: str, folder: Path, accept: Sequence[str] = ()
 ) -> list[str]:
-    """Refuse to go on with another configuration or other data.
+    """Refuse to go on with another configuration or other data (`what`, in the message).
 
     Args:
-        saved: flat fields in the checkpoint.
-        current: flat fields of this run.
-        what: word for the message ("configuration", "data").
+        saved, current: flat fields of the checkpoint and of this run.
         folder: the checkpoint.
         accept: fields that may differ.
 

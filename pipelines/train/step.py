@@ -1,67 +1,61 @@
-"""One network's turn in a training step: forward, backward and update with an engine and a schedule of its own.
+"""One training step: rates, noise, forward, backward and update of all who learn, their losses checked, the average.
 
-A tokenizer with an adversarial loss has two players, every other training one.
-
-A rank's rows of a global batch and of its noise, on the device, micro batch by micro batch.
-
-Losses of the steps since the last row of metrics, kept on the device until the row is written.
+The noise of the whole global batch is drawn from (seed, step) on the CPU, and this rank takes the rows it has of the
+data; so the same images meet the same noise for any number of ranks. A tokenizer with an adversarial loss has two
+players, each with an engine and a schedule of its own; every other training has one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypedDict, Unpack
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.ranks import RankEnvironment, gather_objects
-from nvg.training import WsdSchedule
+from cluster.ranks import Ranks
+from nvg.errors import NotFiniteError
+from nvg.training import Ema, WsdSchedule
 from pipelines.batches.order import Batch
-from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig, TrainingConfig
+from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.engine import TrainingEngine, build_engine
-from pipelines.train.task import Objective, TrainingTask
+from pipelines.train.task import TrainingTask
 
 
-class Turn(TypedDict):
-    """What all players of a micro batch are told.
+@dataclass(frozen=True, kw_only=True)
+class StepNumbers:
+    """What a step tells.
 
-    last: whether the step ends with it, so that the weights are updated. want_grad_norm: whether the gradient's norm is
-    asked for. check: called with the player's name and the detached loss before the backward pass.
+    Attributes:
+        metrics: "loss" and named scalars, means over the micro batches, still on the device.
+        lr: learning rate at factor 1.
+        grad_norm: of the main gradient before clipping; None where it was not asked for.
     """
 
-    last: bool
-    want_grad_norm: bool
-    check: Callable[[str, Tensor], None]
+    metrics: dict[str, Tensor]
+    lr: float
+    grad_norm: float | None
 
 
 class Player:
-    """An objective with its engine.
+    """An objective with its engine and its schedule.
 
     Args:
         name: for messages.
-        objective: module whose ``network`` is trained, on ``device``.
-        optimizer: learning rate, schedule, clipping, batch.
-        loop, deepspeed: settings of the engine.
-        place, device: this rank.
-        universal: see :func:`pipelines.train.engine.build_engine`.
+        objective: module whose `network` is trained.
+        optimizer: of this objective.
+        config: the rest of the run.
+        ranks: this rank.
+        universal: see `build_engine`.
     """
 
     def __init__(
-        self,
-        name: str,
-        objective: Any,
-        optimizer: OptimizerConfig,
-        *,
-        loop: LoopConfig,
-        deepspeed: DeepSpeedConfig,
-        place: RankEnvironment,
-        device: torch.device,
-        universal: bool,
+        self, name: str, objective: Any, optimizer: OptimizerConfig, config: RunConfig, ranks: Ranks, universal: bool
     ) -> None:
-        self.name, self.objective, self.optimizer = name, objective, optimizer
+        self.name, self.objective, self.optimizer = name, objective.to(ranks.device), optimizer
         self.schedule = WsdSchedule(
             total_images=optimizer.total_images,
             warmup_images=optimizer.warmup_images,
@@ -70,15 +64,7 @@ class Player:
             warmup_factor=optimizer.warmup_factor,
             shape=optimizer.decay_shape,
         )
-        self.engine: TrainingEngine = build_engine(
-            objective,
-            optimizer=optimizer,
-            loop=loop,
-            deepspeed=deepspeed,
-            place=place,
-            device=device,
-            universal=universal,
-        )
+        self.engine: TrainingEngine = build_engine(objective, optimizer, config, ranks, universal=universal)
         self.num_skipped = 0  # updates in a row that the engine refused
         self.total_skipped = 0
 
@@ -89,254 +75,168 @@ class Player:
             group["lr"] = lr * group["lr_factor"]
         return lr
 
-    def turn(
-        self,
-        batch: dict[str, Tensor],
-        noise: dict[str, Tensor],
-        **told: Unpack[Turn],
-    ) -> tuple[Tensor, dict[str, Tensor], float | None]:
-        """One micro batch.
-
-        Args:
-            batch, noise: rows of this micro batch.
-            **told: see :class:`Turn`.
-
-        Returns:
-            Detached scalar loss, its named parts, the norm before clipping or None.
-        """
-        loss, metrics = self.engine.forward(batch, noise)
-        told["check"](self.name, loss.detach())
-        self.engine.backward(loss)
-        grad_norm = self.engine.step(last=told["last"], want_grad_norm=told["want_grad_norm"])
-        if told["last"]:
-            refused = not self.engine.was_step_applied()
-            self.num_skipped = self.num_skipped + 1 if refused else 0
-            self.total_skipped += refused
-        return loss.detach(), metrics, grad_norm
+    def count_refusal(self) -> None:
+        """Note whether the engine took the update just made."""
+        refused = not self.engine.was_step_applied()
+        self.num_skipped = self.num_skipped + 1 if refused else 0
+        self.total_skipped += refused
 
 
-class Players:
-    """Everyone who learns in a step, on the device and with an engine each.
+class Step:
+    """The training step of a task, and everything it moves.
 
     Args:
         task: the main objective and, where there is one, its adversary.
-        config: settings of the main optimizer, of loop and engines.
-        place, device: this rank.
-        universal: see :func:`pipelines.train.engine.build_engine`.
+        config: the run.
+        ranks: this rank.
+        universal: see `build_engine`.
+
+    Attributes:
+        done: steps done; set it to go on from a checkpoint.
+        ema: averages of the network.
     """
 
-    def __init__(
-        self,
-        task: TrainingTask,
-        config: TrainingConfig,
-        place: RankEnvironment,
-        device: torch.device,
-        *,
-        universal: bool,
-    ) -> None:
-        def player(name: str, objective: Any, optimizer: OptimizerConfig) -> Player:
-            objective.to(device)
-            return Player(
-                name,
-                objective,
-                optimizer,
-                loop=config.loop,
-                deepspeed=config.deepspeed,
-                place=place,
-                device=device,
-                universal=universal,
-            )
+    def __init__(self, task: TrainingTask, config: RunConfig, ranks: Ranks, *, universal: bool) -> None:
+        self.task, self.config, self.ranks = task, config, ranks
+        self.global_batch = config.optimizer.global_batch
+        self.num_micro = config.optimizer.accumulation_steps(ranks.world_size)
+        # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
+        self.ema = Ema(task.objective.to(ranks.device).network, half_life_images=config.optimizer.ema_half_life_images)
+        self.main = Player(task.kind, task.objective, config.optimizer, config, ranks, universal)
+        self.players = [self.main]
+        if (other := task.adversary) is not None:
+            name = f"adversary of the {task.kind}"
+            self.players.append(Player(name, other.objective, other.optimizer, config, ranks, universal))
+        self.done = 0
+        self._unread: list[tuple[Player, int, np.ndarray, Tensor]] = []
 
-        self.main = player(task.name, task.objective, config.optimizer)
-        self.adversary: Player | None = None
-        if task.adversary is not None:
-            name = f"adversary of the {task.name}"
-            self.adversary = player(name, task.adversary.objective, task.adversary.optimizer)
-            self.seen = task.adversary.seen
-
-    @property
-    def engines(self) -> dict[str, TrainingEngine]:
-        """Engines by the name of their folder in a checkpoint, the main one first."""
-        name = self.main.engine.folder_name
-        engines = {name: self.main.engine}
-        return engines if self.adversary is None else {**engines, f"{name}-adversary": self.adversary.engine}
-
-    @property
-    def num_skipped(self) -> int:
-        """Updates in a row that the unluckiest player's engine refused."""
-        return max(self.main.num_skipped, 0 if self.adversary is None else self.adversary.num_skipped)
-
-    @property
-    def total_skipped(self) -> int:
-        """Updates that the engines have refused since this session began."""
-        return self.main.total_skipped + (0 if self.adversary is None else self.adversary.total_skipped)
-
-    def set_training(self, training: bool) -> None:
-        """Training or evaluation mode for all."""
-        self.main.objective.train(training)
-        if self.adversary is not None:
-            self.adversary.objective.train(training)
-
-    def set_learning_rate(self, images_seen: int) -> float:
-        """Follow the schedules; returns the main player's learning rate."""
-        if self.adversary is not None:
-            self.adversary.set_learning_rate(images_seen)
-        return self.main.set_learning_rate(images_seen)
-
-    def turn(
-        self, batch: dict[str, Tensor], noise: dict[str, Tensor], **told: Unpack[Turn]
-    ) -> tuple[Tensor, dict[str, Tensor], float | None]:
-        """One micro batch: the main player's turn, then its adversary's on what came out of it.
+    def __call__(self, batch: Batch, *, want_grad_norm: bool) -> StepNumbers:
+        """Take the step after `done` (all ranks call).
 
         Args:
-            batch, noise: rows of this micro batch.
-            **told: see :class:`Turn`.
+            batch: this rank's rows.
+            want_grad_norm: the norm costs a wait for the device.
 
-        Returns:
-            The main loss, the named numbers of both, the norm of the main gradient or None.
+        Raises:
+            NotFiniteError: a loss is not finite, or gradients were not for too many steps; names step and sample ids.
+                On a GPU losses are looked at by `require_finite` alone: here the host would wait in every step.
         """
-        loss, metrics, grad_norm = self.main.turn(batch, noise, **told)
-        if self.adversary is not None:
-            adversary_loss, numbers, _ = self.adversary.turn({**batch, **self.seen()}, noise, **told)
-            metrics = {**metrics, **numbers, "adversary_loss": adversary_loss}
-        return loss, metrics, grad_norm
+        lr, *_ = [player.set_learning_rate(self.done * self.global_batch) for player in self.players]
+        parts: dict[str, list[Tensor]] = {}
+        grad_norm = None
+        micro_batches = self.micro_batches(batch, seed=self.config.loop.seed, step=self.done)
+        for number, (micro_batch, noise) in enumerate(micro_batches, start=1):
+            last = number == self.num_micro
+            loss, metrics, grad_norm = self._turn(self.main, batch, micro_batch, noise, last, want_grad_norm)
+            if self.task.adversary is not None:
+                seen = {**micro_batch, **self.task.adversary.seen()}
+                other_loss, others, _ = self._turn(self.players[1], batch, seen, noise, last, want_grad_norm)
+                metrics = {**metrics, **others, "adversary_loss": other_loss}
+            for name, value in {**metrics, "loss": loss}.items():
+                parts.setdefault(name, []).append(value)
+        self.done += 1
+        means = {name: torch.stack(values).mean() for name, values in parts.items()}
+        self._after_update(batch)
+        return StepNumbers(metrics=means, lr=lr, grad_norm=grad_norm)
 
+    def _turn(
+        self,
+        player: Player,
+        batch: Batch,
+        micro_batch: dict[str, Tensor],
+        noise: dict[str, Tensor],
+        last: bool,
+        want_grad_norm: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], float | None]:
+        """One player's micro batch; detached loss, its named parts, the norm before clipping or None."""
+        try:
+            loss, metrics = player.engine.forward(micro_batch, noise)
+        except NotFiniteError as error:
+            raise _not_finite(player, batch.sample_ids, f"step {self.done + 1}: {error}") from error
+        self._unread.append((player, self.done + 1, batch.sample_ids, loss.detach()))
+        if loss.device.type == "cpu":
+            self.require_finite()
+        player.engine.backward(loss)
+        grad_norm = player.engine.step(last=last, want_grad_norm=want_grad_norm)
+        if last:
+            player.count_refusal()
+        return loss.detach(), metrics, grad_norm
 
-class Feed:
-    """Cuts global batches for this rank.
-
-    Args:
-        objective: draws the noise; what it names in ``host_noise`` stays on the CPU.
-        global_batch: images of all ranks.
-        num_micro: micro batches of a rank.
-        place, device: this rank.
-    """
-
-    def __init__(
-        self, objective: Objective, *, global_batch: int, num_micro: int, place: RankEnvironment, device: torch.device
-    ) -> None:
-        self.objective, self.global_batch, self.num_micro = objective, global_batch, num_micro
-        self.place, self.device = place, device
+    def _after_update(self, batch: Batch) -> None:
+        if self.task.after_update is not None:
+            self.task.after_update(self.main.engine, self.done - 1)
+        if self.main.num_skipped == 0:
+            # Under ZeRO-3 gathering is a collective: every rank takes part, the main rank alone averages.
+            with self.main.engine.whole_parameters():
+                if self.ranks.is_main:
+                    self.ema.update(self.task.objective.network, num_images=self.global_batch)
+        num_skipped = max(player.num_skipped for player in self.players)
+        if num_skipped > self.config.loop.max_skipped_steps:
+            raise NotFiniteError(
+                f"{self.task.kind}: {num_skipped} optimizer steps in a row were skipped because gradients were not "
+                f"finite, up to step {self.done}, sample ids {batch.sample_ids.tolist()}"
+            )
 
     def micro_batches(
         self, batch: Batch, *, seed: int, step: int
     ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """Pairs of batch and noise.
+        """This rank's rows and their noise on the device, micro batch by micro batch.
 
         Args:
             batch: this rank's rows.
             seed, step: what the noise of the whole global batch is drawn from.
         """
-        whole = self.objective.draw_noise(seed=seed, step=step, global_batch=self.global_batch)
+        objective = self.task.objective
+        whole = objective.draw_noise(seed=seed, step=step, global_batch=self.global_batch)
         noise = {name: value[batch.global_rows] for name, value in whole.items()}
-        size = self.global_batch // self.place.world_size // self.num_micro
+        size = self.global_batch // self.ranks.world_size // self.num_micro
         for index in range(self.num_micro):
             rows = slice(index * size, (index + 1) * size)
             yield (
                 {name: self._moved(value[rows]) for name, value in batch.tensors.items()},
                 {
-                    name: value[rows] if name in self.objective.host_noise else self._moved(value[rows])
+                    name: value[rows] if name in objective.host_noise else self._moved(value[rows])
                     for name, value in noise.items()
                 },
             )
 
     def _moved(self, value: Tensor) -> Tensor:
-        if self.device.type == "cuda":
+        if self.ranks.device.type == "cuda":
             value = value.pin_memory()  # the copy then runs beside the host
-        return value.to(self.device, non_blocking=True)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is not a number any more; names step and sample ids."""
-
-
-def not_finite(player: str, sample_ids: np.ndarray, what: str) -> NonFiniteLossError:
-    """The error to raise about a step.
-
-    Args:
-        player: who learns.
-        sample_ids: rows of the data set.
-        what: was found.
-    """
-    return NonFiniteLossError(
-        f"{player}: {what}; sample ids {sample_ids.tolist()}. The last checkpoint is untouched. Lower optimizer.lr, or "
-        "look at these samples"
-    )
-
-
-class LossWindow:
-    """Losses and named numbers of some steps; few transfers from the device and one gather over ranks a window.
-
-    Args:
-        name: of the training, for messages.
-        place: this rank.
-    """
-
-    def __init__(self, name: str, place: RankEnvironment) -> None:
-        self.name, self.place = name, place
-        self.steps: list[tuple[int, np.ndarray, Tensor, dict[str, Tensor]]] = []
-        self.unread: list[tuple[str, int, np.ndarray, Tensor]] = []
-
-    @property
-    def last_sample_ids(self) -> list[int]:
-        """Sample ids of the newest step."""
-        return self.steps[-1][1].tolist()
-
-    def add(self, step: int, sample_ids: np.ndarray, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Note a step: its rows of the data set, scalar loss and named scalar numbers."""
-        self.steps.append((step, sample_ids, loss, parts))
-
-    def check(self, player: str, step: int, sample_ids: np.ndarray, loss: Tensor) -> None:
-        """Refuse a loss that is not finite: at once on a CPU, when the window is read on a device.
-
-        Args:
-            player: whose loss it is, for the message.
-            step: number of the step.
-            sample_ids: rows of the data set.
-            loss: scalar.
-
-        Raises:
-            NonFiniteLossError: it is not finite.
-        """
-        self.unread.append((player, step, sample_ids, loss))
-        if loss.device.type == "cpu":  # elsewhere the host would wait for the device in every step
-            self.require_finite()
+        return value.to(self.ranks.device, non_blocking=True)
 
     def require_finite(self) -> None:
-        """Raises NonFiniteLossError unless every loss since the last call is finite; one transfer for all."""
-        unread, self.unread = self.unread, []
-        if not unread:
-            return
-        losses = torch.stack([loss for *_, loss in unread]).tolist()
+        """Raises NotFiniteError unless every loss since the last call is finite; one transfer for all."""
+        unread, self._unread = self._unread, []
+        losses = torch.stack([loss for *_, loss in unread]).tolist() if unread else []
         for (player, step, sample_ids, _), loss in zip(unread, losses, strict=True):
             if not math.isfinite(loss):
-                raise not_finite(player, sample_ids, f"the loss of step {step} is {loss}")
+                raise _not_finite(player, sample_ids, f"the loss of step {step} is {loss}")
 
-    def close(self) -> tuple[dict[str, float], int]:
-        """Empties the window (all ranks call). Raises NonFiniteLossError where a loss of it is not finite.
+    @property
+    def images(self) -> int:
+        """Images seen; also the position in the data stream."""
+        return self.done * self.global_batch
 
-        Returns:
-            Mean of "loss" and of every named number over the steps and ranks that had it (a step may lack some
-            stages); the number of steps.
-        """
-        self.require_finite()
-        names: list[str] = []
-        values: list[Tensor] = []
-        for _, _, loss, parts in self.steps:
-            for name, value in {**parts, "loss": loss}.items():
-                names.append(name)
-                values.append(value.float())
-        sums: dict[str, list[float]] = {}
-        for name, value in zip(names, torch.stack(values).tolist(), strict=True):
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += value
-            total[1] += 1.0
-        for others in gather_objects(sums, self.place)[1:]:
-            for name, (value, count) in others.items():
-                total = sums.setdefault(name, [0.0, 0.0])
-                total[0] += value
-                total[1] += count
-        means = {name: total / count for name, (total, count) in sums.items()}
-        num_steps = len(self.steps)
-        self.steps = []
-        return {"loss": means.pop("loss"), **dict(sorted(means.items()))}, num_steps
+    @property
+    def engines(self) -> dict[str, TrainingEngine]:
+        """Engines by the name of their folder in a checkpoint, the main one first."""
+        names = [self.main.engine.folder_name, f"{self.main.engine.folder_name}-adversary"]
+        return {name: player.engine for name, player in zip(names, self.players, strict=False)}
+
+    @property
+    def total_skipped(self) -> int:
+        """Updates that the engines have refused since this session began."""
+        return sum(player.total_skipped for player in self.players)
+
+    def set_training(self, training: bool) -> None:
+        """Training or evaluation mode for all."""
+        for player in self.players:
+            player.objective.train(training)
+
+
+def _not_finite(player: Player, sample_ids: np.ndarray, what: str) -> NotFiniteError:
+    return NotFiniteError(
+        f"{player.name}: {what}; sample ids {sample_ids.tolist()}. The last checkpoint is untouched. Lower "
+        "optimizer.lr, or look at these samples"
+    )

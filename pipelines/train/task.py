@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from pipelines.batches.order import BatchSource
-from pipelines.train.config import OptimizerConfig, TrainingConfig
+from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.state import flatten
 
 
 class Objective(Protocol):
-    """What the loop asks of an objective (an ``nn.Module``)."""
+    """What the loop asks of an objective (an `nn.Module`)."""
 
     @property
     def network(self) -> Any:
-        """The trained network (``nn.Module``)."""
+        """The trained network (`nn.Module`)."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Objective(Protocol):
         ...
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random tensors of one step, each with ``global_batch`` leading rows."""
+        """Random tensors of one step, each with `global_batch` leading rows."""
         ...
 
     def to(self, device: torch.device) -> Any:
@@ -50,7 +50,7 @@ class Adversary:
     """A second network that learns against the first, after it in every step.
 
     Attributes:
-        objective: module with ``network`` and a forward like the first one's.
+        objective: module with `network` and a forward like the first one's.
         optimizer: its own learning rate, decay and clipping; batch and length are those of the run.
         seen: what the first network has just made, added to the batch.
     """
@@ -78,9 +78,8 @@ class TrainingTask:
     """What is trained.
 
     Attributes:
-        kind: kind of the weights ("tokenizer", "content", "structure").
-        name: shown to the user.
-        objective: module with ``network``, ``draw_noise`` and a forward that gives loss and named metrics.
+        kind: "tokenizer", "content" or "structure": kind of the weights, and what the user is shown.
+        objective: module with `network`, `draw_noise` and a forward that gives loss and named metrics.
         model_config: written beside the weights.
         batches: training data.
         loss_config: settings of the objective; compared when a run resumes.
@@ -95,7 +94,6 @@ class TrainingTask:
     """
 
     kind: str
-    name: str
     objective: Objective
     model_config: dict[str, Any]
     batches: BatchSource
@@ -108,11 +106,8 @@ class TrainingTask:
     count_flops: Callable[[], float] | None = None
     samples: SampleSheets | None = None
 
-    def settings(self, config: TrainingConfig) -> dict[str, Any]:
+    def settings(self, config: RunConfig) -> dict[str, Any]:
         """What must be equal for a run to go on: everything that moves a weight.
-
-        Args:
-            config: optimizer, loop and engine of the run.
 
         Returns:
             Flat dictionary of JSON values.

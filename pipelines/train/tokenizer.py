@@ -1,7 +1,6 @@
-"""Train the tokenizer: ``python -m pipelines.train.tokenizer --config FILE key=value …``.
+"""Train the tokenizer: `python -m pipelines.train.tokenizer --config FILE key=value …`.
 
-Also under ``deepspeed --module`` and ``torchrun -m``; with ``launch.launcher=ray`` the ranks are Ray
-Train workers.
+Also under `deepspeed --module` and `torchrun -m`; with `launch.launcher=ray` the ranks are Ray Train workers.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from nvg.bounds import check_fields
+from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
@@ -19,7 +18,7 @@ from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, Tokeni
 from pipelines.batches.config import ImageLoadingConfig, ViewsPerEpoch
 from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.launch import command, run_training
 from pipelines.train.task import Adversary, TrainingTask
@@ -42,26 +41,27 @@ class JudgesConfig:
 
     vgg_weights: str = ""
     dino_weights: str = ""
-    lr: float = 1e-4
-    weight_decay: float = 5e-4
-    gradient_clipping: float = 1.0
+    lr: float = positive(1e-4)
+    weight_decay: float = at_least(0, 5e-4)
+    gradient_clipping: float = at_least(0, 1.0)
     loss: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "judges")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRunConfig:
+class TokenizerRunConfig(RunConfig):
     """A tokenizer training.
 
     Attributes:
-        run_folder: outputs; starting again with the same folder resumes.
-        source: training images; ``image_size`` and ``image_channels`` also fix the model's.
+        source: training images; `image_size` and `image_channels` also fix the model's.
         views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
         loading: images held in memory, or decoded batch by batch.
         validation_split: split of the same source for the validation loss (centred view), or null.
         model: architecture.
         loss: loss weights.
         judges: the networks of the perceptual and the adversarial loss.
-        optimizer, loop, deepspeed, launch: see their classes.
     """
 
     run_folder: str = "runs/tokenizer"
@@ -72,10 +72,6 @@ class TokenizerRunConfig:
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     loss: TokenizerLossConfig = field(default_factory=TokenizerLossConfig)
     judges: JudgesConfig = field(default_factory=JudgesConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,12 +80,6 @@ class TokenizerRunConfig:
 
 def build_task(config: TokenizerRunConfig) -> TrainingTask:
     """Objective and images of a tokenizer training.
-
-    Args:
-        config: the run.
-
-    Returns:
-        The task for the loop.
 
     Raises:
         UserError: the source's images are not what the model takes, or cannot be read.
@@ -112,7 +102,6 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     objective = TokenizerObjective(Tokenizer(model), config.loss, perceptual=perceptual, discriminator=discriminator)
     return TrainingTask(
         kind="tokenizer",
-        name="tokenizer",
         objective=objective,
         adversary=None if discriminator is None else _adversary(discriminator, objective, config),
         after_update=None if objective.revival is None else partial(_revive, objective, config),
@@ -153,17 +142,7 @@ def _adversary(discriminator: Discriminator, objective: TokenizerObjective, conf
 
 
 def train_tokenizer(config: TokenizerRunConfig) -> Path:
-    """Train, or go on where an earlier call stopped.
-
-    Args:
-        config: the run.
-
-    Returns:
-        The newest checkpoint's folder.
-
-    Raises:
-        UserError: something the user can change; the message says what.
-    """
+    """Train, or go on where an earlier call stopped; see `run_training`."""
     return run_training(config, build_task)
 
 

@@ -173,8 +173,8 @@ def test_save_that_would_not_fit_is_put_off_and_the_next_one_is_written(tmp_path
 
 
 def test_second_training_in_the_same_folder_is_refused(tmp_path):
-    from cluster.ranks import RankEnvironment
+    from cluster.ranks import Ranks
     from pipelines.run_folder import run_lock
 
-    with run_lock(tmp_path, RankEnvironment()), pytest.raises(UserError, match="another training is writing"):
+    with run_lock(tmp_path, Ranks()), pytest.raises(UserError, match="another training is writing"):
         run_training(tiny_config(tmp_path), build_task)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from pipelines.batches.order import Batch, BatchSource
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
@@ -40,10 +40,10 @@ class FaultySource:
     def num_images(self) -> int:
         return self.source.num_images
 
-    def batches(self, *, start_step: int, global_batch: int, seed: int, place: RankEnvironment) -> Iterator[Batch]:
-        stream = self.source.batches(start_step=start_step, global_batch=global_batch, seed=seed, place=place)
+    def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
+        stream = self.source.batches(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks)
         for step, batch in enumerate(stream, start=start_step + 1):
-            if step == self.step and place.rank == place.world_size - 1 and not self.marker.exists():
+            if step == self.step and ranks.rank == ranks.world_size - 1 and not self.marker.exists():
                 self.marker.write_text(str(os.getpid()))
                 self._happen()
             yield batch

@@ -19,7 +19,7 @@ from nvg.tokenizer import Dequantizer, DequantizerConfig
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.train.config import LoopConfig, OptimizerConfig, RunConfig
 from pipelines.train.launch import run_training
 from pipelines.train.task import TrainingTask
 
@@ -32,11 +32,10 @@ NUMBERS = ("loss", "accuracy", "grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoldenRunConfig:
+class GoldenRunConfig(RunConfig):
     """One of the two curves."""
 
     kind: str
-    run_folder: str
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=2e-3,
@@ -51,8 +50,6 @@ class GoldenRunConfig:
             engine="plain", log_every_steps=1, checkpoint_every_steps=NUM_STEPS, threads_per_rank=1
         )
     )
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 def build_task(config: GoldenRunConfig) -> TrainingTask:
@@ -79,7 +76,6 @@ def build_task(config: GoldenRunConfig) -> TrainingTask:
         objective = StructureObjective(StructureGenerator(model), dequantizer, loss)
     return TrainingTask(
         kind=config.kind,
-        name=config.kind,
         objective=objective,
         model_config=asdict(model),
         batches=ArraySource(np.arange(NUM_IMAGES).reshape(-1, 1), fetch, {"name": "golden"}),

@@ -17,7 +17,7 @@ from pipelines.batches.config import DataConfig
 from pipelines.configuration import dump_config
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import LoopConfig, OptimizerConfig
-from pipelines.train.generator import GeneratorRunConfig, build_task
+from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun, build_task
 from pipelines.train.task import TrainingTask
 from pipelines.train.tokenizer import TokenizerRunConfig
 
@@ -26,20 +26,19 @@ NUM_STEPS = 6
 BATCH = 8
 
 
-def record_config(records: Path, folder: Path, kind: str = "content", **changes: Any) -> GeneratorRunConfig:
+def record_config(records: Path, folder: Path, kind: str = "content", **changes: Any) -> Any:
     """Six steps of a generator of one block."""
-    config = GeneratorRunConfig(
-        kind=kind,
-        run_folder=str(folder),
-        data=DataConfig(path=str(records)),
-        content=ContentGeneratorConfig(depth=1, width=64),
-        structure=StructureGeneratorConfig(depth=1, width=64),
-        optimizer=OptimizerConfig(
+    common: dict[str, Any] = {
+        "run_folder": str(folder),
+        "data": DataConfig(path=str(records)),
+        "optimizer": OptimizerConfig(
             lr=1e-3, total_images=NUM_STEPS * BATCH, ema_half_life_images=16.0, global_batch=BATCH
         ),
-        loop=LoopConfig(log_every_steps=1, checkpoint_every_steps=2, keep_last=10, threads_per_rank=1),
-    )
-    return replace(config, **changes)
+        "loop": LoopConfig(log_every_steps=1, checkpoint_every_steps=2, keep_last=10, threads_per_rank=1),
+    }
+    if kind == "content":
+        return replace(ContentRun(content=ContentGeneratorConfig(depth=1, width=64), **common), **changes)
+    return replace(StructureRun(structure=StructureGeneratorConfig(depth=1, width=64), **common), **changes)
 
 
 def losses(folder: Path) -> list[float]:
@@ -54,7 +53,7 @@ def launch(
     num_ranks: int,
     module: str = "pipelines.train.generator",
 ) -> None:
-    """Train under the real ``deepspeed`` launcher, or with one rank as a plain process."""
+    """Train under the real `deepspeed` launcher, or with one rank as a plain process."""
     folder = Path(config.run_folder)
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(dump_config(config))

@@ -13,7 +13,7 @@ from faulty_source import FaultySource
 from torch import Tensor, nn
 
 from pipelines.batches.order import ArraySource, BatchSource
-from pipelines.train.config import DeepSpeedConfig, LaunchConfig, LoopConfig, OptimizerConfig
+from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig, RunConfig
 from pipelines.train.launch import command, run_training
 from pipelines.train.task import TrainingTask
 
@@ -46,11 +46,11 @@ class TinyObjective(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyRunConfig:
+class TinyRunConfig(RunConfig):
     """Fields of a run config and ways to disturb it.
 
-    ``depth`` stands for an architecture, ``bad_image`` gives one sample a NaN, the steps in ``bad_gradients`` (counted
-    from 0) have a finite loss whose gradient is not; for ``fault`` see `FaultySource`.
+    `depth` stands for an architecture, `bad_image` gives one sample a NaN, the steps in `bad_gradients` (counted
+    from 0) have a finite loss whose gradient is not; for `fault` see `FaultySource`.
     """
 
     run_folder: str = "runs/tiny"
@@ -70,8 +70,6 @@ class TinyRunConfig:
             engine="plain", log_every_steps=1, checkpoint_every_steps=4, keep_last=10, threads_per_rank=1
         )
     )
-    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 def tiny_config(folder: Path, **loop: object) -> TinyRunConfig:
@@ -95,7 +93,6 @@ def build_task(config: TinyRunConfig) -> TrainingTask:
         batches = FaultySource(source=source, step=config.fault_step, fault=config.fault, marker=marker)
     return TrainingTask(
         kind="tiny",
-        name="tiny",
         objective=TinyObjective(config.depth, config.bad_gradients),
         model_config={"depth": config.depth},
         batches=batches,
@@ -107,7 +104,7 @@ def run(config: TinyRunConfig) -> None:
     """Train once, or once per ZeRO stage in one launch."""
     for stage in config.stages:
         folder = f"{config.run_folder}/zero{stage}"
-        run_training(replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task)
+        run_training(replace(config, run_folder=folder, deepspeed=DeepSpeedConfig(zero_stage=stage)), build_task)  # type: ignore[arg-type]
     if not config.stages:
         run_training(config, build_task)
 

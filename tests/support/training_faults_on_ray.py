@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,6 +30,7 @@ from tiny_networks import save_tokenizer
 from cluster.session import SessionConfig, cluster_session
 from pipelines.checkpoints import resolve_checkpoint
 from pipelines.configuration import dump_config
+from pipelines.entry import EXIT_STOPPED
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
@@ -36,7 +38,6 @@ from pipelines.sources import SourceConfig
 from pipelines.train.config import LaunchConfig
 from pipelines.train.drivers import PairRunConfig
 from pipelines.train.generator import GeneratorRunConfig, train_generator
-from pipelines.train.interrupt import EXIT_STOPPED
 from pipelines.train.state import TrainerState
 
 KINDS = ("content", "structure")
@@ -86,7 +87,7 @@ class Faults:
             train_generator(replace(run, loop=replace(run.loop, engine="plain"), launch=LaunchConfig()))
             self.straight[kind] = losses(run)
 
-    def config(self, folder: Path, kind: str = "content") -> GeneratorRunConfig:
+    def config(self, folder: Path, kind: str = "content") -> Any:
         """Sixty small steps on two ranks, a checkpoint after every fifth."""
         config = record_config(self.records, folder, kind)
         return replace(
@@ -152,7 +153,7 @@ class Faults:
         return driver
 
     def start(self, config: object, name: Path, command: tuple[str, ...] = ONE) -> subprocess.Popen[bytes]:
-        """A driver of its own on the cluster; its configuration and log lie beside ``name``."""
+        """A driver of its own on the cluster; its configuration and log lie beside `name`."""
         name.parent.mkdir(parents=True, exist_ok=True)
         file = name.with_suffix(".yaml")
         file.write_text(dump_config(config))
@@ -200,7 +201,7 @@ def losses(config: GeneratorRunConfig) -> list[float]:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Fails with ``what`` after the time."""
+    """Fails with `what` after the time."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, f"{what} after {TIMEOUT_S:.0f} s"

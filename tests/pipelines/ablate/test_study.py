@@ -47,7 +47,7 @@ def test_every_ablation_has_a_header_and_is_a_run_of_both_commands(name):
         assert word in text
     run = load_config(GeneratorRunConfig, f"ablations/{name}.yaml")
     assert run.optimizer.num_steps == 66_728  # 40 epochs
-    assert (run.structure if run.kind == "structure" else run.content).depth == 12
+    assert run.model.depth == 12
 
 
 def test_digits_study_trains_every_network_once():
@@ -68,7 +68,7 @@ def test_digits_study_trains_every_network_once():
     assert cells["spatial", 0].structure is None
     spatial = plan.trainings[cells["spatial", 0].content]
     assert "records-spatial" in spatial.data.path
-    assert plan.trainings["content-next_content-seed1"].content.prediction == "next_content"
+    assert plan.trainings["content-next_content-seed1"].model.prediction == "next_content"
     assert plan.trainings["content-next_content-seed1"].loop.seed == 1
     assert any("18 content" in line and "9 structure" in line for line in describe_plan(config, plan))
 
@@ -80,7 +80,7 @@ def test_digits_study_trains_every_network_once():
         (["variants.base=spatial"], "expected 'base': granularity"),
         (["variants.next_content=temporal"], "expected one of granularity, spatial"),
         (["num_parallel=0"], "num_parallel is 0"),
-        (["content.kind=structure"], "must be content and structure"),
+        (["content.kind=structure"], "'content.kind' is 'structure'"),
         (["variants.next_contents=granularity"], "next_contents cannot be read"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_microscopic_study_stopped_and_gone_on_with(ray_session, tmp_path, mon
     config = tiny_study(tmp_path / "study")
     plan = make_plan(config)
     assert len(plan.trainings) == 4
-    finished = drivers._QueueProgress.finished
+    finished = drivers._Display.finished
 
     def stop_after_the_first_generator(self, name):
         finished(self, name)
@@ -266,7 +266,7 @@ def test_a_microscopic_study_stopped_and_gone_on_with(ray_session, tmp_path, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(drivers._QueueProgress, "finished", stop_after_the_first_generator)
+        patch.setattr(drivers._Display, "finished", stop_after_the_first_generator)
         with pytest.raises(KeyboardInterrupt):
             run_ablate(config)
     done = [name for name, run in plan.trainings.items() if drivers.is_finished(run)]

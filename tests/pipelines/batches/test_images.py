@@ -11,7 +11,7 @@ import torch
 from image_sources import write_class_folders, write_shards
 from PIL import Image
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.errors import UserError
 from nvg.tokenizer import TokenizerConfig
 from nvg.training import TokenizerLossConfig
@@ -37,8 +37,8 @@ def folder_config(root, **changes):
     )
 
 
-def take(source, count, *, start_step=0, place=None):
-    stream = source.batches(start_step=start_step, global_batch=4, seed=3, place=place or RankEnvironment())
+def take(source, count, *, start_step=0, ranks=None):
+    stream = source.batches(start_step=start_step, global_batch=4, seed=3, ranks=ranks or Ranks())
     return list(islice(stream, count))
 
 
@@ -105,8 +105,8 @@ def test_ranks_read_their_own_rows_only_and_together_the_global_batch(folder):
     for rank in range(2):
         source: Any = Recorder(open_source(config))
         one_ahead = replace(LAZY, prefetch_batches=1)
-        place = RankEnvironment(rank=rank, world_size=2, local_world_size=2)
-        parts.append(take(LazyImageSource(source, "one", one_ahead), 2, place=place))
+        ranks = Ranks(rank=rank, world_size=2, local_world_size=2)
+        parts.append(take(LazyImageSource(source, "one", one_ahead), 2, ranks=ranks))
         assert {(int(row), 1) for batch in parts[-1] for row in batch.sample_ids} <= set(source.reads)
         assert len(source.reads) <= 3 * 2  # two batches taken, one ahead, two rows each
     for step, batch in enumerate(whole):
@@ -116,9 +116,7 @@ def test_ranks_read_their_own_rows_only_and_together_the_global_batch(folder):
 def test_reading_ahead_is_bounded_and_ends_with_the_stream(folder):
     source: Any = Recorder(open_source(folder_config(folder)))
     before = threading.active_count()
-    stream: Any = LazyImageSource(source, "one", LAZY).batches(
-        start_step=0, global_batch=4, seed=0, place=RankEnvironment()
-    )
+    stream: Any = LazyImageSource(source, "one", LAZY).batches(start_step=0, global_batch=4, seed=0, ranks=Ranks())
     next(stream)
     assert threading.active_count() <= before + LAZY.num_threads
     assert len(source.reads) <= 4 * (1 + LAZY.prefetch_batches)

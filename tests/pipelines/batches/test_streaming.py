@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from pipelines.batches.streaming import _global_rows
 
 
@@ -39,8 +39,6 @@ def test_ranks_together_hold_the_global_batches_of_one_rank(num_nodes, ranks_per
     world_size = num_nodes * ranks_per_node
     for rank in range(world_size):
         node, local_rank = divmod(rank, ranks_per_node)
-        place = RankEnvironment(
-            rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=ranks_per_node
-        )
-        found[:, _global_rows(place)] = parts[node, local_rank, : len(found)]
+        ranks = Ranks(rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=ranks_per_node)
+        found[:, _global_rows(ranks)] = parts[node, local_rank, : len(found)]
     np.testing.assert_array_equal(found, whole)

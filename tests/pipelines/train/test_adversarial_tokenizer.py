@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models import vgg16
 
 from nvg.checkpoints import load_network
-from nvg.errors import UserError
+from nvg.errors import NotFiniteError, UserError
 from nvg.tokenizer import DinoFeatures, Tokenizer, TokenizerConfig, quantize_for_training
 from nvg.training import TokenizerLossConfig
 from nvg.training.adversarial import hinge_loss
@@ -23,7 +23,6 @@ from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.train.launch import run_training
-from pipelines.train.step import NonFiniteLossError
 from pipelines.train.tokenizer import JudgesConfig, TokenizerRunConfig, build_task, train_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -136,7 +135,7 @@ def test_loss_of_the_adversary_that_is_not_finite_stops_the_run_and_the_last_che
 
         patch.setattr("nvg.training.adversarial.hinge_loss", hinge)
         with pytest.raises(
-            NonFiniteLossError, match=r"adversary of the tokenizer: the loss of step 3 is nan; sample ids \[\d+, \d+\]"
+            NotFiniteError, match=r"adversary of the tokenizer: the loss of step 3 is nan; sample ids \[\d+, \d+\]"
         ):
             train_tokenizer(config)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]
@@ -155,7 +154,7 @@ def test_image_that_is_not_finite_stops_the_run(judges, tmp_path):
         return replace(task, batches=Poisoned(task.batches, step=3))
 
     with pytest.raises(
-        NonFiniteLossError, match=r"tokenizer: step 3: latents of batch rows \[0\] .*; sample ids \[\d+, \d+\]"
+        NotFiniteError, match=r"tokenizer: step 3: latents of batch rows \[0\] .*; sample ids \[\d+, \d+\]"
     ):
         run_training(config, poisoned)
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]

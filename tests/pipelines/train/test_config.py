@@ -5,14 +5,15 @@ import json
 
 import pytest
 
-from cluster.ranks import normalise_rank_environment
+from cluster.ranks import Ranks
 from cluster.session import ClusterError
 from nvg.errors import UserError
-from pipelines.configuration import ConfigError, load_config
+from nvg.models import ContentGeneratorConfig
+from pipelines.configuration import ConfigError, dump_config, load_config
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 from pipelines.train.deepspeed_settings import deepspeed_dict
 from pipelines.train.drivers import PairRunConfig
-from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.generator import ContentRun, GeneratorRunConfig
 from pipelines.train.tokenizer import TokenizerRunConfig
 
 
@@ -82,9 +83,50 @@ def test_run_configs_are_valid_schemas(schema):
     assert isinstance(load_config(schema, None), schema)
 
 
-@pytest.mark.parametrize("override", ["loop.engine=fast", "optimizer.lr=-1", "loop.warmup=3", "deepspeed.zero_stage=4"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "loop.engine=fast", "optimizer.lr=-1", "loop.warmup=3", "deepspeed.zero_stage=4", "optimizer.lr=.inf",
+        "optimizer.betas=[0.9, 1.0]", "optimizer.warmup_images=256000", "launch.launcher=slurm", "loop.seed=-1",
+    ],
+)  # fmt: skip
 def test_impossible_settings_name_the_key(override):
     with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[1]):
+        load_config(GeneratorRunConfig, None, [override])
+
+
+OLD_CONTENT = """
+kind: content
+content: {depth: 3}
+structure: {depth: 12, structure_input: noise}
+"""
+
+
+@pytest.mark.parametrize("schema", [GeneratorRunConfig, ContentRun])
+def test_file_that_holds_the_other_generators_section_is_read_as_before(tmp_path, schema):
+    file = tmp_path / "old.yaml"
+    file.write_text(OLD_CONTENT)
+    run = load_config(schema, file)
+    assert isinstance(run, ContentRun)
+    assert run == ContentRun(content=ContentGeneratorConfig(depth=3))
+    assert load_config(GeneratorRunConfig, file, ["kind=structure"]).model.depth == 12
+    (tmp_path / "again.yaml").write_text(dump_config(run))
+    assert load_config(GeneratorRunConfig, tmp_path / "again.yaml") == run
+    pair = tmp_path / "pair.yaml"
+    pair.write_text("content:" + OLD_CONTENT.replace("\n", "\n  "))
+    assert load_config(PairRunConfig, pair).content.content == run.content
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("structure.depht=3", "in structure, depht is an unknown key"),
+        ("structure.depth=deep", "in structure, depth is 'deep'"),
+        ("kind=tokenizer", "kind is 'tokenizer'; expected content or structure"),
+    ],
+)
+def test_what_a_generators_file_may_not_say(override, message):
+    with pytest.raises(ConfigError, match=message):
         load_config(GeneratorRunConfig, None, [override])
 
 
@@ -103,10 +145,10 @@ def test_every_optimizer_field_is_compared_on_resume_or_is_the_micro_batch(tmp_p
 
 def test_launchers_name_the_ranks_of_a_node_differently():
     launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
-    place = normalise_rank_environment(launcher)
+    place = Ranks.read(launcher)
     assert (place.rank, place.local_world_size) == (3, 2)
     assert launcher["LOCAL_WORLD_SIZE"] == "2"
     with pytest.raises(ClusterError, match="LOCAL_WORLD_SIZE"):
-        normalise_rank_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+        Ranks.read({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
     with pytest.raises(ClusterError, match="same number of ranks"):
-        normalise_rank_environment({**launcher, "WORLD_SIZE": "5"})
+        Ranks.read({**launcher, "WORLD_SIZE": "5"})

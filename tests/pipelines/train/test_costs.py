@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cluster.ranks import RankEnvironment
+from cluster.ranks import Ranks
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGeneratorConfig
 from pipelines.configuration import load_config
 from pipelines.train.costs import Speed, count_work, flops_per_image, peak_flops, state_bytes
@@ -71,7 +71,7 @@ def test_states_shrink_with_the_stage():
 
 
 def test_mfu_is_the_stated_formula_and_only_where_the_peak_is_known():
-    speed = Speed(nn.Module(), RankEnvironment(), torch.device("cpu"))  # type: ignore[arg-type]
+    speed = Speed(nn.Module(), Ranks())  # type: ignore[arg-type]
     speed._task = type("Task", (), {"tokens_per_image": 10, "count_flops": lambda: 4e12})  # type: ignore[assignment]
     assert speed.numbers(2.0) == {"images_per_s": 2.0, "tokens_per_s": 20.0}
     speed._peak = 16e12

@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file
 from tiny_training import build_task, tiny_config
 
+from nvg.errors import NotFiniteError
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.launch import run_training
 from pipelines.train.state import TrainerState
-from pipelines.train.step import NonFiniteLossError
 
 SUPPORT = Path(__file__).parents[2] / "support"
 
@@ -78,7 +78,7 @@ def test_one_gradient_that_is_not_finite_changes_nothing(tmp_path, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_gradients_that_stay_bad_end_the_run_and_leave_finite_weights(tmp_path, engine):
     config = config_of(engine, tmp_path, max_skipped_steps=2)
-    with pytest.raises(NonFiniteLossError, match=r"3 optimizer steps in a row .* up to step 8, sample ids \[\d"):
+    with pytest.raises(NotFiniteError, match=r"3 optimizer steps in a row .* up to step 8, sample ids \[\d"):
         run_training(replace(config, bad_gradients=list(range(5, 12))), build_task)
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000004"]
 

@@ -10,7 +10,7 @@ from tiny_networks import save_generators
 from nvg.checkpoints import load_network, save_weights
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
-from pipelines.train.generator import ComputeConfig, GeneratorRunConfig, begin_with, is_new, prepare_network
+from pipelines.train.generator import ComputeConfig, ContentRun, begin_with, is_new, prepare_network
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_another_architecture_or_kind_is_refused_by_name(weights, tmp_path):
 
 def test_a_run_with_a_checkpoint_does_not_look_at_them(weights, tmp_path):
     config = load_network(ContentGenerator, weights[ContentGenerator]).config
-    run = GeneratorRunConfig(
+    run = ContentRun(
         run_folder=str(tmp_path / "run"),
         init_from=str(tmp_path / "gone"),
         compute=ComputeConfig(recompute_activations=True),

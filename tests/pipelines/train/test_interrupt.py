@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from tiny_training import build_task, tiny_config
 
-from pipelines.run_folder import read_metrics
+from cluster.ranks import Ranks
+from nvg.errors import UserError
+from pipelines.entry import EXIT_STOPPED, TrainingStopped
+from pipelines.run_folder import read_metrics, run_lock
 from pipelines.train import interrupt
-from pipelines.train.interrupt import EXIT_STOPPED, STOP_FILE, StopRequest, TrainingStopped, ask_to_stop
+from pipelines.train.interrupt import STOP_FILE, StopRequest, ask_to_stop
 from pipelines.train.launch import run_training
 
 SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
@@ -45,11 +48,42 @@ def test_request_of_an_earlier_session_is_forgotten(tmp_path, monkeypatch):
     assert run_training(tiny_config(tmp_path), build_task).name == "step-00000012"
 
 
+def test_refused_start_changes_nothing_and_leaves_the_request_to_whom_it_is_meant_for(tmp_path):
+    config = tiny_config(tmp_path, stop_after_steps=4)
+    run_training(config, build_task)
+    kept = {name: (tmp_path / name).read_bytes() for name in ("config.yaml", "provenance.json")}
+    ask_to_stop(tmp_path)
+    with pytest.raises(UserError, match=r"model.depth: checkpoint 2, this run 3"):
+        run_training(replace(config, depth=3), build_task)
+    with run_lock(tmp_path, Ranks()), pytest.raises(UserError, match="another training is writing"):
+        run_training(config, build_task)
+    assert (tmp_path / STOP_FILE).exists()
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    run_training(config, build_task)
+    assert not (tmp_path / STOP_FILE).exists()
+
+
+def test_request_made_while_a_training_starts_is_met(tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupt, "POLL_S", 0.0)
+    ask_to_stop(tmp_path)
+
+    def build_slowly(config):
+        ask_to_stop(tmp_path)
+        return build_task(config)
+
+    with pytest.raises(TrainingStopped, match="stopped after step 1 of 12"):
+        run_training(tiny_config(tmp_path), build_slowly)
+
+
 def test_one_rank_that_was_signalled_stops_all(tmp_path):
     told = []
-    request = StopRequest(
-        tmp_path / STOP_FILE, is_main=False, any_rank=lambda answer: bool(told.append(answer)) or True
-    )
+
+    class OtherSaysYes(Ranks):
+        def any(self, answer):
+            told.append(answer)
+            return True
+
+    request = StopRequest(tmp_path / STOP_FILE, OtherSaysYes(rank=1, world_size=2))
     assert request.asked()  # another rank says so
     request.signalled(signal.SIGTERM, None)
     request.asked()

@@ -1,5 +1,6 @@
 """The same losses under the deepspeed launcher, torchrun and Ray Train, with two real ranks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tiny_training import build_task, tiny_config
 
 from cluster.session import free_port
 from nvg.errors import UserError
+from pipelines.checkpoints import find_damage
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import LaunchConfig
 from pipelines.train.launch import run_training
@@ -141,3 +143,26 @@ def test_ray_train_that_does_not_fit_the_cluster_is_refused(ray_session, tmp_pat
     config = replace(tiny_config(tmp_path), launch=LaunchConfig(launcher="ray", num_workers=64))
     with pytest.raises(UserError, match=r"64 CPU .* the whole Ray cluster has 4"):
         run_training(config, build_task)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_each_rank_hashes_the_checkpoint_files_that_it_wrote(repository, tmp_path, zero_stage):
+    command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
+    done = subprocess.run(
+        [*command, str(SCRIPT.with_name("sealing_ranks.py")), str(tmp_path), str(zero_stage)],
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    main, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert sorted(other["hashed"]) == sorted(other["written"])
+    assert bool(other["written"]) == (zero_stage > 0)
+    assert set(main["written"]) < set(main["hashed"])
+    assert {"model.safetensors", "ema.safetensors", "trainer.json"} < set(main["hashed"])
+    checkpoint = tmp_path / "checkpoints" / "step-00000012"
+    marked = [Path(name).name for name in json.loads((checkpoint / "COMPLETE").read_text())["files"]]
+    assert sorted(marked) == sorted(main["hashed"] + other["hashed"])  # each once
+    assert find_damage(checkpoint) is None

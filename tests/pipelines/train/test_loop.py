@@ -7,13 +7,12 @@ import pytest
 import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
-from cluster.ranks import RankEnvironment, round_to_tf32
-from nvg.errors import UserError
+from cluster.ranks import Ranks, round_to_tf32
+from nvg.errors import NotFiniteError, UserError
 from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
 from pipelines.train.launch import run_training
-from pipelines.train.step import NonFiniteLossError
 
 
 def losses(folder):
@@ -75,7 +74,7 @@ def test_bf16_products_train_fp32_weights(tmp_path):
 @pytest.mark.parametrize("engine", ["plain", "deepspeed"])
 def test_loss_that_is_not_finite_names_step_and_samples(tmp_path, engine):
     config = replace(tiny_config(tmp_path, engine=engine, checkpoint_every_steps=1), bad_image=7)
-    with pytest.raises(NonFiniteLossError, match=r"loss of step (\d+) is nan; sample ids .*\b7\b") as error:
+    with pytest.raises(NotFiniteError, match=r"loss of step (\d+) is nan; sample ids .*\b7\b") as error:
         run_training(config, build_task)
     step = int(str(error.value).split("step ")[1].split()[0])
     newest = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))[-1:]
@@ -123,6 +122,14 @@ def test_device_out_of_memory_names_what_can_be_changed(tmp_path, monkeypatch):
         assert knob in str(error.value)
 
 
+def test_plain_engine_among_ranks_is_refused_before_it_waits_for_them(tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # left over from a launcher
+    with pytest.raises(UserError, match=r"loop.engine=plain runs one rank, found 2; set loop.engine=deepspeed"):
+        run_training(tiny_config(tmp_path / "run"), build_task)
+    assert not (tmp_path / "run").exists()
+
+
 def test_offloaded_optimizer_gives_the_same_losses(tmp_path):
     run_training(tiny_config(tmp_path / "plain"), build_task)
     config = tiny_config(tmp_path / "offload", engine="deepspeed")
@@ -132,15 +139,14 @@ def test_offloaded_optimizer_gives_the_same_losses(tmp_path):
 
 
 def take(source, num_steps, **options):
-    place = RankEnvironment(**options.pop("place", {}))
-    stream = source.batches(**{"start_step": 0, "global_batch": 8, "seed": 3, "place": place, **options})
+    stream = source.batches(**{"start_step": 0, "global_batch": 8, "seed": 3, "ranks": Ranks(), **options})
     return [next(stream).sample_ids for _ in range(num_steps)]
 
 
 def test_batches_do_not_depend_on_ranks_or_interruption():
     source = ArraySource(list(np.arange(NUM_IMAGES).reshape(-1, 1)), lambda rows: {}, {})
     whole = take(source, 25)
-    parts = [take(source, 25, place={"rank": rank, "world_size": 4}) for rank in range(4)]
+    parts = [take(source, 25, ranks=Ranks(rank=rank, world_size=4)) for rank in range(4)]
     np.testing.assert_array_equal(np.stack(whole), np.concatenate(parts, axis=1))
     np.testing.assert_array_equal(np.stack(whole[11:]), take(source, 14, start_step=11))
     epochs = np.concatenate(whole).reshape(-1, NUM_IMAGES)

@@ -4,6 +4,7 @@ import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def aligned_task(config):
     return replace(task, objective=objective)
 
 
-def run_config(folder, engine="plain", zero_stage=1, stop=STEPS):
+def run_config(folder, engine="plain", zero_stage: Any = 1, stop=STEPS):
     config = GoldenRunConfig(kind="content", run_folder=str(folder))
     loop = replace(config.loop, engine=engine, stop_after_steps=stop)
     return replace(config, loop=loop, deepspeed=DeepSpeedConfig(zero_stage=zero_stage))
