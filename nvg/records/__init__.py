@@ -1,4 +1,11 @@
-"""The VGS record and what may lie beside it, with a reader and a writer of MDS shards that need NumPy alone."""
+"""Visual granularity sequences on disk, with NumPy alone.
+
+record      the record as it lies on disk: `RecordLayout`
+writer      MDS shards written, byte for byte `MDSWriter`'s: `ShardWriter`
+shard       MDS shards read with NumPy alone
+dataset     a whole data set in memory or mapped: `RecordDataset`
+companions  what may lie beside the records: features or JPEGs of the same views
+"""
 
 from nvg.records.companions import (
     FEATURES_FOLDER,

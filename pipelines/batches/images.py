@@ -100,7 +100,7 @@ class LazyImageSource(EpochSource):
         self._config, self._loading = source.config, loading
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; reads no other rank's rows; never ends."""
+        """This rank's batches from `start_step` on; reads no other rank's rows; never ends."""
         steps = self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks)
         ahead: deque[tuple[StepRows, list[Future[np.ndarray]]]] = deque()
         pool = ThreadPoolExecutor(self._loading.num_threads, thread_name_prefix="images")

@@ -55,7 +55,7 @@ class BatchSource(Protocol):
         ...
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches of steps ``start_step``, ``start_step + 1``, …; never ends."""
+        """This rank's batches of steps `start_step`, `start_step + 1`, …; never ends."""
         ...
 
 
@@ -118,7 +118,7 @@ class EpochSource:
         self.num_images = len(self._view_rows)
 
     def steps(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[StepRows]:
-        """Rows of this rank's batches from ``start_step`` on; never ends."""
+        """Rows of this rank's batches from `start_step` on; never ends."""
         share = global_batch // ranks.world_size
         epoch_rows = _EpochRows(seed, self._view_rows, in_turn=self._in_turn)
         global_rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
@@ -148,7 +148,7 @@ class ArraySource(EpochSource):
         self._fetch = fetch
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; never ends."""
+        """This rank's batches from `start_step` on; never ends."""
         for step in self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks):
             yield Batch(tensors=self._fetch(step.rows_B), sample_ids=step.rows_B, global_rows=step.global_rows)
 

@@ -106,7 +106,7 @@ class StreamingSource:
         self.config, self.num_images, self.fingerprint = config, num_records, fingerprint
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; drops an epoch's incomplete batch; never ends."""
+        """This rank's batches from `start_step` on; drops an epoch's incomplete batch; never ends."""
         from torch.utils.data import DataLoader
 
         share = global_batch // ranks.world_size

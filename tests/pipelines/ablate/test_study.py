@@ -80,7 +80,7 @@ def test_digits_study_trains_every_network_once():
         (["variants.base=spatial"], "expected 'base': granularity"),
         (["variants.next_content=temporal"], "expected one of granularity, spatial"),
         (["num_parallel=0"], "num_parallel is 0"),
-        (["content.kind=structure"], "'content.kind' is 'structure'"),
+        (["content.kind=structure"], "content.kind is 'structure'"),
         (["variants.next_contents=granularity"], "next_contents cannot be read"),
     ],
 )
