@@ -60,13 +60,20 @@ def expected(records, tmp_path_factory) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_deepspeed_launcher_stopped_and_resumed_gives_the_losses_of_one_process(
-    repository, records, expected, tmp_path, kind
+def test_two_ranks_stopped_and_resumed_give_the_losses_of_one_process(
+    repository, records, expected, two_ranks, tmp_path, kind
 ):
+    """Content under launchers of its own, structure on ranks that are there already."""
     config = record_config(records, tmp_path / kind, kind)
-    launch(repository, config, "loop.stop_after_steps=3", num_ranks=2)
+    if kind == "content":
+        launch(repository, config, "loop.stop_after_steps=3", num_ranks=2)
+    else:
+        two_ranks.run(train_generator, replace(config, loop=replace(config.loop, stop_after_steps=3)))
     assert losses(tmp_path / kind) == pytest.approx(expected[kind][:3], rel=1e-5)
-    launch(repository, config, num_ranks=2)
+    if kind == "content":
+        launch(repository, config, num_ranks=2)
+    else:
+        two_ranks.run(train_generator, config)
     assert losses(tmp_path / kind) == pytest.approx(expected[kind], rel=1e-5)
     sessions = json.loads((tmp_path / kind / "provenance.json").read_text())["sessions"]
     assert len(sessions) == 2
