@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from eval.controlled import draw_samples
-from eval.pixels import to_model_range
 from eval.scores.judge import class_accuracy, train_judge
+from nvg.pixels import to_model_range
 from nvg.sampling import give_structure
 from pipelines.ablate.plan import AblateConfig, make_plan
 from pipelines.ablate.study import cell_spec

@@ -75,7 +75,7 @@ def main() -> None:
         given.output.write_text(text + "\n")
 
 
-def source_config(folder: str, size: int, view_policy: str) -> SourceConfig:
+def source_config(folder: str, size: int, view_policy: Any) -> SourceConfig:
     """All images of the made folders."""
     return SourceConfig(
         kind="folder", path=folder, split="all", image_size=size, image_channels=3, view_policy=view_policy

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from nvg.checkpoints import load_network
+from nvg.pixels import to_model_range
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer, quantize_for_training
 from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
 from pipelines.precompute.config import PrecomputeConfig
-from pipelines.sources import ImageSource, open_source, to_model_range
+from pipelines.sources import ImageSource, open_source
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def compare(
     for chosen in np.split(rows, range(batch_size, len(rows), batch_size)):
         views = zip(records.image[chosen].tolist(), records.view[chosen].tolist(), strict=True)
         pixels = np.stack([source.read(image, view) for image, view in views])
-        latent_BLC = tokenizer.encode(torch.from_numpy(to_model_range(pixels)).to(device))
+        latent_BLC = tokenizer.encode(to_model_range(pixels, planes=True).to(device))
         structure_BL = tokenizer.structure_maps(latent_BLC)
         online = quantize_for_training(
             latent_BLC, structure_BL, tokenizer.dequantizer, commitment_weight=0.25, soft_assignment=False

@@ -32,13 +32,14 @@ from random_tokenizer import write_tokenizer
 from cluster.session import SessionConfig, cluster_session
 from nvg.checkpoints import load_network, weights_hash
 from nvg.granularity import cluster_latents
+from nvg.pixels import to_model_range
 from nvg.records import read_index
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.precompute.plan import DatasetFolder, make_plan
 from pipelines.precompute.unit import encode_unit
-from pipelines.sources import SourceConfig, open_source, to_model_range
+from pipelines.sources import SourceConfig, open_source
 
 
 def main() -> None:
@@ -179,7 +180,7 @@ def milliseconds_of_parts(config: PrecomputeConfig) -> dict[str, float]:
         return np.stack([source.read(index, 0) for index in range(config.batch_size)])
 
     for _ in range(2):  # the second round counts
-        images = torch.from_numpy(to_model_range(timed("read and decode", read))).to(config.device)
+        images = to_model_range(timed("read and decode", read), planes=True).to(config.device)
         latent = timed("encode", tokenizer.encode, images)
         timed("cluster", cluster_latents, latent)
         timed("cluster and quantise", tokenizer.tokenize_latent, latent)

@@ -1,9 +1,10 @@
-"""Measures how fast records of 16x16 latents are read back in one process: from memory, and through StreamingDataset.
+"""Measures how fast records of 16x16 latents are read back in one process: from memory, mapped, by StreamingDataset.
 
     .venv/bin/python benchmarks/record_reading.py --output docs/results/record_reading.json
 
 Random records are written to a temporary folder first. Every way ends in int64 tensors of shuffled batches; the bare
-loop is `dataset[i]` of the streaming library in a shuffled order and makes no tensors.
+loop is `dataset[i]` of the streaming library in a shuffled order and makes no tensors. For the streaming loader the
+folder is a store (`data.remote`); each shard is copied in the first epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cluster.ranks import Ranks
-from nvg.records import RecordDataset, RecordLayout
+from nvg.records import RecordDataset, RecordLayout, ShardWriter
 from pipelines.batches.config import DataConfig
 from pipelines.batches.records import generator_source
 
@@ -42,17 +43,25 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as root:
         folder, bare_folder = f"{root}/records", f"{root}/bare"
-        Path(folder).mkdir()
-        os.symlink(folder, bare_folder)  # the library refuses to open one folder twice
         write_records(Path(folder), given.records)
+        os.symlink(folder, bare_folder)  # the library refuses to open one folder twice
         began = time.perf_counter()
         records = RecordDataset.open(folder)
         opening_s = time.perf_counter() - began
         ways = {
             "memory": source_reader(records, DataConfig(path=folder), given.batch, given.records),
+            "mapped": source_reader(
+                RecordDataset.open(folder, mapped=True),
+                DataConfig(path=folder, loader="mapped"),
+                given.batch,
+                given.records,
+            ),
             "bare dataset[i]": bare_loop(bare_folder, given.read),
             "streaming": source_reader(
-                records, DataConfig(path=folder, loader="streaming", views_per_epoch="all"), given.batch, given.read
+                records,
+                DataConfig(path=f"{root}/copies", remote=folder, loader="streaming", views_per_epoch="all"),
+                given.batch,
+                given.read,
             ),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -85,23 +94,16 @@ def main() -> None:
 
 
 def write_records(folder: Path, number: int) -> None:
-    """Random records as the streaming library writes them."""
-    from streaming import MDSWriter
-
+    """Random records."""
     generator = np.random.default_rng(0)
     structure_NL = generator.permuted(np.tile(np.arange(256, dtype=np.uint8), (256, 1)), axis=1)
     ids_NT = generator.integers(0, CODEBOOK_SIZE, (256, LAYOUT.num_tokens)).astype(np.uint16)
-    with MDSWriter(columns=LAYOUT.columns, out=str(folder), hashes=["sha256"], size_limit=1 << 24) as writer:
-        for row in range(number):
-            writer.write(
-                {
-                    "image": row,
-                    "view": 0,
-                    "label": row % NUM_CLASSES,
-                    "content_ids": ids_NT[row % 256],
-                    "structure": structure_NL[row % 256],
-                }
-            )
+    writer = ShardWriter(folder, LAYOUT.columns, shard_bytes=1 << 24)
+    for row in range(number):
+        ids_T, structure_L = ids_NT[row % 256], structure_NL[row % 256]
+        label = row % NUM_CLASSES
+        writer.write({"image": row, "view": 0, "label": label, "content_ids": ids_T, "structure": structure_L})
+    writer.finish()
     manifest = {
         "num_positions": 256, "num_records": number, "num_classes": NUM_CLASSES, "codebook_size": CODEBOOK_SIZE
     }  # fmt: skip

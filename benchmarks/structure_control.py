@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from eval.controlled import ControlledSamples, compare, draw_best, draw_samples
-from eval.pixels import ImageArray, to_model_range
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from eval.scores.adherence import encode_images, measure, split_agreement
 from eval.scores.judge import Judge, class_accuracy, train_judge
 from nvg.granularity import StageLayout
+from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling import give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder

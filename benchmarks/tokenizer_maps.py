@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from structure_control import reach
 
-from eval.pixels import to_model_range
 from nvg.checkpoints import load_network
+from nvg.pixels import to_model_range
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig

@@ -26,10 +26,10 @@ import torch
 
 from cluster.session import cluster_session
 from eval.pictures.drawing import LIGHT, new_figure, place, to_png
-from eval.pixels import to_model_range, to_uint8
 from eval.scores.adherence import encode_images, split_agreement
 from eval.scores.judge import class_accuracy, train_judge
 from nvg.checkpoints import load_network
+from nvg.pixels import to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig

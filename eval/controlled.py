@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool.samplers import GeneratorSampler
 from eval.scores.adherence import Adherence, encode_images, measure, split_agreement
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.sampling import Given, SampledSequence
 
-BATCH_SIZE = 250
-CANDIDATE_STRIDE = 1 << 32  # candidate n of sample k is drawn with the noise of sample k + n · stride
-MEASURE = (
+_BATCH_SIZE = 250
+_CANDIDATE_STRIDE = 1 << 32  # candidate n of sample k is drawn with the noise of sample k + n · stride
+_MEASURE = (
     "share of positions on the given side of each split, better label order per parent, parents as given, "
     "after encoding and clustering the image again; mean over splits. maps: whole maps, children swapped wherever "
     "that helps. explained: share of the latent's variance between the given clusters; own_explained: between its own"
@@ -44,19 +44,16 @@ class ControlledSamples:
 def draw_samples(
     sampler: GeneratorSampler, labels_B: Tensor, indices_B: Tensor, given: Given | None = None
 ) -> ControlledSamples:
-    """Draw, decode and encode again.
+    """Draw, decode and encode again; the samples are on the CPU.
 
     Args:
         sampler: the networks.
         labels_B: int64 classes asked for.
         indices_B: int64 sample indices.
         given: prefix with one row for each sample; None draws free.
-
-    Returns:
-        The samples, on the CPU.
     """
     parts, images = [], []
-    for rows in torch.arange(len(labels_B)).split(BATCH_SIZE):
+    for rows in torch.arange(len(labels_B)).split(_BATCH_SIZE):
         drawn = sampler.draw_sequences(labels_B[rows], indices_B[rows], None if given is None else _rows(given, rows))
         with torch.inference_mode():
             decoded = sampler.tokenizer.decode(drawn.canvases_BSLC[:, -1])
@@ -86,10 +83,7 @@ def draw_best(
     """Draw each sample several times and keep the draw that follows a structure best.
 
     Args:
-        sampler: the networks.
-        labels_B: int64 classes asked for.
-        indices_B: int64 sample indices.
-        given: prefix with one row for each sample; None draws free.
+        sampler, labels_B, indices_B, given: as of `draw_samples`.
         structure_BL: int64 finest map each draw is compared with.
         num_splits: G, how many of its splits are compared, at least 1.
         num_candidates: N; the first draw is that of `draw_samples`.
@@ -100,7 +94,7 @@ def draw_best(
     best = draw_samples(sampler, labels_B, indices_B, given)
     best_B = split_agreement(best.latent_BLC, structure_BL, num_splits).mean(1)
     for candidate in range(1, num_candidates):
-        drawn = draw_samples(sampler, labels_B, indices_B + candidate * CANDIDATE_STRIDE, given)
+        drawn = draw_samples(sampler, labels_B, indices_B + candidate * _CANDIDATE_STRIDE, given)
         drawn_B = split_agreement(drawn.latent_BLC, structure_BL, num_splits).mean(1)
         best = _choose(drawn_B > best_B, drawn, best)
         best_B = torch.maximum(best_B, drawn_B)
@@ -131,7 +125,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, what the figures mean included."""
-        return {"measure": MEASURE, **asdict(self), "margin": self.margin}
+        return {"measure": _MEASURE, **asdict(self), "margin": self.margin}
 
 
 def compare(
@@ -146,10 +140,7 @@ def compare(
     """Draw by a given structure and free, and measure both.
 
     Args:
-        sampler: the networks.
-        labels_B: int64 classes asked for.
-        indices_B: int64 sample indices.
-        given: prefix with one row for each sample.
+        sampler, labels_B, indices_B, given: as of `draw_samples`.
         num_candidates: N draws of each sample, of which the one that follows best is kept.
         images_BHWC: the images the structures were taken from, for what is within reach; None where there are none.
 

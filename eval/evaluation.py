@@ -1,11 +1,14 @@
-"""One evaluation: draw samples, score them, and put the same scores of real images beside them.
+"""One evaluation without a reference file: draw samples, score them, and put real images' scores beside theirs.
 
 A score alone says little. So every number of the generated images stands beside that of real images nobody
 trained on (what is reachable), of their tokenizer reconstructions (what the tokenizer loses) and of samples
 without guidance (what the generators learned). FID, precision and recall compare with the training images.
 """
 
-from dataclasses import replace
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +16,138 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from eval.evaluation_config import Evaluation, EvaluationConfig, EvaluationData, EvaluationMaterial
 from eval.features.extractors import (
     ExtractorConfig,
     ExtractorSpec,
-    Features,
     build_extractor,
     extract,
     given_extractor,
     trained_extractor,
 )
-from eval.pictures.paintings import paint_images, paint_samples
-from eval.pixels import ImageArray, to_model_range, to_uint8
+from eval.image_sets import Features, ImageSet
+from eval.pictures.paintings import Painting, paint_images, paint_samples
 from eval.pool.jobs import SamplePool, run_pool
+from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.results import protocol, threads, timed, write_results
-from eval.scores.judge import Judge, class_accuracy, train_judge
-from eval.scores.metrics import distance_to_training, peak_signal_to_noise, score_features
+from eval.results import metric_protocol, threads, timed, write_results
+from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge
+from eval.scores.manifold import NEIGHBOURHOOD
+from eval.scores.metrics import DistanceToTraining, distance_to_training, peak_signal_to_noise, score_features
 from nvg.checkpoints import load_network
+from nvg.errors import UserError
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
-NUM_PAINTINGS = 4
+_NUM_PAINTINGS = 4
+LEAST_IMAGES = NEIGHBOURHOOD + 1
 
 
-def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console | None = None) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """Real images, in memory.
+
+    Attributes:
+        class_names: names in order of the labels.
+        train: the reference of FID, precision and recall.
+        held_out: images neither tokenizer nor generators nor judge were trained on.
+        judge: images for the judge alone; None leaves class accuracy out.
+        train_views: every view of the training images that the generators saw, in which copies are looked for;
+            None takes those of `train`.
+        fingerprints: name of a split to its source's fingerprint, for the protocol.
+    """
+
+    class_names: list[str]
+    train: ImageSet
+    held_out: ImageSet
+    judge: ImageSet | None = None
+    train_views: ImageArray | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> ImageArray:
+        """Images the generators have seen."""
+        return self.train.images if self.train_views is None else self.train_views
+
+    def __post_init__(self) -> None:
+        scored = {"training": self.train, "held-out": self.held_out}
+        for name, images in scored.items():
+            if len(images) < LEAST_IMAGES:
+                raise UserError(
+                    f"{name} images: found {len(images)}, expected at least {LEAST_IMAGES} for precision "
+                    "and recall; give more images, or change source.test_fraction"
+                )
+        for name, images in (scored if self.judge is None else {**scored, "judge": self.judge}).items():
+            images.check(len(self.class_names), name)
+            if images.images.shape[1:] != self.train.images.shape[1:]:
+                raise ValueError(
+                    f"{name} images: found {images.images.shape[1:]}, the training images are "
+                    f"{self.train.images.shape[1:]}"
+                )
+        missing = set(range(len(self.class_names))) - set([] if self.judge is None else self.judge.labels.tolist())
+        if self.judge is not None and missing:
+            names = ", ".join(self.class_names[label] for label in sorted(missing)[:5])
+            raise UserError(
+                f"judge images: found none of {len(missing)} class(es) ({names}), expected at least one "
+                "of each; give these classes more images, or raise source.judge_fraction"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationMaterial:
+    """Images the report shows.
+
+    Attributes:
+        class_names: names in order of the labels.
+        generated: samples, with the classes asked for.
+        held_out: real images.
+        reconstructions: of the held-out images.
+        nearest: training image nearest to each generated one.
+        nearest_distance: its distance, in grey levels.
+        paintings: samples after every stage.
+        real_paintings: held-out images after every stage.
+    """
+
+    class_names: list[str]
+    generated: ImageSet
+    held_out: ImageSet
+    reconstructions: ImageArray
+    nearest: ImageArray
+    nearest_distance: np.ndarray
+    paintings: list[Painting]
+    real_paintings: list[Painting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores as JSON values, and the images the report shows."""
+
+    results: dict[str, Any]
+    material: EvaluationMaterial
+
+
+def evaluate(
+    spec: GeneratorSpec,
+    data: EvaluationData,
+    config: ExtractorConfig,
+    *,
+    pool: PoolConfig,
+    judge: JudgeConfig,
+    guidance_one: bool = True,
+    console: Console | None = None,
+) -> Evaluation:
     """Draw, score, compare; write `results.json` into the output folder.
 
     Everything already computed for the same weights and settings is taken from the output folder.
 
     Args:
-        config: what is evaluated, and how.
+        spec: what is drawn from.
         data: real images.
+        config: where features come from, and the output folder.
+        pool: size and shape of the sampling pool; Ray must be initialised.
+        judge: how the judge is trained.
+        guidance_one: also draw with both guidance scales at 1, all else unchanged.
         console: where progress bars are drawn.
-
-    Returns:
-        The results and the images for the report.
 
     Raises:
         UserError: weights are missing or do not fit the data.
@@ -57,74 +156,36 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    num_classes = len(data.class_names)
-    spec = config.generator_spec(num_classes)
     spec.identity()
     spec.check()
-    with timed(seconds, "feature network"), threads(config.pool.threads_per_actor):
-        extractor_spec = prepare_extractor(config, data)
-    pools = {"generated": _draw(spec, config, extractor_spec, "Sampling", console, seconds, "sampling")}
-    if config.guidance_one:
-        plain = replace(spec, sampling=replace(config.sampling, content_guidance=1.0, structure_guidance=1.0))
-        pools["generated_guidance_1"] = _draw(
-            plain,
-            config,
-            extractor_spec,
-            "Sampling at guidance 1",
-            console,
-            seconds,
-            "sampling at guidance 1",
+    with timed(seconds, "feature network"), threads(pool.threads_per_actor):
+        extractor = prepare_extractor(config, data)
+    pools = _draw(spec, extractor, pool, guidance_one, output / "pool", console, seconds)
+    sets = {name: pool_images(drawn) for name, drawn in pools.items()}
+    with timed(seconds, "reconstructions and paintings"), threads(pool.threads_per_actor):
+        copies = reconstruct(
+            spec.tokenizer, data.held_out.images, weights=spec.tokenizer_weights, rounding=spec.rounding
         )
-    with timed(seconds, "reconstructions and paintings"), threads(config.pool.threads_per_actor):
-        reconstructions = reconstruct(config, data.held_out_images)
-        paintings = paint_samples(spec, config.pool, count=NUM_PAINTINGS)
-        real_paintings = paint_images(spec, data.held_out_images, data.held_out_labels, count=2)
-    with timed(seconds, "scores"), threads(config.pool.threads_per_actor):
-        extractor = build_extractor(extractor_spec)
-        reference = extract(extractor, data.train_images)
-        judge = _train_judge(config, data)
-        real = data.held_out_images, data.held_out_labels, extract(extractor, data.held_out_images)
-        copies = reconstructions, data.held_out_labels, extract(extractor, reconstructions)
-        scores = {
-            name: _scores(
-                pool.samples.images_BHWC,
-                pool.samples.labels_B,
-                Features(pool.samples.features_BF, pool.samples.logits_BV),
-                reference,
-                judge,
-                num_classes,
-            )
-            for name, pool in pools.items()
-        }
-        scores["held_out"] = _scores(*real, reference, judge, num_classes)
-        scores["reconstructions"] = _scores(*copies, reference, judge, num_classes)
-        scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(reconstructions, data.held_out_images).mean())
-        samples = pools["generated"].samples
-        seen = data.train_images if data.train_views is None else data.train_views
-        near = distance_to_training(samples.images_BHWC, seen, data.held_out_images)
-        scores["generated"]["distance_to_training"] = {
-            "share_nearer_than_95_percent_of_held_out": near.share_nearer,
-            "threshold_grey_levels": near.threshold,
-            "median_grey_levels": float(np.median(near.sample_N)),
-            "held_out_median_grey_levels": float(np.median(near.held_out_M)),
-        }
+        paintings = paint_samples(spec, pool, count=_NUM_PAINTINGS)
+        real_paintings = paint_images(spec, data.held_out.images, data.held_out.labels, count=2)
+    with timed(seconds, "scores"), threads(pool.threads_per_actor):
+        sets |= {"held_out": data.held_out, "reconstructions": ImageSet(copies, data.held_out.labels)}
+        fitted = _fit(data, judge)
+        scores, near = _score(sets, data, extractor, fitted)
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
-        "protocol": protocol(config, data, extractor_spec, pools, judge),
+        "protocol": _protocol(data, extractor, pools, fitted, spec.rounding),
         "seconds": seconds,
     }
     write_results(output, results)
     material = EvaluationMaterial(
         class_names=data.class_names,
-        generated=samples.images_BHWC,
-        generated_labels=samples.labels_B,
-        held_out=data.held_out_images,
-        held_out_labels=data.held_out_labels,
-        reconstructions=reconstructions,
-        nearest=seen[near.nearest_N],
+        generated=sets["generated"],
+        held_out=data.held_out,
+        reconstructions=copies,
+        nearest=data.seen[near.nearest_N],
         nearest_distance=near.sample_N,
-        distance_threshold=near.threshold,
         paintings=paintings,
         real_paintings=real_paintings,
     )
@@ -132,83 +193,115 @@ def evaluate(config: EvaluationConfig, data: EvaluationData, *, console: Console
 
 
 def prepare_extractor(config: ExtractorConfig, data: EvaluationData) -> ExtractorSpec:
-    """The extractor the configuration names; a feature network is trained where none is there.
-
-    Args:
-        config: what is evaluated, and how.
-        data: real images; the network learns from the training images.
-
-    Returns:
-        The spec, its weights on disk.
+    """The extractor the configuration names; where there is none, a feature network trained on the training images.
 
     Raises:
         UserError: weights named in the configuration are missing.
     """
-    labels, num_classes = data.train_labels, len(data.class_names)
-    return given_extractor(config) or trained_extractor(config, data.train_images, labels, num_classes)
+    return given_extractor(config) or trained_extractor(config, data.train, len(data.class_names))
 
 
-def reconstruct(config: EvaluationConfig, images_BHWC: ImageArray, *, batch_size: int = 64) -> ImageArray:
-    """Send images through the tokenizer and back.
-
-    Args:
-        config: names the tokenizer and the rounding.
-        images_BHWC: uint8 images.
-        batch_size: images per pass.
-
-    Returns:
-        uint8 images of the same shape.
+def reconstruct(
+    folder: str, images_BHWC: ImageArray, *, weights: str = "ema", rounding: str = "release", batch_size: int = 64
+) -> ImageArray:
+    """Send images through the tokenizer in a folder and back.
 
     Raises:
         UserError: the tokenizer is missing or takes images of another size.
     """
-    tokenizer = load_network(Tokenizer, config.tokenizer, name=config.tokenizer_weights)
+    tokenizer = load_network(Tokenizer, folder, name=weights)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images_BHWC), batch_size):
             batch = to_model_range(images_BHWC[start : start + batch_size])
-            parts.append(to_uint8(tokenizer.reconstruct(batch), config.rounding))
+            parts.append(to_uint8(tokenizer.reconstruct(batch), rounding))
     return np.concatenate(parts)
 
 
 def _draw(
     spec: GeneratorSpec,
-    config: EvaluationConfig,
     extractor: ExtractorSpec,
-    title: str,
+    pool: PoolConfig,
+    guidance_one: bool,
+    folder: Path,
     console: Console | None,
     seconds: dict[str, float],
-    name: str,
-) -> SamplePool:
-    with timed(seconds, name):
-        return run_pool(
-            spec,
-            config=config.pool,
-            extractor=extractor,
-            folder=Path(config.output) / "pool",
-            title=title,
-            console=console,
-        )
+) -> dict[str, SamplePool]:
+    titles, specs = {"generated": "Sampling"}, {"generated": spec}
+    if guidance_one:
+        titles["generated_guidance_1"] = "Sampling at guidance 1"
+        plain = replace(spec.sampling, content_guidance=1.0, structure_guidance=1.0)
+        specs["generated_guidance_1"] = replace(spec, sampling=plain)
+    pools = {}
+    for name, title in titles.items():
+        with timed(seconds, title.lower()):
+            pools[name] = run_pool(
+                specs[name], config=pool, extractor=extractor, folder=folder, title=title, console=console
+            )
+    return pools
 
 
-def _train_judge(config: EvaluationConfig, data: EvaluationData) -> Judge | None:
-    if data.judge_images is None or data.judge_labels is None:
+def pool_images(pool: SamplePool) -> ImageSet:
+    """The samples of a pool with the features it computed."""
+    samples = pool.samples
+    return ImageSet(samples.images_BHWC, samples.labels_B, Features(samples.features_BF, samples.logits_BV))
+
+
+def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
+    if data.judge is None:
         return None
-    return train_judge(data.judge_images, data.judge_labels, num_classes=len(data.class_names), config=config.judge)
+    return train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names), config=config)
 
 
-def _scores(
-    images: ImageArray,
-    labels: np.ndarray,
-    features: Features,
-    reference: Features,
+def _score(
+    sets: dict[str, ImageSet], data: EvaluationData, spec: ExtractorSpec, judge: Judge | None
+) -> tuple[dict[str, dict[str, Any]], DistanceToTraining]:
+    """All scores of each set against the training images, and how near the samples come to one of these."""
+    extractor = build_extractor(spec)
+    reference_NF = extract(extractor, data.train.images).features_NF
+    scores: dict[str, dict[str, Any]] = {}
+    for name, images in sets.items():
+        features = extract(extractor, images.images) if images.features is None else images.features
+        row: dict[str, Any] = {"num_images": len(images)}
+        row |= score_features(features.features_NF, features.logits_NV, reference_NF)
+        if judge is not None:
+            row["class_accuracy"], row["class_accuracy_by_class"] = class_accuracy(
+                judge.read(images.images), images.labels, len(data.class_names)
+            )
+        scores[name] = row
+    copies = sets["reconstructions"].images
+    scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(copies, data.held_out.images).mean())
+    near = distance_to_training(sets["generated"].images, data.seen, data.held_out.images)
+    scores["generated"]["distance_to_training"] = {
+        "share_nearer_than_95_percent_of_held_out": near.share_nearer,
+        "threshold_grey_levels": near.threshold,
+        "median_grey_levels": float(np.median(near.sample_N)),
+        "held_out_median_grey_levels": float(np.median(near.held_out_M)),
+    }
+    return scores, near
+
+
+def _protocol(
+    data: EvaluationData,
+    extractor: ExtractorSpec,
+    pools: dict[str, SamplePool],
     judge: Judge | None,
-    num_classes: int,
+    rounding: str,
 ) -> dict[str, Any]:
-    scores: dict[str, Any] = {"num_images": len(images)}
-    scores |= score_features(features.features_NF, features.logits_NV, reference.features_NF)
-    if judge is not None:
-        scores["class_accuracy"], scores["class_accuracy_by_class"] = class_accuracy(
-            judge.read(images), labels, num_classes
-        )
-    return scores
+    """Everything that a score depends on beside the networks, with hashes of weights and images."""
+    reference = hashlib.sha256(np.ascontiguousarray(data.train.images).tobytes()).hexdigest()
+    return {
+        **metric_protocol(extractor),
+        "reference": {"images": len(data.train), "sha256": reference, "split": "train"},
+        "fingerprints": data.fingerprints,
+        "pools": {
+            name: {
+                **pool.identity,
+                "num_samples": len(pool.samples.labels_B),
+                "images_sha256": pool.images_sha256(),
+            }
+            for name, pool in pools.items()
+        },
+        "judge": None if judge is None else {**asdict(judge.config), "kind": "svm-rbf", "images": judge.num_images},
+        "rounding": rounding,
+    }

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from eval.pixels import ImageArray, check_images
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
 IMAGES_KEY = "arr_0"
-SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")
-LOCAL_HEADER_BYTES = 30
+_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")
+_LOCAL_HEADER_BYTES = 30
 
 
 class ImageReader(Protocol):
@@ -41,11 +41,7 @@ class ImageReader(Protocol):
 
 
 class NpzImages:
-    """The images of an npz file.
-
-    Args:
-        path: the file.
-    """
+    """The images of an npz file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -80,18 +76,14 @@ class NpzImages:
 
 
 class FolderImages:
-    """The image files below a folder, in order of their paths, as RGB.
-
-    Args:
-        path: the folder.
-    """
+    """The image files below a folder, in order of their paths, as RGB."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         root = Path(path)
-        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if not self.files:
-            raise UserError(f"samples: found no image in {path}, expected files of {', '.join(SUFFIXES)}")
+            raise UserError(f"samples: found no image in {path}, expected files of {', '.join(_SUFFIXES)}")
         self.side = self._open(self.files[0]).shape[:2]
 
     def __len__(self) -> int:
@@ -131,10 +123,7 @@ class FolderImages:
 
 
 def open_images(path: str) -> NpzImages | FolderImages:
-    """Images made elsewhere.
-
-    Args:
-        path: an npz file, or a folder of image files.
+    """Images made elsewhere: an npz file, or a folder of image files.
 
     Raises:
         UserError: there is neither.
@@ -182,9 +171,9 @@ def read_npz_array(path: str, name: str) -> NDArray[Any]:
                 return arrays[name]
         with open(path, "rb") as file:
             file.seek(entry.header_offset)
-            header = file.read(LOCAL_HEADER_BYTES)
+            header = file.read(_LOCAL_HEADER_BYTES)
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        offset = entry.header_offset + LOCAL_HEADER_BYTES + lengths + start
+        offset = entry.header_offset + _LOCAL_HEADER_BYTES + lengths + start
         return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: {name} cannot be read ({error}); the file may be cut off, copy it again") from error

@@ -1,15 +1,13 @@
-"""Reference statistics on disk: what FID, sFID, precision and recall compare with.
+"""Reference statistics on disk (what FID, sFID, precision and recall compare with), and scores against them.
 
 ADM's files hold `mu`, `sigma` (pool features of the whole training set), `mu_s`, `sigma_s` (spatial features) and
 `arr_0` (10,000 images, for precision and recall). Those of `nvg eval reference` hold the same statistics, `pool_3`
 (the pool features of up to 10,000 images, so that none has to be looked at again), `facts` (how they were made, as
 JSON) and, where asked for, `arr_0`, so that ADM's evaluator reads them too.
 
-Scores of images against a reference file, by the protocol of published tables.
-
-50,000 samples, FID and sFID against statistics of the whole training set, precision and recall against 10,000 of its
-images, the Inception score over ten splits of a fixed permutation. The images are drawn here or made elsewhere; what is
-left of a number that cannot be compared with published ones is said with it.
+The protocol of published tables: 50,000 samples, FID and sFID against statistics of the whole training set, precision
+and recall against 10,000 of its images, the Inception score over ten splits of a fixed permutation. The images are
+drawn here or made elsewhere; what keeps a number from being compared with published ones is said with it.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from rich.console import Console
 from eval.features.extractors import ExtractorSpec
 from eval.features.inception import INCEPTION, NUM_POOL_FEATURES, NUM_SPATIAL_FEATURES
 from eval.image_files import IMAGES_KEY, NpzImages, npz_names, read_npz_array, write_npz
-from eval.pixels import ImageArray
 from eval.pool.chunks import arrays_digest
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
@@ -36,11 +33,12 @@ from eval.scores.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread
 from eval.scores.metrics import inception_scores, manifold_scores
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
+from nvg.pixels import ImageArray
 
-NUM_MANIFOLD_IMAGES = 10_000
-SELECTION_SEED = 0
-NUM_PUBLISHED_SAMPLES = 50_000
-LEAST_SAMPLES = 2048  # fewer than features: the covariance has no full rank
+_NUM_MANIFOLD_IMAGES = 10_000
+_SELECTION_SEED = 0
+_NUM_PUBLISHED_SAMPLES = 50_000
+_LEAST_SAMPLES = 2048  # fewer than features: the covariance has no full rank
 SCHEMA_VERSION = 1
 FEATURES, LOGITS, SPATIAL, LABELS = "features_BF", "logits_BV", "spatial_BG", "labels_B"
 
@@ -91,8 +89,8 @@ class Reference:
 
 def select_rows(num_images: int) -> NDArray[np.int64]:
     """Which images stand for the real manifold: at most 10,000, drawn once with a fixed seed, in order."""
-    order = np.random.default_rng(SELECTION_SEED).permutation(num_images)
-    return np.sort(order[:NUM_MANIFOLD_IMAGES])
+    order = np.random.default_rng(_SELECTION_SEED).permutation(num_images)
+    return np.sort(order[:_NUM_MANIFOLD_IMAGES])
 
 
 def write_reference(
@@ -217,7 +215,7 @@ def complete_reference(
         )
     count = len(reference.images)
     if reference.pool is not None:
-        count = min(count, NUM_MANIFOLD_IMAGES)  # statistics are there: only the manifold is missing
+        count = min(count, _NUM_MANIFOLD_IMAGES)  # statistics are there: only the manifold is missing
     job = FeatureJob(images=reference.images, extractor=extractor)
     arrays = run_chunks(job, count, config=pool, folder=folder, title="Reference", console=console).arrays
     statistics: dict[str, Gaussian] = {}
@@ -225,16 +223,11 @@ def complete_reference(
         statistics["pool"] = gather([arrays[FEATURES]]).gaussian()
         if SPATIAL in arrays:
             statistics["spatial"] = gather([arrays[SPATIAL]]).gaussian()
-    return replace(reference, features_MF=arrays[FEATURES][:NUM_MANIFOLD_IMAGES], **statistics)
+    return replace(reference, features_MF=arrays[FEATURES][:_NUM_MANIFOLD_IMAGES], **statistics)
 
 
 def score_against(pool: PoolResult, reference: Reference, config: ScoreConfig) -> dict[str, Any]:
-    """All scores of the images of a pool.
-
-    Args:
-        pool: its features, in memory.
-        reference: complete.
-        config: what is computed besides.
+    """All scores of the images of a pool, whose features are in memory, against a complete reference.
 
     Returns:
         `num_images`, `fid`, `sfid` where both sides have spatial features, `inception_score`, `precision`, `recall`,
@@ -319,21 +312,20 @@ def not_comparable_because(
     """What keeps the scores from being set beside published ones; empty where nothing does.
 
     Args:
-        num_images: samples scored.
-        extractor: where their features come from.
+        num_images: samples scored, whose features come from `extractor`.
         reference: complete.
         labels_B: classes asked for, where they are known.
     """
     reasons = []
     if extractor.kind != INCEPTION:
         reasons.append(f"features are those of {extractor.kind}, published scores use {INCEPTION}")
-    if num_images < LEAST_SAMPLES:
-        reasons.append(f"{num_images:,} samples are fewer than the {LEAST_SAMPLES:,} features: FID means little")
-    elif num_images != NUM_PUBLISHED_SAMPLES:
-        reasons.append(f"{num_images:,} samples; published scores use {NUM_PUBLISHED_SAMPLES:,}")
+    if num_images < _LEAST_SAMPLES:
+        reasons.append(f"{num_images:,} samples are fewer than the {_LEAST_SAMPLES:,} features: FID means little")
+    elif num_images != _NUM_PUBLISHED_SAMPLES:
+        reasons.append(f"{num_images:,} samples; published scores use {_NUM_PUBLISHED_SAMPLES:,}")
     num_real = 0 if reference.features_MF is None else len(reference.features_MF)
-    if num_real != NUM_MANIFOLD_IMAGES:
-        reasons.append(f"precision and recall against {num_real:,} images; published: {NUM_MANIFOLD_IMAGES:,}")
+    if num_real != _NUM_MANIFOLD_IMAGES:
+        reasons.append(f"precision and recall against {num_real:,} images; published: {_NUM_MANIFOLD_IMAGES:,}")
     if labels_B is not None and len(set(np.bincount(labels_B).tolist())) != 1:
         reasons.append("classes are not drawn equally often")
     return reasons

@@ -1,31 +1,20 @@
-"""`results.json`: what every evaluation leaves behind.
-
-Wall time of the parts of an evaluation, and the thread count that makes the driver's numbers repeatable.
-
-How an evaluation was made, written beside its scores so that two of them can be compared.
-"""
+"""`results.json`, which every evaluation leaves behind: how it is written and timed, and what made its scores."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cluster.files import write_atomically
 from cluster.manifest import library_versions
-from eval.evaluation_config import EvaluationConfig, EvaluationData
 from eval.features.extractors import ExtractorSpec, layers_of
-from eval.pool.jobs import SamplePool
 from eval.scores import frechet
-from eval.scores.judge import Judge
 from eval.scores.manifold import NEIGHBOURHOOD
 from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED
 
@@ -33,15 +22,7 @@ RESULTS_FILE = "results.json"
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
-    """Write `results.json`; a number that is not finite is refused.
-
-    Args:
-        folder: where to.
-        results: JSON values.
-
-    Returns:
-        The file.
-    """
+    """Write `results.json` into a folder; a number that is not finite is refused."""
     path = folder / RESULTS_FILE
     write_atomically(path, f"{json.dumps(results, indent=2, allow_nan=False)}\n".encode())
     return path
@@ -67,14 +48,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def metric_protocol(extractor: ExtractorSpec) -> dict[str, Any]:
-    """How features became scores.
-
-    Args:
-        extractor: where the features come from.
-
-    Returns:
-        JSON values: extractor with its hash and layers, each metric, library versions.
-    """
+    """How features became scores, as JSON values: extractor with its hash and layers, each metric, library versions."""
     layers = layers_of(extractor.kind)
     return {
         "extractor": {"kind": extractor.kind, "sha256": extractor.weights_hash(), **layers},
@@ -82,41 +56,4 @@ def metric_protocol(extractor: ExtractorSpec) -> dict[str, Any]:
         "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
         "precision_recall": {"neighbourhood": NEIGHBOURHOOD, "precision": "float32", "layer": layers["feature_layer"]},
         "libraries": library_versions(),
-    }
-
-
-def protocol(
-    config: EvaluationConfig,
-    data: EvaluationData,
-    extractor: ExtractorSpec,
-    pools: dict[str, SamplePool],
-    judge: Judge | None,
-) -> dict[str, Any]:
-    """Everything that a score depends on beside the networks.
-
-    Args:
-        config: settings of the evaluation.
-        data: real images.
-        extractor: where the features come from.
-        pools: name to drawn samples.
-        judge: the classifier, or None.
-
-    Returns:
-        JSON values, with hashes of weights and images.
-    """
-    reference = hashlib.sha256(np.ascontiguousarray(data.train_images).tobytes()).hexdigest()
-    return {
-        **metric_protocol(extractor),
-        "reference": {"images": len(data.train_images), "sha256": reference, "split": "train"},
-        "fingerprints": data.fingerprints,
-        "pools": {
-            name: {
-                **pool.identity,
-                "num_samples": len(pool.samples.labels_B),
-                "images_sha256": pool.images_sha256(),
-            }
-            for name, pool in pools.items()
-        },
-        "judge": None if judge is None else {**asdict(config.judge), "kind": "svm-rbf", "images": judge.num_images},
-        "rounding": config.rounding,
     }

@@ -26,7 +26,6 @@ class Purpose(IntEnum):
     TRAIN_DROP_PATH = 18
     TRAIN_TIME = 19
     TRAIN_NOISE = 20
-    DATA_ORDER = 32
     CANVAS_NOISE = 40
     TRAIN_CANVAS_NOISE = 41
     TRAIN_AUGMENT = 42

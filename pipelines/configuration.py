@@ -267,9 +267,3 @@ def _raw_value(source: DictConfig, key: str) -> Any:
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     return next(iter(difflib.get_close_matches(word, known, n=1)), "")
-
-
-def check(good: bool, message: str) -> None:
-    """Raises ValueError with a message that names key, value and what is allowed, unless all is good."""
-    if not good:
-        raise ValueError(message)

@@ -1,6 +1,7 @@
 """`nvg sample`: images of chosen classes, as single files, a grid, and the stages they were painted in.
 
-`nvg sample` with something given: samples that follow it, free ones beside them, and how well they follow.
+Where something is given (`pipelines.structure_control`), samples that follow it, free ones beside them, and how well
+both follow. Enter by `sample_images`.
 """
 
 from __future__ import annotations
@@ -20,140 +21,24 @@ from rich.table import Table
 from cluster.files import write_atomically
 from cluster.manifest import read_manifest
 from eval.controlled import Comparison, ControlledSamples, compare
-from eval.pictures.paintings import paint_samples, paint_sequences
-from eval.pictures.sheets import control_sheet, painting_rows, sample_grid
+from eval.image_sets import ImageSet
+from eval.pictures import paint_samples, paint_sequences, painting_rows, sample_grid
+from eval.pictures.sheets import control_sheet
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
+from nvg.bounds import at_least, check_fields
 from nvg.checkpoints import load_config
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, stage_map
+from nvg.pixels import ImageArray, Rounding
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpoints import weights_folder
 from pipelines.structure_control import Control, ControlConfig, load_control, plan_control
 
-CONTROL_FILE = "control.png"
-ADHERENCE_FILE = "adherence.json"
-STAGES_FILE = "stages.png"
-PAINTINGS = 4
-GRID_FILE = "grid.png"
-EVALUATION_FILE = "configs/evaluation.yaml"
-STAGES_SHOWN = 4
-
-
-def sample_controlled(
-    sampler: GeneratorSampler,
-    config: ControlConfig,
-    labels_B: np.ndarray,
-    indices_B: np.ndarray,
-    output: Path,
-    *,
-    console: Console | None = None,
-) -> np.ndarray:
-    """Draw, measure, print and write.
-
-    Args:
-        sampler: the networks.
-        config: what is given.
-        labels_B: int64 classes asked for.
-        indices_B: int64 sample indices.
-        output: existing folder for pictures and `adherence.json`.
-        console: where the figures are printed.
-
-    Returns:
-        uint8 images (B, H, W, C).
-
-    Raises:
-        UserError: what is given cannot be used; the message says why.
-    """
-    console = console or Console()
-    control = load_control(config, sampler.tokenizer, spatial=sampler.structure is None)
-    labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
-    samples, free, comparison = compare(
-        sampler,
-        labels,
-        indices,
-        _for_all(control.given, len(labels)),
-        num_candidates=config.num_candidates,
-        images_BHWC=None if control.image_HWC is None else np.repeat(control.image_HWC[None], len(labels), axis=0),
-    )
-    facts = {
-        "given": control.name,
-        "splits_given": control.given.num_splits,
-        "stages_of_contents_given": control.given.num_contents,
-        "mask_bend": control.bend,
-        "samples": len(labels),
-        "candidates": config.num_candidates,
-        "agreement": None if comparison is None else comparison.as_json(),
-    }
-    write_atomically(output / ADHERENCE_FILE, f"{json.dumps(facts, indent=2)}\n".encode())
-    _draw_pictures(sampler, control, samples, free, comparison, labels, output)
-    _print_figures(console, control, comparison, facts)
-    return samples.images_BHWC
-
-
-def _for_all(given: Given, count: int) -> Given:
-    def repeated(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values.expand(count, -1)
-
-    return replace(given, structure_BL=repeated(given.structure_BL), content_ids_BT=repeated(given.content_ids_BT))
-
-
-def _draw_pictures(
-    sampler: GeneratorSampler,
-    control: Control,
-    samples: ControlledSamples,
-    free: ControlledSamples,
-    comparison: Comparison | None,
-    labels_B: torch.Tensor,
-    output: Path,
-) -> None:
-    structure_BL = control.given.structure_BL
-    assert structure_BL is not None
-    layout = StageLayout(structure_BL.shape[1])
-    maps = [
-        stage_map(structure_BL, stage, layout.last_stage).view(layout.side, layout.side).numpy()
-        for stage in range(1, control.given.num_splits + 1)
-    ]
-    sheet = control_sheet(
-        control.source_HWC,
-        maps,
-        [("as given", samples.images_BHWC), ("free", free.images_BHWC)],
-        source_name="mask" if control.bend is not None else "image",
-        agreements=None if comparison is None else comparison.samples.splits,
-    )
-    write_atomically(output / CONTROL_FILE, sheet.light)
-    paintings = paint_sequences(sampler.tokenizer, samples.sequences, labels_B, sampler.spec.rounding, count=PAINTINGS)
-    write_atomically(output / STAGES_FILE, painting_rows(paintings).light)
-
-
-def _print_figures(console: Console, control: Control, comparison: Comparison | None, facts: dict[str, Any]) -> None:
-    console.print(
-        f"given    {control.name}: {facts['splits_given']} split(s), {facts['stages_of_contents_given']} stage(s) of "
-        "contents",
-        highlight=False,
-    )
-    if control.bend is not None:
-        console.print(f"bent     {control.bend:.1%} of the positions changed side to balance the mask", highlight=False)
-    if comparison is None:
-        console.print("agreement is not measured: no split was given that images could differ in", highlight=False)
-        return
-    rows = {
-        "samples": comparison.samples,
-        "free samples": comparison.free,
-        "best free draws": comparison.free_best,
-        "reconstruction": comparison.reconstruction,
-    }
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("agreement")
-    for name in ["mean", *(f"split {number}" for number in range(1, len(comparison.samples.splits) + 1))]:
-        table.add_column(name, justify="right")
-    table.add_column("explained / own", justify="right")
-    for name, adherence in rows.items():
-        if adherence is not None:
-            cells = [adherence.mean, *adherence.splits, sum(adherence.explained) / sum(adherence.own_explained)]
-            table.add_row(name, *(f"{cell:.3f}" for cell in cells))
-    console.print(table)
+GRID_FILE, STAGES_FILE, CONTROL_FILE, ADHERENCE_FILE = "grid.png", "stages.png", "control.png", "adherence.json"
+_EVALUATION_FILE = "configs/evaluation.yaml"
+_NUM_PAINTINGS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,40 +54,33 @@ class SampleConfig:
         sampling: guidance, top-p, flow steps; the command takes those of `run_sampling` where nothing else is given.
         control: what the samples shall follow: maps of an image, a drawn mask, first contents of an image.
         seed: of all samples; the image of a class and number depends on it alone.
-        weights: "ema" or "model".
-        rounding: "round" or "release" (cut off), from network output to bytes.
-        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        weights: which weights of the generators.
+        rounding: `round` or `release` (cut off), from network output to bytes.
+        device: `auto` takes a GPU where there is one.
         output: folder for the images, the grid and the stages of the first few.
     """
 
     run: str = "runs/demo"
     classes: list[int] = field(default_factory=list)
-    num_per_class: int = 8
+    num_per_class: int = at_least(1, 8)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     seed: int = 0
-    weights: str = "ema"
-    rounding: Literal["release", "round"] = "round"
-    device: str = "auto"
+    weights: Literal["ema", "model"] = "ema"
+    rounding: Rounding = "round"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     output: str = "samples"
 
     def __post_init__(self) -> None:
-        if self.num_per_class < 1:
-            raise ValueError(f"num_per_class: found {self.num_per_class}, expected at least 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device: found {self.device!r}, expected auto, cpu or cuda")
+        check_fields(self)
 
 
 def run_sampling(run: str) -> list[str]:
     """The sampling settings that a run was scored with, as an override `sampling={…}`.
 
-    Args:
-        run: folder of a demo.
-
-    Returns:
-        One override; none where the run keeps no `configs/evaluation.yaml`.
+    None where the folder of the run keeps no `configs/evaluation.yaml`.
     """
-    file = Path(run) / EVALUATION_FILE
+    file = Path(run) / _EVALUATION_FILE
     if not file.is_file():
         return []
     sampling = yaml.safe_load(file.read_text()).get("sampling")
@@ -224,10 +102,7 @@ def plan_sample(config: SampleConfig) -> list[str]:
 
 
 def sample_images(config: SampleConfig) -> Path:
-    """Draws and writes.
-
-    Args:
-        config: what is drawn.
+    """Draw and write.
 
     Returns:
         The grid.
@@ -260,10 +135,10 @@ def sample_images(config: SampleConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     sampler = spec.build(_device(config.device))
     if config.control.active:
-        images = sample_controlled(sampler, config.control, labels, indices, output)
+        images = _sample_controlled(sampler, config.control, labels, indices, output)
     else:
         images = sampler.draw(torch.from_numpy(labels), torch.from_numpy(indices))
-        count = min(STAGES_SHOWN, len(names))
+        count = min(_NUM_PAINTINGS, len(names))
         stages = painting_rows(paint_samples(spec, PoolConfig(chunk_size=count, batch_size=count), count=count))
         write_atomically(output / STAGES_FILE, stages.light)
     for image, label, number in zip(images, labels, numbers, strict=True):
@@ -271,7 +146,8 @@ def sample_images(config: SampleConfig) -> Path:
         Image.fromarray(pixels).save(output / f"{names[label]}-{number:03d}.png")
     shown = np.isin(np.arange(len(names)), classes)
     remap = np.cumsum(shown) - 1
-    grid = sample_grid(images, remap[labels], [name for name, keep in zip(names, shown, strict=True) if keep])
+    asked = [name for name, keep in zip(names, shown, strict=True) if keep]
+    grid = sample_grid(ImageSet(images, remap[labels]), asked)
     write_atomically(output / GRID_FILE, grid.light)
     return output / GRID_FILE
 
@@ -288,3 +164,103 @@ def _class_names(run: Path, weights: str) -> list[str]:
         return list(read_manifest(run / "records")["class_names"])
     content = load_config(weights_folder("run", str(run / "content")), "content", weights)
     return [str(label) for label in range(content["num_classes"])]
+
+
+def _sample_controlled(
+    sampler: GeneratorSampler,
+    config: ControlConfig,
+    labels_B: np.ndarray,
+    indices_B: np.ndarray,
+    output: Path,
+) -> ImageArray:
+    """Draw by what is given, measure, print, write pictures and figures; the images are returned."""
+    console = Console()
+    control = load_control(config, sampler.tokenizer, spatial=sampler.structure is None)
+    labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
+    samples, free, comparison = compare(
+        sampler,
+        labels,
+        indices,
+        _for_all(control.given, len(labels)),
+        num_candidates=config.num_candidates,
+        images_BHWC=None if control.image_HWC is None else np.repeat(control.image_HWC[None], len(labels), axis=0),
+    )
+    facts = {
+        "given": control.name,
+        "splits_given": control.given.num_splits,
+        "stages_of_contents_given": control.given.num_contents,
+        "mask_bend": control.bend,
+        "samples": len(labels),
+        "candidates": config.num_candidates,
+        "agreement": None if comparison is None else comparison.as_json(),
+    }
+    write_atomically(output / ADHERENCE_FILE, f"{json.dumps(facts, indent=2)}\n".encode())
+    _write_pictures(sampler, control, samples, free, comparison, labels, output)
+    _print_figures(console, control, comparison, facts)
+    return samples.images_BHWC
+
+
+def _for_all(given: Given, count: int) -> Given:
+    def repeated(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values.expand(count, -1)
+
+    return replace(given, structure_BL=repeated(given.structure_BL), content_ids_BT=repeated(given.content_ids_BT))
+
+
+def _write_pictures(
+    sampler: GeneratorSampler,
+    control: Control,
+    samples: ControlledSamples,
+    free: ControlledSamples,
+    comparison: Comparison | None,
+    labels_B: torch.Tensor,
+    output: Path,
+) -> None:
+    structure_BL = control.given.structure_BL
+    assert structure_BL is not None
+    layout = StageLayout(structure_BL.shape[1])
+    maps = [
+        stage_map(structure_BL, stage, layout.last_stage).view(layout.side, layout.side).numpy()
+        for stage in range(1, control.given.num_splits + 1)
+    ]
+    sheet = control_sheet(
+        control.source_HWC,
+        maps,
+        [("as given", samples.images_BHWC), ("free", free.images_BHWC)],
+        source_name="mask" if control.bend is not None else "image",
+        agreements=None if comparison is None else comparison.samples.splits,
+    )
+    write_atomically(output / CONTROL_FILE, sheet.light)
+    paintings = paint_sequences(
+        sampler.tokenizer, samples.sequences, labels_B, sampler.spec.rounding, count=_NUM_PAINTINGS
+    )
+    write_atomically(output / STAGES_FILE, painting_rows(paintings).light)
+
+
+def _print_figures(console: Console, control: Control, comparison: Comparison | None, facts: dict[str, Any]) -> None:
+    console.print(
+        f"given    {control.name}: {facts['splits_given']} split(s), {facts['stages_of_contents_given']} stage(s) of "
+        "contents",
+        highlight=False,
+    )
+    if control.bend is not None:
+        console.print(f"bent     {control.bend:.1%} of the positions changed side to balance the mask", highlight=False)
+    if comparison is None:
+        console.print("agreement is not measured: no split was given that images could differ in", highlight=False)
+        return
+    rows = {
+        "samples": comparison.samples,
+        "free samples": comparison.free,
+        "best free draws": comparison.free_best,
+        "reconstruction": comparison.reconstruction,
+    }
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("agreement")
+    for name in ["mean", *(f"split {number}" for number in range(1, len(comparison.samples.splits) + 1))]:
+        table.add_column(name, justify="right")
+    table.add_column("explained / own", justify="right")
+    for name, adherence in rows.items():
+        if adherence is not None:
+            cells = [adherence.mean, *adherence.splits, sum(adherence.explained) / sum(adherence.own_explained)]
+            table.add_row(name, *(f"{cell:.3f}" for cell in cells))
+    console.print(table)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_model_range
+from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
+from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling import Given, check_given_structure, give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.sources import BadImage, SourceConfig
 from pipelines.sources.views import decode_image, make_view
 
-MAP_SUFFIX = ".npy"
+_MAP_SUFFIX = ".npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +41,22 @@ class ControlConfig:
     structure_from: str | None = None
     structure_mask: str | None = None
     fix_content_from: str | None = None
-    stages: int | None = None
-    mask_foreground: int = 1
-    num_candidates: int = 1
+    stages: int | None = at_least(1, None)
+    mask_foreground: Literal[0, 1] = 1
+    num_candidates: int = at_least(1, 1)
 
     def __post_init__(self) -> None:
+        check_fields(self, "control")
         found = [name for name in ("structure_from", "structure_mask", "fix_content_from") if getattr(self, name)]
         if len(found) > 1:
-            raise ValueError(f"control: found {' and '.join(found)}, expected at most one of them")
+            raise UserError(f"control: found {' and '.join(found)}; expected at most one of them; leave one away")
         if not found and (self.stages is not None or self.num_candidates != 1):
-            raise ValueError(
+            raise UserError(
                 "control: found stages or num_candidates and nothing to follow; give structure_from, structure_mask or "
                 "fix_content_from as well"
             )
         if self.fix_content_from and self.stages is None:
-            raise ValueError("control.stages: found none, expected how many stages of contents fix_content_from gives")
-        if self.stages is not None and self.stages < 1:
-            raise ValueError(f"control.stages: found {self.stages}, expected at least 1")
-        if self.mask_foreground not in (0, 1):
-            raise ValueError(f"control.mask_foreground: found {self.mask_foreground}, expected 0 or 1")
-        if self.num_candidates < 1:
-            raise ValueError(f"control.num_candidates: found {self.num_candidates}, expected at least 1")
+            raise refuse("control.stages", None, "how many stages of contents fix_content_from gives")
 
     @property
     def active(self) -> bool:
@@ -96,15 +93,12 @@ def plan_control(config: ControlConfig) -> str:
 
 
 def load_control(config: ControlConfig, tokenizer: Tokenizer, *, spatial: bool) -> Control:
-    """Read what was given and turn it into a prefix.
+    """Read what was given and turn it into a prefix of one row.
 
     Args:
         config: names the file.
         tokenizer: in evaluation mode.
         spatial: the networks have no structure generator, since all images have the same maps.
-
-    Returns:
-        The control, one row.
 
     Raises:
         UserError: the file is missing, no image, no balanced hierarchy, or `stages` is out of range.
@@ -119,7 +113,7 @@ def load_control(config: ControlConfig, tokenizer: Tokenizer, *, spatial: bool) 
         return _from_mask(config, tokenizer)
     if config.structure_from:
         num_splits = last_stage if config.stages is None else config.stages
-        if config.structure_from.endswith(MAP_SUFFIX):
+        if config.structure_from.endswith(_MAP_SUFFIX):
             structure_BL = _read_map(config.structure_from, tokenizer.config.num_positions)
             return Control(name="structure of a map file", given=give_structure(structure_BL, num_splits))
         image, _, structure_BL = _tokenized("control.structure_from", config.structure_from, tokenizer)
@@ -152,7 +146,7 @@ def _tokenized(key: str, path: str, tokenizer: Tokenizer) -> tuple[ImageArray, T
     """The image at the tokenizer's size, its content ids (1, T) and its finest map (1, L)."""
     size, channels = tokenizer.config.image_size, tokenizer.config.image_channels
     picture = _open_image(key, path, channels)
-    source = SourceConfig(image_size=size, image_channels=channels)
+    source = replace(SourceConfig(), image_size=size, image_channels=channels)
     try:
         image = make_view(picture, config=source, key=path, view=0)
     except BadImage as error:

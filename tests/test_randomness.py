@@ -40,7 +40,7 @@ def test_moments():
 
 
 def test_permutation_is_one():
-    assert sorted(permutation(0, 0, Purpose.DATA_ORDER, 0, 50).tolist()) == list(range(50))
+    assert sorted(permutation(0, 0, Purpose.TRAIN_STAGES, 0, 50).tolist()) == list(range(50))
 
 
 def test_per_sample_streams_follow_the_index():

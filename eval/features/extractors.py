@@ -1,11 +1,10 @@
-"""Feature extractors as torch-fidelity knows them, each built from a file that is there.
+"""Which network features come from, built from a file that is there or trained for it, and the features themselves.
 
 Two kinds: Inception (`inception-v3-compat`, the network behind every published FID; its weights are
 never fetched silently) and the small image network (`nvg-small-image`) for data sets that Inception
-knows nothing about. torch-fidelity's registry lives in one process, so every worker registers for itself.
+knows nothing about. Both are extractors as torch-fidelity knows them; its registry lives in one process, so every
+worker registers for itself.
 Shapes: images_BHWC uint8, features_NF float32, logits_NV float32, spatial_NG float32.
-
-Which network the features of an evaluation come from: weights that are given, or a network trained for it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -42,18 +41,20 @@ from eval.features.small_network import (
     save_feature_network,
     train_feature_network,
 )
-from eval.pixels import ImageArray, check_images
+from eval.image_sets import Features, ImageSet
+from nvg.bounds import check_fields, refuse
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
-SMALL_IMAGE = "nvg-small-image"
-KINDS = (INCEPTION, SMALL_IMAGE)
+SMALL_IMAGE: Final = "nvg-small-image"
+ExtractorKind = Literal["nvg-small-image", "inception-v3-compat"]
 
 _registry_lock = threading.Lock()
-LARGEST_FEATURE_SIDE = 64
+_LARGEST_FEATURE_SIDE = 64
 
 
-class SmallImageFeatureExtractor(FeatureExtractorBase):
+class _SmallImageExtractor(FeatureExtractorBase):
     """The small image network in torch-fidelity's clothes.
 
     Layers: `penultimate` (FID, precision, recall) and `logits` (Inception score). Input is uint8
@@ -69,13 +70,7 @@ class SmallImageFeatureExtractor(FeatureExtractorBase):
         self.network = load_feature_network(Path(feature_extractor_weights_path))
 
     def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the requested layers.
-
-        Args:
-            input: uint8 tensor (B, 1 or 3, H, W).
-
-        Returns:
-            One float32 tensor per requested layer, in the order of the request.
+        """Compute the requested layers of a uint8 tensor (B, 1 or 3, H, W): float32, in the order of the request.
 
         Raises:
             ValueError: not such a tensor.
@@ -112,16 +107,15 @@ class ExtractorSpec:
     """Which extractor, and the file or folder of its weights; small enough to send to every worker.
 
     Attributes:
-        kind: `inception-v3-compat` or `nvg-small-image`.
+        kind: which network.
         path: the `.pth` file of Inception, or the folder of a small image network.
     """
 
-    kind: str
+    kind: ExtractorKind
     path: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"extractor.kind: found {self.kind!r}, expected one of {', '.join(KINDS)}")
+        check_fields(self, "extractor")
 
     @property
     def weights_file(self) -> Path:
@@ -130,11 +124,7 @@ class ExtractorSpec:
         return path if self.kind == INCEPTION else path / f"{WEIGHTS_NAME}.safetensors"
 
     def weights_hash(self) -> str:
-        """SHA-256 of the weights file, as hex.
-
-        Raises:
-            UserError: the file is missing.
-        """
+        """SHA-256 of the weights file, as hex; raises as `check` does."""
         self.check()
         return file_hash(self.weights_file)
 
@@ -146,35 +136,22 @@ class ExtractorSpec:
         """
         if self.kind == INCEPTION:
             check_inception_file(self.weights_file)
-            return
-        if self.weights_file.is_file():
-            return
-        raise UserError(
-            f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
-            "run; set extractor_path to one, or leave it empty to train the network anew (seconds)."
-        )
-
-
-class Features(NamedTuple):
-    """What one extractor says about N images."""
-
-    features_NF: NDArray[np.float32]
-    logits_NV: NDArray[np.float32]
-    spatial_NG: NDArray[np.float32] | None = None
+        elif not self.weights_file.is_file():
+            raise UserError(
+                f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
+                "run; set extractor_path to one, or leave it empty to train the network anew (seconds)."
+            )
 
 
 def register_extractors() -> None:
     """Make `nvg-small-image` known to torch-fidelity in this process; any number of calls is fine."""
     with _registry_lock:
         if SMALL_IMAGE not in FEATURE_EXTRACTORS_REGISTRY:
-            register_feature_extractor(SMALL_IMAGE, SmallImageFeatureExtractor)
+            register_feature_extractor(SMALL_IMAGE, _SmallImageExtractor)
 
 
 def layers_of(kind: str) -> dict[str, str]:
     """Which layers the scores use, as they stand in the protocol of every result.
-
-    Args:
-        kind: an extractor's name.
 
     Returns:
         `feature_layer` (FID, precision, recall), `logit_layer` (Inception score), and `spatial_layer` (sFID) where
@@ -187,14 +164,7 @@ def layers_of(kind: str) -> dict[str, str]:
 
 
 def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtractorBase:
-    """Build an extractor from its weights.
-
-    Args:
-        spec: which one.
-        device: torch device it runs on.
-
-    Returns:
-        torch-fidelity's extractor in evaluation mode, giving the layers of `layers_of`.
+    """Build torch-fidelity's extractor from its weights, in evaluation mode, giving the layers of `layers_of`.
 
     Raises:
         UserError: the weights are missing, are not weights, or belong to another network.
@@ -246,24 +216,14 @@ def extract(
 
 
 def feature_names(kind: str) -> tuple[str, ...]:
-    """Names of the arrays of `feature_arrays`, in order.
-
-    Args:
-        kind: an extractor's name.
-    """
+    """Names of the arrays of `feature_arrays` by an extractor of a kind, in order."""
     return ("features_BF", "logits_BV", *(("spatial_BG",) if kind == INCEPTION else ()))
 
 
 def feature_arrays(
     extractor: FeatureExtractorBase, images_BHWC: ImageArray, *, batch_size: int
 ) -> dict[str, NDArray[np.float32]]:
-    """What a chunk holds of images: `features_BF`, `logits_BV` and, of Inception, `spatial_BG`.
-
-    Args:
-        extractor: from `build_extractor`.
-        images_BHWC: uint8 images.
-        batch_size: images per pass.
-    """
+    """What a chunk holds of images: `features_BF`, `logits_BV` and, of Inception, `spatial_BG`; see `extract`."""
     layers = [layer for layer in extract(extractor, images_BHWC, batch_size=batch_size) if layer is not None]
     kind = INCEPTION if isinstance(extractor, InceptionExtractor) else SMALL_IMAGE
     return dict(zip(feature_names(kind), layers, strict=True))
@@ -275,31 +235,25 @@ class ExtractorConfig:
 
     Attributes:
         output: folder for results, chunks and the feature network.
-        extractor_kind: `nvg-small-image` or `inception-v3-compat`.
+        extractor_kind: which network.
         extractor_path: Inception's file, or the folder of a feature network; empty trains the network on the
             training images and keeps it in the output folder.
         feature_training: schedule of that training.
     """
 
     output: str = ""
-    extractor_kind: str = SMALL_IMAGE
+    extractor_kind: ExtractorKind = SMALL_IMAGE
     extractor_path: str = ""
     feature_training: FeatureTrainingConfig = field(default_factory=FeatureTrainingConfig)
 
     def __post_init__(self) -> None:
-        if self.extractor_kind not in (SMALL_IMAGE, INCEPTION):
-            raise ValueError(
-                f"extractor_kind: found {self.extractor_kind!r}, expected {SMALL_IMAGE!r} or {INCEPTION!r}"
-            )
+        check_fields(self)
         if self.extractor_kind == INCEPTION and not self.extractor_path:
-            raise ValueError("extractor_path: found nothing, expected the file of Inception's weights")
+            raise refuse("extractor_path", "", "the file of Inception's weights", "set extractor_path")
 
 
 def given_extractor(config: ExtractorConfig) -> ExtractorSpec | None:
     """The extractor whose weights the configuration names; None where a feature network has to be trained.
-
-    Args:
-        config: says where features come from.
 
     Raises:
         UserError: the weights are missing.
@@ -311,30 +265,20 @@ def given_extractor(config: ExtractorConfig) -> ExtractorSpec | None:
     return spec
 
 
-def trained_extractor(
-    config: ExtractorConfig, images_BHWC: ImageArray, labels_B: np.ndarray, num_classes: int
-) -> ExtractorSpec:
-    """A feature network trained on the training images, or the one an earlier run trained on them.
-
-    Args:
-        config: schedule of the training, and the folder the network is kept in.
-        images_BHWC: uint8 training images.
-        labels_B: int64, their classes.
-        num_classes: how many classes there are.
-
-    Returns:
-        The spec, its weights on disk.
-    """
-    side, channels = images_BHWC.shape[1], images_BHWC.shape[3]
+def trained_extractor(config: ExtractorConfig, images: ImageSet, num_classes: int) -> ExtractorSpec:
+    """A feature network trained on images, or the one an earlier run trained on them; kept in the output folder."""
+    side, channels = images.images.shape[1], images.images.shape[3]
     network_config = FeatureNetworkConfig(
-        image_size=min(side, LARGEST_FEATURE_SIDE), image_channels=channels, num_classes=num_classes
+        image_size=min(side, _LARGEST_FEATURE_SIDE), image_channels=channels, num_classes=num_classes
     )
     what = hashlib.sha256(repr((network_config, config.feature_training)).encode())
-    what.update(np.ascontiguousarray(images_BHWC).tobytes())
-    what.update(np.ascontiguousarray(labels_B, dtype=np.int64).tobytes())
+    what.update(np.ascontiguousarray(images.images).tobytes())
+    what.update(np.ascontiguousarray(images.labels, dtype=np.int64).tobytes())
     folder = Path(config.output) / "feature-network" / what.hexdigest()[:16]
     spec = ExtractorSpec(kind=SMALL_IMAGE, path=str(folder.resolve()))
     if not (spec.weights_file.is_file() and (folder / "config.json").is_file()):
-        network = train_feature_network(images_BHWC, labels_B, config=network_config, training=config.feature_training)
-        save_feature_network(network, folder)
+        training = config.feature_training
+        save_feature_network(
+            train_feature_network(images.images, images.labels, config=network_config, training=training), folder
+        )
     return spec

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from nvg.errors import UserError
 
-INCEPTION = "inception-v3-compat"
+INCEPTION: Final = "inception-v3-compat"
 POOL_LAYER, LOGIT_LAYER = "2048", "logits_unbiased"
 NUM_POOL_FEATURES = 2048
 SPATIAL_SIDE, SPATIAL_CHANNELS = 17, 7
@@ -63,10 +63,7 @@ class InceptionExtractor(FeatureExtractorInceptionV3):
 
 
 def load_inception(path: Path) -> InceptionExtractor:
-    """Build the network from its file, without running anything pickled in it.
-
-    Args:
-        path: torch-fidelity's weight file.
+    """Build the network from torch-fidelity's weight file, without running anything pickled in it.
 
     Returns:
         The extractor in evaluation mode.
@@ -104,9 +101,8 @@ def check_inception_file(path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(
-            f"Inception weights: found no file {path}. Expected the file {FILE_NAME} (about 95 MB) of "
-            f"torch-fidelity's release v0.2.0. Download it from {URL_INCEPTION_V3} and set extractor_path to where "
-            "you put it."
+            f"Inception weights: found no file {path}. Expected the file {FILE_NAME} (about 95 MB) of torch-fidelity's "
+            f"release v0.2.0. Download it from {URL_INCEPTION_V3} and set extractor_path to where you put it."
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from eval.pixels import ImageArray, check_images, check_labels
+from eval.image_sets import check_labels
+from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_weights, save_weights
+from nvg.pixels import ImageArray, check_images, scale_levels
 
-KIND = "feature-extractor"
+_KIND = "feature-extractor"
 WEIGHTS_NAME = "model"
 
 
@@ -29,27 +32,19 @@ class FeatureNetworkConfig:
 
     Attributes:
         image_size: side S the network works at, in pixels; other sizes are resized to it.
-        image_channels: 1 or 3.
         num_classes: classes it is trained to tell apart.
         width: channels of the first block; every halving of the side doubles it up to 4x.
         num_features: F, size of the penultimate layer.
     """
 
-    image_size: int
-    image_channels: int
-    num_classes: int
-    width: int = 24
-    num_features: int = 64
+    image_size: int = at_least(4)
+    image_channels: Literal[1, 3]
+    num_classes: int = at_least(2)
+    width: int = at_least(4, 24)
+    num_features: int = at_least(2, 64)
 
     def __post_init__(self) -> None:
-        if self.image_size < 4:
-            raise ValueError(f"image_size: found {self.image_size}, expected at least 4 pixels")
-        if self.image_channels not in (1, 3):
-            raise ValueError(f"image_channels: found {self.image_channels}, expected 1 or 3")
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes: found {self.num_classes}, expected at least 2")
-        if self.width < 4 or self.num_features < 2:
-            raise ValueError(f"width, num_features: found {self.width}, {self.num_features}; too small")
+        check_fields(self, "feature_network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +61,14 @@ class FeatureTrainingConfig:
     """
 
     seed: int = 20250601
-    num_steps: int = 300
-    batch_size: int = 64
-    max_shift: int = 1
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
+    num_steps: int = at_least(1, 300)
+    batch_size: int = at_least(2, 64)
+    max_shift: int = at_least(0, 1)
+    learning_rate: float = positive(3e-3)
+    weight_decay: float = at_least(0, 0.05)
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.batch_size < 2:
-            raise ValueError(
-                f"num_steps, batch_size: found {self.num_steps}, {self.batch_size}; expected >= 1 and >= 2"
-            )
-        if self.max_shift < 0 or self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError("max_shift and weight_decay must be >= 0 and learning_rate > 0")
+        check_fields(self, "feature_training")
 
 
 class FeatureNetwork(nn.Module):
@@ -105,15 +95,8 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(config.num_features, config.num_classes)
 
     def prepare(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        """Bring uint8 images of any side, grey or colour, to the range, side and channels of the network.
-
-        Args:
-            images_BCHW: uint8 tensor with 1 or 3 channels.
-
-        Returns:
-            float32 tensor (B, image_channels, image_size, image_size) in [-1, 1].
-        """
-        images = images_BCHW.to(torch.float32) / 127.5 - 1
+        """Bring uint8 images of any side, grey or colour, to the range ([-1, 1]), side and channels of the network."""
+        images = scale_levels(images_BCHW)
         if images.shape[1] != self.config.image_channels:
             mean = images.mean(dim=1, keepdim=True)
             images = mean if self.config.image_channels == 1 else mean.expand(-1, 3, -1, -1)
@@ -123,29 +106,13 @@ class FeatureNetwork(nn.Module):
         return images
 
     def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute both layers.
-
-        Args:
-            images_BCHW: output of `prepare`.
-
-        Returns:
-            features_BF of the penultimate layer and logits_BV, float32.
-        """
+        """Features (B, F) of the penultimate layer and logits (B, V), float32, of what `prepare` returned."""
         features_BF = F.silu(self.hidden(self.trunk(images_BCHW)))
         return features_BF, self.head(features_BF)
 
 
-def shift_images(images_BCHW: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
-    """Shift every image by its own random whole number of pixels, repeating the border.
-
-    Args:
-        images_BCHW: float tensor.
-        max_shift: largest shift in each direction, in pixels; 0 returns the input.
-        generator: source of the draws.
-
-    Returns:
-        float tensor of the same shape.
-    """
+def _shift_images(images_BCHW: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
+    """Shift every image by its own random whole number of pixels in each direction, repeating the border."""
     if max_shift == 0:
         return images_BCHW
     num_images, _, height, width = images_BCHW.shape
@@ -206,7 +173,7 @@ def train_feature_network(
     network.train()
     for _ in range(training.num_steps):
         rows_N = torch.randint(0, len(targets_B), (training.batch_size,), generator=generator)
-        batch = shift_images(inputs_BCHW[rows_N], max_shift, generator)
+        batch = _shift_images(inputs_BCHW[rows_N], max_shift, generator)
         loss = F.cross_entropy(network(batch)[1], targets_B[rows_N], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -216,29 +183,18 @@ def train_feature_network(
 
 
 def save_feature_network(network: FeatureNetwork, folder: Path) -> None:
-    """Write the weights and the architecture.
-
-    Args:
-        network: the trained network.
-        folder: created where missing; receives `model.safetensors` and its JSON.
-    """
+    """Write `model.safetensors` and its JSON into a folder, which is created where missing."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
-    save_weights(folder, tensors, asdict(network.config), kind=KIND, name=WEIGHTS_NAME)
+    save_weights(folder, tensors, asdict(network.config), kind=_KIND, name=WEIGHTS_NAME)
 
 
 def load_feature_network(folder: Path) -> FeatureNetwork:
-    """Read a network that `save_feature_network` wrote.
-
-    Args:
-        folder: where it lies.
-
-    Returns:
-        The network in evaluation mode.
+    """Read a network that `save_feature_network` wrote, in evaluation mode.
 
     Raises:
         ValueError: the folder holds no feature network, another kind of weights, or tensors that do not fit.
     """
-    tensors, config = load_weights(folder, kind=KIND, name=WEIGHTS_NAME)
+    tensors, config = load_weights(folder, kind=_KIND, name=WEIGHTS_NAME)
     network = FeatureNetwork(FeatureNetworkConfig(**config))
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)

@@ -1,16 +1,14 @@
-"""The look of a report: one HTML page with everything in it, for light and dark screens, phones and paper.
-
-The score table and times as text, for the report and for the terminal.
-"""
+"""The look of all pages: parts as HTML, for light and dark screens, phones and paper; scores and times as text."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.pictures.drawing import Picture
+if TYPE_CHECKING:
+    from eval.pictures.drawing import Picture
 
 CSS = """
 :root { color-scheme: light dark; --page: #fbfaf8; --card: #ffffff; --ink: #22262b; --soft: #646c75;
@@ -74,24 +72,23 @@ ROW_NAMES = {
 }
 
 
-def page(title: str, body: str) -> str:
-    """Wrap a body into a whole page that asks the network for nothing.
-
-    Args:
-        title: plain text.
-        body: HTML.
-
-    Returns:
-        HTML.
-    """
+def page(title: str, *parts: str) -> str:
+    """A whole page of these parts (HTML) that asks the network for nothing."""
+    body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        ""
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def header(title: str, lead: str = "", *parts: str) -> str:
+    """The head of a page: its title, a sentence or two under it, further parts (HTML)."""
+    under = [f'<p class="lead">{escape(lead)}</p>'] if lead else []
+    lines = ["<header>", '<p class="eyebrow">Next Visual Granularity</p>', f"<h1>{escape(title)}</h1>", *under, *parts]
+    return "\n".join([*lines, "</header>"])
 
 
 def section(title: str, why: str, *parts: str) -> str:
@@ -109,9 +106,6 @@ def figure(picture: Picture, alt: str, caption: str, *, least_width: int = 0) ->
         alt: what it shows, for those who do not see it.
         caption: plain text that says how to read it.
         least_width: CSS pixels below which it scrolls sideways instead of shrinking.
-
-    Returns:
-        HTML.
     """
     return (
         f'<figure style="--least:{least_width}px"><picture>'
@@ -129,9 +123,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, first: int | No
         rows: plain texts; the first of each row is its name.
         first: row to be marked.
         wrap: let the other columns break lines (for long texts).
-
-    Returns:
-        HTML.
     """
     kind = ' class="wrap"' if wrap else ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
@@ -145,14 +136,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, first: int | No
 
 
 def headline(numbers: Sequence[tuple[str, str]]) -> str:
-    """The few numbers one looks for first.
-
-    Args:
-        numbers: (number, what it is), plain texts.
-
-    Returns:
-        HTML.
-    """
+    """The few numbers one looks for first: pairs of a number and what it is, plain texts."""
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(number)}</dd></div>" for number, name in numbers)
     return f'<dl class="headline">{cells}</dl>'
 
@@ -162,31 +146,13 @@ def _data(png: bytes) -> str:
 
 
 def score_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The score table as text, for the page and for the terminal.
-
-    Args:
-        results: what `evaluate` returned.
-
-    Returns:
-        Head and rows; the first row is the generated images.
-    """
+    """The score table as text, for the page and for the terminal: head and rows, the generated images first."""
     scores = results["scores"]
     judged = any("class_accuracy" in row for row in scores.values())
-    head = [
-        "",
-        *(["read as asked ↑"] if judged else []),
-        "FID ↓",
-        "IS ↑",
-        "precision ↑",
-        "recall ↑",
-        "images",
-    ]
+    head = ["", *(["read as asked ↑"] if judged else []), "FID ↓", "IS ↑", "precision ↑", "recall ↑", "images"]
     rows = []
-    for name, title in ROW_NAMES.items():
-        if name not in scores:
-            continue
-        row = scores[name]
-        cells = [title]
+    for name, row in ((name, scores[name]) for name in ROW_NAMES if name in scores):
+        cells = [ROW_NAMES[name]]
         if judged:
             cells.append(f"{row['class_accuracy']:.1%}" if "class_accuracy" in row else "")
         cells += [f"{row['fid']:.2f}", f"{row['inception_score']:.2f}"]

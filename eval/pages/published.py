@@ -43,12 +43,7 @@ class ScoreRow:
 
 
 def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
-    """A line from the content of a `results.json`.
-
-    Args:
-        name: what the table calls it.
-        results: of an evaluation against a reference, or of one against training images.
-    """
+    """A line from the content of a `results.json`, of an evaluation against a reference or against training images."""
     scores, model = results["scores"]["generated"], results["protocol"].get("model", {})
     parameters = sum(model.get("parameters", {}).values())
     remarks = results.get("not_comparable_because", ["compared with training images in a feature space of its own"])
@@ -64,14 +59,7 @@ def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
 
 
 def score_table(rows: Sequence[ScoreRow]) -> tuple[list[str], list[list[str]]]:
-    """The table as text.
-
-    Args:
-        rows: published and own ones.
-
-    Returns:
-        Head and rows.
-    """
+    """The table as text: head and rows."""
     head = ["model", "type", "FID ↓", "sFID ↓", "IS ↑", "precision ↑", "recall ↑", "parameters", "steps", "samples"]
     return head, [
         [
@@ -82,11 +70,7 @@ def score_table(rows: Sequence[ScoreRow]) -> tuple[list[str], list[list[str]]]:
             _number(row.inception_score, 1),
             _number(row.precision, 2),
             _number(row.recall, 2),
-            ""
-            if row.parameters is None
-            else f"{row.parameters:,.0f} M"
-            if row.parameters >= 10
-            else f"{row.parameters:.2f} M",
+            "" if row.parameters is None else f"{row.parameters:,.{0 if row.parameters >= 10 else 2}f} M",
             "" if row.steps is None else str(row.steps),
             f"{row.num_images:,}",
         ]
@@ -115,30 +99,22 @@ def report_page(rows: Sequence[ScoreRow]) -> str:
         for key in ("parameters", "steps")
         if any(row.fid is not None and getattr(row, key) is not None for row in rows)
     ]
-    body_html = "\n".join(
-        [
-            '<header>\n<p class="eyebrow">Next Visual Granularity</p>\n<h1>Beside published results</h1>\n'
-            '<p class="lead">Class-conditional ImageNet 256×256, Table 1 of the paper, and what was measured here.</p>'
-            "\n</header>",
-            page.section(
-                "Scores",
-                "Published rows are the paper's. A star marks rows whose protocol differs; the reasons stand below.",
-                page.table(head, body, first=next((n for n, row in enumerate(rows) if row.type == OURS), None)),
-                remarks,
-            ),
-            page.section("Where they stand", "Down and to the left is better.", *plots),
-        ]
+    title = "Beside published results"
+    return page.page(
+        title,
+        page.header(title, "Class-conditional ImageNet 256×256, Table 1 of the paper, and what was measured here."),
+        page.section(
+            "Scores",
+            "Published rows are the paper's. A star marks rows whose protocol differs; the reasons stand below.",
+            page.table(head, body, first=next((n for n, row in enumerate(rows) if row.type == OURS), None)),
+            remarks,
+        ),
+        page.section("Where they stand", "Down and to the left is better.", *plots),
     )
-    return page.page("Beside published results", body_html)
 
 
 def fid_plot(rows: Sequence[ScoreRow], key: str) -> Picture:
-    """FID over the parameters or the steps of all rows that have both.
-
-    Args:
-        rows: published and own ones.
-        key: `parameters` or `steps`.
-    """
+    """FID over the `parameters` or the `steps` of all rows that have both."""
     names = {"parameters": "parameters, millions", "steps": "steps"}
     shown = [row for row in rows if row.fid is not None and getattr(row, key) is not None]
     points = [(float(getattr(row, key)), float(row.fid or 0.0), row.model, row.type in (OURS, "NVG")) for row in shown]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import write_atomically
-from eval.evaluation_config import EvaluationMaterial
+from eval.evaluation import EvaluationMaterial
 from eval.pages import page
 from eval.pages.page import ROW_NAMES, score_rows, time_text
 from eval.pictures.plots import loss_curves, usage_bars
@@ -42,33 +42,18 @@ class ReportContent:
 
 
 def write_report(path: Path, content: ReportContent) -> Path:
-    """Draw all pictures and write the page.
-
-    Args:
-        path: the file; written under a temporary name and then renamed.
-        content: what it is made of.
-
-    Returns:
-        The path.
+    """Draw all pictures and write the page under a temporary name, which is then renamed.
 
     Raises:
         ValueError: images or rows that cannot be drawn.
     """
-    html = render_report(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, html.encode())
+    write_atomically(path, render_report(content).encode())
     return path
 
 
 def render_report(content: ReportContent) -> str:
-    """The page as HTML.
-
-    Args:
-        content: what it is made of.
-
-    Returns:
-        HTML without any reference to another file or host.
-    """
+    """The page as HTML, without any reference to another file or host."""
     parts = [
         _header(content),
         _score_section(content),
@@ -82,7 +67,7 @@ def render_report(content: ReportContent) -> str:
     if content.times:
         parts.append(_time_section(content))
     parts += [_protocol_section(content), "<footer>Made by the evaluation of nvg.</footer>"]
-    return page.page(content.title, "\n".join(parts))
+    return page.page(content.title, *parts)
 
 
 def _header(content: ReportContent) -> str:
@@ -95,26 +80,19 @@ def _header(content: ReportContent) -> str:
         (f"{row['precision']:.2f}", "precision: they look real"),
         (f"{row['recall']:.2f}", "recall: they show all of it"),
     ]
-    return (
-        '<header>\n<p class="eyebrow">Next Visual Granularity</p>\n'
-        f'<h1>{escape(content.title)}</h1>\n<p class="lead">{escape(content.summary)}</p>\n'
-        f"{page.headline(numbers)}\n</header>"
-    )
+    return page.header(content.title, content.summary, page.headline(numbers))
 
 
 def _score_section(content: ReportContent) -> str:
     head, rows = score_rows(content.results)
     note = (
-        "FID, precision and recall compare with the training images in the feature space named in the "
-        "protocol, so "
-        "the numbers compare with each other and not with those of other data. Sets of different size are "
-        "not quite "
-        "on a par: fewer images make FID larger."
+        "FID, precision and recall compare with the training images in the feature space named in the protocol, so the "
+        "numbers compare with each other and not with those of other data. Sets of different size are not quite on a "
+        "par: fewer images make FID larger."
     )
     return page.section(
         "Scores",
-        "A score says little alone. Real images nobody trained on show what can be reached, reconstructions "
-        "what the "
+        "A score says little alone. Real images nobody trained on show what can be reached, reconstructions what the "
         "tokenizer loses, and samples at guidance 1 what the generators learned by themselves.",
         page.table(head, rows, first=0),
         f'<p class="note">{escape(note)}</p>',
@@ -127,18 +105,14 @@ def _painting_section(content: ReportContent) -> str:
     least = 460 if stages < 8 else 860
     return page.section(
         "Painted from coarse to fine",
-        "An image is a sequence of stages. Each one divides every region of the one before in two equal "
-        "halves and "
+        "An image is a sequence of stages. Each one divides every region of the one before in two equal halves and "
         "paints one token per region over the canvas.",
         page.figure(
             painting_rows(material.paintings),
             "Generated images, stage by stage, structure maps above the canvases",
-            "Generated images, from one colour for the whole image to one token per position. Above, the "
-            "structure "
-            "map: positions of one colour share a token, and the two children of a region keep shades of its "
-            "colour. "
-            "Below, the canvas decoded after that stage. First the generators decide what, then where, then "
-            "how.",
+            "Generated images, from one colour for the whole image to one token per position. Above, the structure "
+            "map: positions of one colour share a token, and the two children of a region keep shades of its colour. "
+            "Below, the canvas decoded after that stage. First the generators decide what, then where, then how.",
             least_width=least,
         ),
         page.figure(
@@ -156,18 +130,12 @@ def _comparison_section(content: ReportContent) -> str:
         "Real and generated",
         "Rows are classes. Look for variety within a row, not only for legibility.",
         page.figure(
-            real_beside_generated(
-                material.held_out,
-                material.held_out_labels,
-                material.generated,
-                material.generated_labels,
-                material.class_names,
-            ),
+            real_beside_generated(material.held_out, material.generated, material.class_names),
             "Real images on the left, generated ones on the right, one row per class",
             "The first images of each class, not chosen. Neither tokenizer nor generators have seen the real ones.",
         ),
         page.figure(
-            sample_grid(material.generated, material.generated_labels, material.class_names, per_class=20),
+            sample_grid(material.generated, material.class_names, per_class=20),
             "More generated images, one row per class",
             "More samples, also in the order in which they were drawn.",
             least_width=520,
@@ -183,7 +151,7 @@ def _nearest_section(content: ReportContent) -> str:
         "Not copied",
         "If the generators had only learned the training images by heart, every sample would have a twin among them.",
         page.figure(
-            nearest_sheet(material.generated, material.nearest, material.nearest_distance),
+            nearest_sheet(material.generated.images, material.nearest, material.nearest_distance),
             "Generated images, each above the training image nearest to it",
             "The first 16 samples above the nearest view of a training image, with their distance in grey levels "
             f"(root mean square over pixels). {share:.1%} of all samples lie nearer to one than 95% of real held-out "
@@ -199,12 +167,10 @@ def _tokenizer_section(content: ReportContent) -> str:
     quality = content.results["scores"]["reconstructions"]
     figures = [
         page.figure(
-            reconstruction_sheet(material.held_out, material.reconstructions),
+            reconstruction_sheet(material.held_out.images, material.reconstructions),
             "Held-out images, their reconstructions and the error",
-            f"Held-out images through the tokenizer and back: {quality['psnr_db']:.1f} dB on average. In the "
-            "error "
-            "row black is no difference and white is 64 grey levels or more. What is lost here no generator "
-            "can bring "
+            f"Held-out images through the tokenizer and back: {quality['psnr_db']:.1f} dB on average. In the error row "
+            "black is no difference and white is 64 grey levels or more. What is lost here no generator can bring "
             "back.",
         )
     ]
@@ -213,8 +179,7 @@ def _tokenizer_section(content: ReportContent) -> str:
             page.figure(
                 usage_bars(content.codebook_usage),
                 "Share of the codebook used at every stage",
-                "Share of the codebook that the training images use at each stage. One codebook serves all "
-                "stages; "
+                "Share of the codebook that the training images use at each stage. One codebook serves all stages; "
                 "early ones have few tokens per image and need few entries.",
             )
         )
@@ -259,8 +224,7 @@ def _protocol_section(content: ReportContent) -> str:
     ]
     return page.section(
         "Protocol",
-        "Everything that decides these numbers. The same weights, settings and kind of machine give the same "
-        "images, "
+        "Everything that decides these numbers. The same weights, settings and kind of machine give the same images, "
         "bit for bit, with any number of workers.",
         *blocks,
     )

@@ -15,11 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from eval.pixels import ImageArray
+from nvg.pixels import ImageArray
 
 DPI = 200
-CSS_PIXELS_PER_INCH = 96
-TILE = 64  # pixels a tile is enlarged to at least
+_CSS_PIXELS_PER_INCH = 96
+_TILE = 64  # pixels a tile is enlarged to at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Theme:
 
 
 LIGHT = Theme(ink="#22262b", faint="#8b939c", accent="#0f766e")
-DARK = Theme(ink="#e4e7ea", faint="#7d858e", accent="#4fd1c0")
+_DARK = Theme(ink="#e4e7ea", faint="#7d858e", accent="#4fd1c0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,9 @@ class Picture:
 
 
 def both_themes(draw: Callable[[Theme], Figure]) -> Picture:
-    """Draw a figure for both themes.
-
-    Args:
-        draw: makes the figure for a theme.
-
-    Returns:
-        Both as PNG bytes.
-    """
-    light, dark = draw(LIGHT), draw(DARK)
-    width, height = (round(CSS_PIXELS_PER_INCH * inches) for inches in light.get_size_inches())
+    """Draw a figure for both themes; `draw` makes it for one."""
+    light, dark = draw(LIGHT), draw(_DARK)
+    width, height = (round(_CSS_PIXELS_PER_INCH * inches) for inches in light.get_size_inches())
     return Picture(light=to_png(light), dark=to_png(dark), width=width, height=height)
 
 
@@ -70,6 +63,14 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
+    return figure
+
+
+def white_figure(width: float, height: float) -> Figure:
+    """As `new_figure`, on a white ground: for pictures that are files of their own."""
+    figure = new_figure(width, height)
+    figure.patch.set_alpha(1.0)
+    figure.patch.set_facecolor("white")
     return figure
 
 
@@ -85,13 +86,13 @@ def to_rgb(images_BHWC: ImageArray) -> ImageArray:
     return np.repeat(images_BHWC, 3, axis=-1) if images_BHWC.shape[-1] == 1 else images_BHWC
 
 
-def enlarge(image_HWC: ImageArray, *, least: int = TILE) -> ImageArray:
+def enlarge(image_HWC: ImageArray, *, least: int = _TILE) -> ImageArray:
     """Repeat every pixel a whole number of times until the side is at least `least`."""
     factor = max(1, -(-least // max(image_HWC.shape[:2])))
     return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def rounded(tile_HW3: ImageArray) -> ImageArray:
+def _rounded(tile_HW3: ImageArray) -> ImageArray:
     """A tile as RGBA with softly rounded corners."""
     height, width = tile_HW3.shape[:2]
     radius = max(2.0, 0.09 * min(height, width))
@@ -121,7 +122,7 @@ def mosaic(tiles: list[list[ImageArray | None]], *, gap: float = 0.08) -> ImageA
         for c, tile in enumerate(row):
             if tile is not None:
                 top, left = r * (height + space), c * (width + space)
-                ground[top : top + height, left : left + width] = rounded(enlarge(tile))
+                ground[top : top + height, left : left + width] = _rounded(enlarge(tile))
     return ground
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from nvg.checkpoints import load_network
 from nvg.granularity import StageLayout, stage_map
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.sampling import SampledSequence
 from nvg.tokenizer import Tokenizer
 
@@ -45,9 +45,6 @@ def paint_samples(spec: GeneratorSpec, pool: PoolConfig, *, count: int) -> list[
         pool: its batch size.
         count: how many samples; at most one batch.
 
-    Returns:
-        One painting per sample.
-
     Raises:
         UserError: weights are missing or do not fit.
     """
@@ -61,18 +58,7 @@ def paint_samples(spec: GeneratorSpec, pool: PoolConfig, *, count: int) -> list[
 def paint_sequences(
     tokenizer: Tokenizer, drawn: SampledSequence, labels_B: torch.Tensor, rounding: str, *, count: int
 ) -> list[Painting]:
-    """Take samples apart that are already drawn.
-
-    Args:
-        tokenizer: in evaluation mode.
-        drawn: the samples.
-        labels_B: their classes.
-        rounding: see `eval.pixels.to_uint8`.
-        count: how many, from the front; there may be fewer.
-
-    Returns:
-        One painting per sample.
-    """
+    """Take `count` samples apart that are already drawn, from the front; there may be fewer."""
     return [
         _painting(tokenizer, drawn.canvases_BSLC[row], drawn.structure_BL[row], int(labels_B[row]), rounding)
         for row in range(min(count, len(labels_B)))
@@ -90,9 +76,6 @@ def paint_images(
         labels_B: their classes.
         count: how many, of as many different classes as there are.
 
-    Returns:
-        One painting per image, its original beside it.
-
     Raises:
         UserError: the tokenizer is missing or takes images of another size.
     """
@@ -109,10 +92,7 @@ def paint_records(tokenizer: Tokenizer, batch: dict[str, NDArray[np.int64]], rou
     Args:
         tokenizer: the one that wrote the records, in evaluation mode.
         batch: from `RecordDataset.batch`.
-        rounding: see `eval.pixels.to_uint8`.
-
-    Returns:
-        One painting per record.
+        rounding: see `nvg.pixels.to_uint8`.
     """
     structure_BL = torch.from_numpy(batch["structure"])
     canvases_BSLC = tokenizer.dequantizer.canvases(torch.from_numpy(batch["content_ids"]), structure_BL)
@@ -126,16 +106,7 @@ def paint_records(tokenizer: Tokenizer, batch: dict[str, NDArray[np.int64]], rou
 def paint_tokenized(
     tokenizer: Tokenizer, images_BHWC: ImageArray, labels_B: NDArray[np.integer], rounding: str
 ) -> list[Painting]:
-    """Take images apart with a tokenizer at hand.
-
-    Args:
-        tokenizer: in evaluation mode.
-        images_BHWC: uint8 images.
-        labels_B: their classes.
-        rounding: see `eval.pixels.to_uint8`.
-
-    Returns:
-        One painting per image, its original beside it.
+    """Take images apart with a tokenizer at hand, each with its original beside it.
 
     Raises:
         UserError: the images are not of the tokenizer's size.

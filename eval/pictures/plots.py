@@ -1,12 +1,9 @@
-"""Curves and bars of a report, each drawn for light and dark pages.
-
-One picture of an ablation study: a dot per seed and the mean, for token cross-entropy, FID and class accuracy.
-"""
+"""Plots: loss curves, bars and scatters, each drawn for light and dark pages, and the picture of an ablation study."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from eval.pictures.drawing import LIGHT, Picture, Theme, both_themes, new_figure, place, to_png
+from eval.pictures.drawing import LIGHT, Picture, Theme, both_themes, new_figure, place, to_png, white_figure
 
-PARTS = ("l1", "quantizer", "mse", "cross_entropy")
-STAGE_KEY = re.compile(r"(cross_entropy|velocity)_(\d+)")
-PANELS = (
+_PARTS = ("l1", "quantizer", "mse", "cross_entropy")
+_STAGE_KEY = re.compile(r"(cross_entropy|velocity)_(\d+)")
+_PANELS = (
     ("cross_entropy", "token cross-entropy, nats ↓"),
     ("fid", "FID ↓"),
     ("class_accuracy", "read as asked ↑"),
@@ -31,9 +28,6 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
 
     Args:
         runs: name to rows of `metrics.jsonl` with `images` and `loss`.
-
-    Returns:
-        The picture.
 
     Raises:
         ValueError: no run, or a row without images or loss.
@@ -60,13 +54,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:
 
 
 def usage_bars(usage: Sequence[float]) -> Picture:
-    """Share of the codebook in use at every stage.
-
-    Args:
-        usage: one share (0..1) per stage.
-
-    Returns:
-        The picture.
+    """Share (0 to 1) of the codebook in use at every stage.
 
     Raises:
         ValueError: no share, or one outside 0..1.
@@ -85,7 +73,7 @@ def usage_bars(usage: Sequence[float]) -> Picture:
         axes.set_ylim(0, 1.0)
         axes.set_xticks(stages, [f"stage {s}\n{1 << s} token{'s' if s else ''}" for s in stages])
         axes.set_yticks([])
-        plain_axes(axes, theme, grid=False)
+        _plain_axes(axes, theme, grid=False)
         axes.spines["bottom"].set_visible(False)
         return figure
 
@@ -117,17 +105,17 @@ def _panel(axes: Axes, name: str, rows: Sequence[Mapping[str, Any]], theme: Them
         margin = 0.06 * (finite.max() - finite.min())
         axes.set_ylim(finite.min() - margin, finite.max() + margin)
     _label_ends(axes, ends)
-    plain_axes(axes, theme, grid=True)
+    _plain_axes(axes, theme, grid=True)
 
 
 def _parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Keys and labels of the lines beside the loss: one per stage where a loss is known by stage."""
     keys = sorted({key for row in rows for key in row})
-    by_stage = [match for key in keys if (match := STAGE_KEY.fullmatch(key))]
+    by_stage = [match for key in keys if (match := _STAGE_KEY.fullmatch(key))]
     if by_stage:
         by_stage.sort(key=lambda match: int(match[2]))
         return [(match[0], f"stage {match[2]}") for match in by_stage]
-    return [(key, key.replace("_", " ")) for key in keys if key in PARTS]
+    return [(key, key.replace("_", " ")) for key in keys if key in _PARTS]
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
@@ -156,14 +144,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exponential mean whose reach is a fiftieth of the curve, corrected at its start.
-
-    Args:
-        values: one per row.
-
-    Returns:
-        As many values.
-    """
+    """Exponential mean whose reach is a fiftieth of the curve, corrected at its start; as many values as given."""
     decay = 1 - min(1.0, 50 / max(len(values), 1)) if len(values) > 50 else 0.0
     mean, weight, result = 0.0, 0.0, np.empty_like(values)
     for number, value in enumerate(values):
@@ -174,7 +155,7 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def plain_axes(axes: Axes, theme: Theme, *, grid: bool) -> None:
+def _plain_axes(axes: Axes, theme: Theme, *, grid: bool) -> None:
     """Axes as every plot of a report has them: a base line, faint numbers, faint lines across where asked for."""
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
@@ -226,25 +207,21 @@ def scatter(
         if logarithmic:
             axes.set_xscale("log")
             axes.set_yscale("log")
-        _finish(axes, theme, x_name, y_name)
+        axes.set_xlabel(x_name, color=theme.faint, fontsize=8)
+        axes.set_ylabel(y_name, color=theme.faint, fontsize=8)
+        _plain_axes(axes, theme, grid=True)
+        axes.tick_params(which="minor", length=0, labelsize=7, colors=theme.faint)
         return figure
 
     return both_themes(draw)
 
 
-def _finish(axes: Axes, theme: Theme, x_name: str, y_name: str) -> None:
-    name: Callable[..., Any]
-    for name, text in ((axes.set_xlabel, x_name), (axes.set_ylabel, y_name)):
-        name(text, color=theme.faint, fontsize=8)
-    plain_axes(axes, theme, grid=True)
-    axes.tick_params(which="minor", length=0, labelsize=7, colors=theme.faint)
-
-
 def ablation_picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw all variants, the first one's mean as a line through each panel.
+    """Token cross-entropy, FID and class accuracy of an ablation study: a dot per seed, and the mean of each variant.
 
     Args:
-        cells: `variant`, `seed` and `scores` of every variant and seed.
+        cells: `variant`, `seed` and `scores` of every variant and seed; the first one's mean is a line through each
+            panel.
 
     Returns:
         PNG bytes on a white ground.
@@ -256,10 +233,8 @@ def ablation_picture(cells: Sequence[Mapping[str, Any]]) -> bytes:
         raise ValueError("ablation picture: found no result, expected at least one")
     variants = list(dict.fromkeys(cell["variant"] for cell in cells))
     height = 0.3 * len(variants) + 0.2
-    figure = new_figure(9.6, height + 0.75)
-    figure.patch.set_alpha(1.0)
-    figure.patch.set_facecolor("white")
-    for number, (key, title) in enumerate(PANELS):
+    figure = white_figure(9.6, height + 0.75)
+    for number, (key, title) in enumerate(_PANELS):
         axes = place(figure, 2.1 + number * 2.5, 0.35, 2.25, height)
         _ablation_panel(axes, key, title, variants, cells)
         axes.set_yticks(range(len(variants)), variants if number == 0 else [""] * len(variants), fontsize=8.5)

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from eval.features.extractors import ExtractorSpec, build_extractor, extract, feature_arrays, feature_names
 from eval.image_files import ImageReader
-from eval.pixels import ImageArray
 from eval.pool.chunks import Arrays, arrays_digest
 from eval.pool.pool import BatchFunction, PoolConfig, PoolResult, run_chunks
 from eval.pool.samplers import SamplerSpec
 from eval.scores.reconstruction import load_lpips, lpips_hash, pair_scores, reconstruct_with_ids
 from nvg.checkpoints import load_network, weights_hash
+from nvg.pixels import ImageArray
 from nvg.tokenizer import Tokenizer
 
 IMAGES = "images_BHWC"
@@ -147,7 +147,7 @@ class ReconstructionJob:
         tokenizer_weights: which of them: `ema` or `model`.
         extractor: where the features for rFID come from.
         lpips: trunk (`vgg`, `alex`) to the file of its weights; a trunk that is not there is left out.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
     """
 
     images: ImageReader

@@ -14,12 +14,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_uint8
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.granularity import spatial_structure
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.pixels import ImageArray, to_uint8
 from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -64,7 +64,7 @@ class GeneratorSpec:
         num_classes: classes the generators know.
         sampling: guidance, top-p, flow steps.
         seed: seed of all samples.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
         precision: `fp32`, or `bf16` for the matrix products of the generators' blocks; all else stays float32.
     """
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.pixels import ImageArray, to_model_range
 from nvg.granularity import StageLayout, cluster_halves, cluster_latents, cluster_mean, stage_map
+from nvg.pixels import ImageArray, to_model_range
 from nvg.tokenizer import Tokenizer
 
 
@@ -37,15 +37,7 @@ class Adherence:
 
 
 def encode_images(tokenizer: Tokenizer, images_BHWC: ImageArray, *, batch_size: int = 256) -> Tensor:
-    """Latents of images, as the tokenizer clusters them.
-
-    Args:
-        tokenizer: in evaluation mode.
-        images_BHWC: uint8 images of its size.
-        batch_size: images per pass.
-
-    Returns:
-        float32 (B, L, C).
+    """Latents of images as the tokenizer clusters them, float32 (B, L, C).
 
     Raises:
         UserError: images of another size.

@@ -85,9 +85,6 @@ def gather(chunks: Iterable[NDArray[np.floating]]) -> FeatureSums:
     Args:
         chunks: float arrays (rows, F); at least one row in all.
 
-    Returns:
-        The sums.
-
     Raises:
         ValueError: no row, rows of another width, or a value that is not finite; says in which rows.
     """
@@ -112,13 +109,6 @@ def frechet(first: Gaussian, second: Gaussian) -> float:
     The trace of the root comes from the symmetric √Σ₁ Σ₂ √Σ₁, which has the same eigenvalues: no complex numbers, no
     jitter where covariances lack full rank, and a fraction of the time (a general eigenvalue solver took a minute at
     2,048 correlated features, this one seconds).
-
-    Args:
-        first: of the images in question.
-        second: of the reference.
-
-    Returns:
-        The distance, at least 0.
 
     Raises:
         ValueError: the two have another number of features.
@@ -146,12 +136,6 @@ def frechet_spread(
 
     Rows are drawn with replacement, as many as there are, and the distance is taken again. Only the spread of these
     means something: a resample has fewer different rows, so each of them lies above the distance itself.
-
-    Args:
-        features_NF: of the images in question.
-        reference: what they are compared with.
-        num_resamples: how often rows are drawn.
-        seed: of the draws.
 
     Returns:
         Standard deviation of the distances, over `num_resamples - 1`.

@@ -9,14 +9,19 @@ Shapes: images_BHWC uint8, labels_B int64.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.svm import SVC
 
-from eval.pixels import ImageArray, check_images, check_labels
+from eval.image_sets import check_labels
+from nvg.bounds import at_least, between, check_fields, positive
+from nvg.pixels import ImageArray, check_images
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +38,13 @@ class JudgeConfig:
             at 1).
     """
 
-    image_size: int = 32
-    shift: float = 0.06
-    penalty: float = 10.0
-    sharpness: float = 4.0
+    image_size: int = at_least(4, 32)
+    shift: float = between(0, 0.25, 0.06)
+    penalty: float = positive(10.0)
+    sharpness: float = positive(4.0)
 
     def __post_init__(self) -> None:
-        if self.image_size < 4:
-            raise ValueError(f"judge.image_size: found {self.image_size}, expected at least 4 pixels")
-        if not 0 <= self.shift <= 0.25:
-            raise ValueError(f"judge.shift: found {self.shift}, expected a fraction from 0 to 0.25")
-        if min(self.penalty, self.sharpness) <= 0:
-            raise ValueError(
-                f"judge.penalty, judge.sharpness: found {self.penalty}, {self.sharpness}; expected positive numbers"
-            )
+        check_fields(self, "judge")
 
 
 class Judge:
@@ -59,16 +57,10 @@ class Judge:
         self.num_images = num_images
 
     def read(self, images_BHWC: ImageArray) -> NDArray[np.int64]:
-        """Say which class each image shows.
-
-        Args:
-            images_BHWC: uint8 images with the channels the judge was trained on.
-
-        Returns:
-            int64 classes (B,).
+        """Say which class each image shows, int64 (B,).
 
         Raises:
-            ValueError: not such images.
+            ValueError: not uint8 images of the channels the judge was trained on.
         """
         check_images(images_BHWC, "images to judge")
         if images_BHWC.shape[-1] != self.num_channels:
@@ -87,18 +79,13 @@ def train_judge(
 ) -> Judge:
     """Fit the judge on real images kept apart for it.
 
-    Args:
-        images_BHWC: uint8 images of the `judge` split.
-        labels_B: their classes.
-        num_classes: how many classes there are; each needs at least one image.
-        config: see `JudgeConfig`.
-
-    Returns:
-        The fitted judge. There is no randomness in it: the same images give the same judge.
+    There is no randomness in it: the same images give the same judge.
 
     Raises:
-        ValueError: images or labels do not fit, or a class has no image.
+        ValueError: images or labels do not fit, or one of the classes has no image.
     """
+    from sklearn.svm import SVC  # nobody else of those who take the scores has a use for it
+
     config = config or JudgeConfig()
     check_images(images_BHWC, "judge images")
     check_labels(labels_B, len(images_BHWC), num_classes, "judge labels")
@@ -123,11 +110,6 @@ def class_accuracy(
     read_B: NDArray[np.integer], asked_B: NDArray[np.integer], num_classes: int
 ) -> tuple[float, list[float | None]]:
     """Share of images read as the class that was asked for.
-
-    Args:
-        read_B: what the judge read.
-        asked_B: what was asked.
-        num_classes: length of the per-class list.
 
     Returns:
         The share over all images and one share per class (None where no image was asked for).

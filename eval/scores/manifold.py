@@ -79,11 +79,6 @@ def share_spread(hits: NDArray[np.bool_], *, num_resamples: int = NUM_RESAMPLES,
     """Standard deviation of a share when images are drawn again with replacement, the balls staying as they are.
 
     The number of hits in a resample is binomial, so it is drawn as such.
-
-    Args:
-        hits: one answer per image.
-        num_resamples: how often images are drawn.
-        seed: of the draws.
     """
     drawn = np.random.default_rng(seed).binomial(len(hits), hits.mean(), num_resamples)
     return float((drawn / len(hits)).std())

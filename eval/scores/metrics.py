@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-from eval.pixels import ImageArray, check_images
 from eval.scores.frechet import frechet, gather
 from eval.scores.manifold import NEIGHBOURHOOD, manifold_hits, share_spread
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, check_images
 
 FloatArray = NDArray[np.float32]
 
 PERMUTATION_SEED = 2020
 NUM_SPLITS = 10
-LEAST_PER_SPLIT = 50  # below, splits differ by chance alone
-ORDERED_SHARE = 0.9
+_LEAST_PER_SPLIT = 50  # below, splits differ by chance alone
+_ORDERED_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,8 @@ class DistanceToTraining:
 def frechet_distance(features_NF: FloatArray, reference_MF: FloatArray) -> float:
     """FID between two sets of features.
 
-    Args:
-        features_NF: features of the images in question.
-        reference_MF: features of the reference images.
-
-    Returns:
-        The squared Fréchet distance of two normal distributions. With fewer samples than features the
-        covariance is rank-deficient and the number compares only with itself.
+    The squared Fréchet distance of two normal distributions. With fewer samples than features the covariance is
+    rank-deficient and the number compares only with itself.
 
     Raises:
         ValueError: arrays that do not fit each other, or hold values that are not finite.
@@ -74,10 +69,7 @@ def inception_score(logits_NV: FloatArray, *, splits: int = NUM_SPLITS) -> tuple
 
     Args:
         logits_NV: class logits of the extractor, without the bias of its last layer.
-        splits: number of splits.
-
-    Returns:
-        Mean and standard deviation.
+        splits: their number.
 
     Raises:
         ValueError: fewer samples than splits.
@@ -96,15 +88,15 @@ def refuse_class_order(logits_NV: FloatArray, *, splits: int = NUM_SPLITS) -> No
 
     Args:
         logits_NV: class logits, in the order of the file.
-        splits: number of splits.
+        splits: their number.
 
     Raises:
         UserError: the score in this order falls short of the permuted one by a tenth or more.
     """
-    if len(logits_NV) < splits * LEAST_PER_SPLIT:
+    if len(logits_NV) < splits * _LEAST_PER_SPLIT:
         return
     in_order, permuted = (_inception_score(logits_NV, splits, shuffle=shuffle)[0] for shuffle in (False, True))
-    if in_order < ORDERED_SHARE * permuted:
+    if in_order < _ORDERED_SHARE * permuted:
         raise UserError(
             f"samples: found them ordered by class (Inception score {in_order:.1f} in the order of the file, "
             f"{permuted:.1f} permuted), expected mixed classes; ADM's evaluator would report the first number. "
@@ -119,21 +111,13 @@ def _inception_score(logits_NV: FloatArray, splits: int, *, shuffle: bool) -> tu
 
 
 def inception_scores(logits_NV: FloatArray) -> dict[str, float]:
-    """Inception score and its spread, under their names in `results.json`; fewer than ten samples are as many splits.
-
-    Args:
-        logits_NV: class logits of the extractor.
-    """
+    """Inception score and its spread, under their names in `results.json`; fewer than ten samples: as many splits."""
     mean, deviation = inception_score(logits_NV, splits=min(NUM_SPLITS, len(logits_NV)))
     return {"inception_score": mean, "inception_score_std": deviation}
 
 
 def manifold_scores(generated_NF: FloatArray, real_MF: FloatArray) -> dict[str, float]:
     """Precision and recall with their spreads, under their names in `results.json`.
-
-    Args:
-        generated_NF: features of generated images.
-        real_MF: features of real images.
 
     Raises:
         ValueError: arrays that do not fit, or too few rows.
@@ -149,12 +133,7 @@ def manifold_scores(generated_NF: FloatArray, real_MF: FloatArray) -> dict[str, 
 
 
 def score_features(features_NF: FloatArray, logits_NV: FloatArray, reference_MF: FloatArray) -> dict[str, float]:
-    """All four scores of one set of images against the reference.
-
-    Args:
-        features_NF: features of the images.
-        logits_NV: their logits.
-        reference_MF: features of the reference images (real training images).
+    """All four scores of one set of images against the features of reference images.
 
     Returns:
         `fid`, `inception_score`, `precision`, `recall`, and of the last three their spreads (`…_std`).
@@ -180,9 +159,6 @@ def distance_to_training(
         held_out_BHWC: real images nobody was trained on.
         side: images larger than this are averaged down to it before they are compared, in pixels.
 
-    Returns:
-        See `DistanceToTraining`.
-
     Raises:
         ValueError: images that do not fit each other.
     """
@@ -204,11 +180,7 @@ def distance_to_training(
 
 
 def peak_signal_to_noise(images_BHWC: ImageArray, originals_BHWC: ImageArray) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio of each image, in dB; the peak is 255.
-
-    Args:
-        images_BHWC: reconstructions.
-        originals_BHWC: what they should be.
+    """Peak signal-to-noise ratio of each reconstruction, in dB; the peak is 255.
 
     Returns:
         float64 (B,): 20·log10(255) - 10·log10(mean square error), an image without error counting as 1/12 grey level².

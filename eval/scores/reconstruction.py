@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from eval.pixels import ImageArray, to_model_range, to_uint8
 from eval.scores.metrics import peak_signal_to_noise
 from nvg.checkpoints import file_hash, load_perceptual_distance
 from nvg.errors import UserError
+from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
 LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
@@ -33,7 +32,7 @@ def reconstruct_with_ids(
     Args:
         tokenizer: in evaluation mode.
         images_BHWC: uint8 images of its size.
-        rounding: see `eval.pixels.to_uint8`.
+        rounding: see `nvg.pixels.to_uint8`.
 
     Returns:
         content_ids int32 (B, 2L - 1), stages in order, and the uint8 reconstructions.
@@ -61,6 +60,9 @@ def pair_scores(
     Returns:
         `psnr_B` (dB, peak 255), `ssim_B` (torchmetrics: Gaussian of deviation 1.5, range 255) and `lpips_<trunk>_B`.
     """
+    # Brings transformers and matplotlib along, which a worker that draws samples has no use for.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     pair = [to_model_range(images) for images in (copies_BHWC, images_BHWC)]
     found, expected = (torch.from_numpy(each).permute(0, 3, 1, 2).double() for each in (copies_BHWC, images_BHWC))
     ssim_B = structural_similarity_index_measure(found, expected, data_range=255.0, reduction="none")

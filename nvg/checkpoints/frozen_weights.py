@@ -73,11 +73,10 @@ def load_perceptual_distance(path: str | Path, trunk: str = "vgg", *, key: str |
         UserError: the file is missing or damaged, or holds another network.
     """
     network = PerceptualDistance(trunk)
-    where = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}[
-        trunk
-    ] + " of torchvision's ImageNet models"
+    file = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}[trunk]
+    where = f"{file} of torchvision's ImageNet models"
     tensors = read_tensors(path, f"LPIPS trunk {trunk}", where, key or f"judges.{trunk}_weights")
-    # lpips cuts `features` into slices whose layers keep their numbers.
+    # LPIPS cuts `features` into slices whose layers keep their numbers.
     slices = {name.split(".")[1]: name.split(".")[0] for name in network.lpips.net.state_dict()}
     renamed = {}
     for name, tensor in tensors.items():

@@ -27,7 +27,7 @@ PREDICTIONS = (FINAL_CANVAS, NEXT_CONTENT)
 class ContentGeneratorConfig:
     """Size of the generator and of the token space; the defaults are NVG-d16 on ImageNet.
 
-    `canvas_scales` has K + 3 - 1 = K + 2 entries: entry i makes the input canvas of stage i about unit variance
+    `canvas_scales` has K + 2 entries: entry i makes the input canvas of stage i about unit variance
     (entry 0 is unused), the last one belongs to x_K. Empty means 1 everywhere.
 
     The last three settings are the ablations' switches: what is seen of the canvas (x, x + tε or (1-t)x + tε), whether

@@ -1,4 +1,11 @@
-"""The VGS record and what may lie beside it, with readers of data sets that need NumPy alone."""
+"""Visual granularity sequences on disk, with NumPy alone.
+
+record      the record as it lies on disk: `RecordLayout`
+writer      MDS shards written, byte for byte `MDSWriter`'s: `ShardWriter`
+shard       MDS shards read with NumPy alone
+dataset     a whole data set in memory or mapped: `RecordDataset`
+companions  what may lie beside the records: features or JPEGs of the same views
+"""
 
 from nvg.records.companions import (
     FEATURES_FOLDER,
@@ -12,6 +19,7 @@ from nvg.records.companions import (
 from nvg.records.dataset import RecordDataset
 from nvg.records.record import MAX_UINT16_VALUES, RecordLayout
 from nvg.records.shard import check_shard_size, map_samples, read_index, read_shard
+from nvg.records.writer import ShardWriter
 
 __all__ = [
     "FEATURES_FOLDER",
@@ -23,6 +31,7 @@ __all__ = [
     "JpegDataset",
     "RecordDataset",
     "RecordLayout",
+    "ShardWriter",
     "check_shard_size",
     "map_samples",
     "read_index",

@@ -86,10 +86,10 @@ class FeatureDataset:
     """Stored features of the views of a record data set; row i belongs to record i.
 
     Attributes:
-        records: The records they lie beside.
-        layout: Their shape.
-        shards: Mapped shards.
-        starts: Number of the first row of each shard.
+        records: the records they lie beside.
+        layout: their shape.
+        shards: mapped shards.
+        starts: number of the first row of each shard.
     """
 
     records: RecordDataset
@@ -102,7 +102,7 @@ class FeatureDataset:
         """Map the features of a data set.
 
         Raises:
-            UserError: None are stored, or a shard is missing or damaged.
+            UserError: none are stored, or a shard is missing or damaged.
         """
         stored = _stored(records, FEATURES_FOLDER)
         layout = FeatureLayout(int(stored["num_tokens"]), int(stored["width"]))
@@ -120,7 +120,7 @@ class FeatureDataset:
             float32 (B, N, D).
 
         Raises:
-            UserError: A row is of another view than its record.
+            UserError: a row is of another view than its record.
         """
         rows_B = np.asarray(indices, dtype=np.int64)
         features_BND = np.empty((len(rows_B), self.layout.num_tokens, self.layout.width), dtype=np.float32)
@@ -137,9 +137,9 @@ class JpegDataset:
     """Stored views of a record data set; row i belongs to record i.
 
     Attributes:
-        records: The records they lie beside.
-        shards: Bytes of each mapped shard and the offsets of its samples.
-        starts: Number of the first row of each shard.
+        records: the records they lie beside.
+        shards: bytes of each mapped shard and the offsets of its samples.
+        starts: number of the first row of each shard.
     """
 
     records: RecordDataset
@@ -161,7 +161,7 @@ class JpegDataset:
             indices: B record numbers.
 
         Raises:
-            UserError: A row is of another view than its record.
+            UserError: a row is of another view than its record.
         """
         return [self._jpeg(int(row)) for row in indices]
 

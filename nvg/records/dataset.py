@@ -1,8 +1,7 @@
-"""A whole record data set in memory: what `streaming.StreamingDataset` gives, without its machinery.
+"""A whole record data set: what `streaming.StreamingDataset` gives, without its machinery.
 
 All of ImageNet is 1.6 GB a view, so the records fit in memory; where many views or many processes make that too much,
-the shards are mapped and the processes of a node share their pages. This reader needs NumPy alone and is also the
-oracle that the streaming path is tested against.
+the shards are mapped and the processes of a node share their pages.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class RecordDataset:
     """Records of N image views, in the order of the shards.
 
     Attributes:
-        folder: Where they were read from.
-        manifest: The content of manifest.json.
+        folder: where they were read from.
+        manifest: the content of manifest.json.
         image: uint32 (N,), row of sources.txt.
         view: uint8 (N,).
         label: uint16 (N,).
-        shards: Structured arrays of `RecordLayout.dtype`, bytes in memory or mapped.
+        shards: structured arrays of `RecordLayout.dtype`, bytes in memory or mapped.
     """
 
     folder: Path
@@ -49,15 +48,15 @@ class RecordDataset:
         """Open a data set; every record is looked at once.
 
         Args:
-            folder: Folder written by `nvg precompute`.
-            verify_hashes: Compare the shards' sha256 too; their sizes are always compared.
-            mapped: Map the shards instead of holding their bytes. The folder must then stay as it is.
+            folder: folder written by `nvg precompute`.
+            verify_hashes: compare the shards' sha256 too; their sizes are always compared.
+            mapped: map the shards instead of holding their bytes. The folder must then stay as it is.
 
         Returns:
             The data set.
 
         Raises:
-            UserError: A file is missing, truncated or damaged, or manifest and shards do not fit each other.
+            UserError: a file is missing, truncated or damaged, or manifest and shards do not fit each other.
         """
         folder = Path(folder)
         manifest, entries = _read_description(folder)
@@ -72,10 +71,10 @@ class RecordDataset:
         """Open what describes a data set whose shards lie elsewhere: it has a manifest and no records.
 
         Args:
-            folder: Folder with the manifest and the index.
+            folder: folder with the manifest and the index.
 
         Raises:
-            UserError: One of them is missing or damaged, or they do not fit each other.
+            UserError: one of them is missing or damaged, or they do not fit each other.
         """
         folder = Path(folder)
         manifest, _ = _read_description(folder)
@@ -86,16 +85,6 @@ class RecordDataset:
         empty = np.empty(0, RecordLayout(int(manifest["num_positions"])).dtype)
         columns = {name: np.concatenate([part[name] for part in (empty, *shards)]) for name in _SMALL_COLUMNS}
         return cls(folder=folder, manifest=manifest, shards=shards, **columns)
-
-    @cached_property
-    def content_ids(self) -> np.ndarray:
-        """uint16 (N, 2L - 1), stages in order: a copy of all of them."""
-        return np.concatenate([shard["content_ids"] for shard in self.shards])
-
-    @cached_property
-    def structure(self) -> np.ndarray:
-        """uint8 or uint16 (N, L), the finest structure maps: a copy of all of them."""
-        return np.concatenate([shard["structure"] for shard in self.shards])
 
     @cached_property
     def _starts(self) -> np.ndarray:

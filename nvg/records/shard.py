@@ -41,13 +41,13 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     """Read and check the index of an MDS folder.
 
     Args:
-        folder: Folder with index.json.
+        folder: folder with index.json.
 
     Returns:
         Its shard entries, in order.
 
     Raises:
-        UserError: The index is missing, damaged, or of another version.
+        UserError: the index is missing, damaged, or of another version.
     """
     path = folder / INDEX_FILE
     try:
@@ -71,7 +71,7 @@ def check_shard_size(folder: Path, entry: Mapping[str, Any]) -> Path:
         Its path.
 
     Raises:
-        UserError: It is missing, truncated or too long; names the shard and both sizes.
+        UserError: it is missing, truncated or too long; names the shard and both sizes.
     """
     path = folder / entry["raw_data"]["basename"]
     expected = int(entry["raw_data"]["bytes"])
@@ -92,17 +92,17 @@ def read_shard(
     """Read one shard of samples of fixed size.
 
     Args:
-        folder: Folder of the shard.
-        entry: Its entry in index.json.
-        layout: The samples it is expected to hold.
-        verify_hash: Compare the sha256 of its bytes as well; sizes are always compared.
-        mapped: Map the file into memory instead of reading it: its pages come when they are used.
+        folder: folder of the shard.
+        entry: its entry in index.json.
+        layout: the samples it is expected to hold.
+        verify_hash: compare the sha256 of its bytes as well; sizes are always compared.
+        mapped: map the file into memory instead of reading it: its pages come when they are used.
 
     Returns:
         Structured array (n,) of `layout.dtype`, read-only.
 
     Raises:
-        UserError: The shard is missing, damaged, compressed, or holds other columns.
+        UserError: the shard is missing, damaged, compressed, or holds other columns.
     """
     path, data, offsets = _open_shard(folder, entry, layout.columns, verify_hash=verify_hash, mapped=mapped)
     if np.any(np.diff(offsets.astype(np.int64)) != layout.dtype.itemsize):
@@ -116,16 +116,16 @@ def map_samples(
     """Map one shard of samples of any size.
 
     Args:
-        folder: Folder of the shard.
-        entry: Its entry in index.json.
+        folder: folder of the shard.
+        entry: its entry in index.json.
         columns: MDS columns it is expected to hold.
-        verify_hash: Compare the sha256 of its bytes as well.
+        verify_hash: compare the sha256 of its bytes as well.
 
     Returns:
         Its bytes, and the n + 1 offsets of its samples in them.
 
     Raises:
-        UserError: The shard is missing, damaged, compressed, or holds other columns.
+        UserError: the shard is missing, damaged, compressed, or holds other columns.
     """
     _, data, offsets = _open_shard(folder, entry, columns, verify_hash=verify_hash, mapped=True)
     return memoryview(data), offsets

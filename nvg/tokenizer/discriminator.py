@@ -27,7 +27,7 @@ NUM_CALL_UNIFORMS = 3  # per call: crop or resize, row, column
 class DinoFeatures(nn.Module):
     """Frozen ViT-S/16: each patch token plus the class token, before block 0 and after blocks 2, 5, 8 and 11.
 
-    Built with random weights; `nvg.checkpoints.load_frozen` puts DINO's in place.
+    Built with random weights; `nvg.checkpoints.load_dino_features` puts DINO's in place.
 
     Release: tanh GELU, LayerNorm eps 1e-6, key biases zeroed, no final norm
     """

@@ -5,7 +5,6 @@ Legend: B images, C channels, S side.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from nvg.tokenizer.frozen import freeze
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS v0.1; its linear weights come with the `lpips` package, those of the trunk from a file.
+    """LPIPS v0.1; its linear weights come with torchmetrics, those of the trunk from a file.
 
-    Built with a random trunk; `nvg.checkpoints.load_frozen` puts torchvision's ImageNet weights in place.
+    Built with a random trunk; `nvg.checkpoints.load_perceptual_distance` puts torchvision's ImageNet weights in place.
 
     Args:
         trunk: "vgg" (training loss, and reported) or "alex" (reported).
@@ -26,11 +25,12 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, trunk: str) -> None:
         super().__init__()
-        from lpips import LPIPS  # only where the distance is wanted: it needs torchvision
+        # Only where the distance is wanted: it needs torchvision. The public class builds the network with downloaded
+        # weights alone.
+        from torchmetrics.functional.image import lpips
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's argument by its old name
-            self.lpips: Any = LPIPS(net=trunk, pnet_rand=True, verbose=False)
+        network: Any = lpips._LPIPS
+        self.lpips = network(net=trunk, pnet_rand=True)
         freeze(self)
 
     def forward(self, found_BCSS: Tensor, expected_BCSS: Tensor) -> Tensor:

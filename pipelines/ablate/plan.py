@@ -1,11 +1,14 @@
 """What an ablation study trains, records and draws: everything once, however many variants use it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.session import SessionConfig
 from eval.features.small_network import FeatureTrainingConfig
 from eval.pool.pool import PoolConfig
+from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer.tokenizer import GRANULARITY, STRUCTURES
@@ -14,10 +17,10 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun
 from pipelines.train.tokenizer import TokenizerRunConfig
 
-BASE = "base"
+_BASE = "base"
 SPLITS = ("train", "test")
-CONTENT_SWITCHES = ("content_input", "prediction", "structure_rope")
-STRUCTURE_SWITCHES = ("structure_input", "structure_rope")
+_CONTENT_SWITCHES = ("content_input", "prediction", "structure_rope")
+_STRUCTURE_SWITCHES = ("structure_input", "structure_rope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,9 @@ class AblateConfig:
     """
 
     folder: str = "runs/ablate"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    variants: dict[str, str] = field(default_factory=lambda: {BASE: GRANULARITY})
-    num_parallel: int = 2
+    seeds: list[int] = at_least(0, [0, 1, 2])
+    variants: dict[str, str] = field(default_factory=lambda: {_BASE: GRANULARITY})
+    num_parallel: int = at_least(1, 2)
     tokenizer: TokenizerRunConfig = field(default_factory=TokenizerRunConfig)
     precompute: PrecomputeConfig = field(
         default_factory=lambda: PrecomputeConfig(tokenizer="runs/ablate", output="runs/ablate")
@@ -60,14 +63,13 @@ class AblateConfig:
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds: found {list(self.seeds)}, expected different whole numbers from 0 on")
-        if self.num_parallel < 1:
-            raise ValueError(f"num_parallel: found {self.num_parallel}, expected at least 1")
-        if self.variants.get(BASE) != GRANULARITY:
-            raise ValueError(f"variants: found {dict(self.variants)}, expected {BASE!r}: {GRANULARITY} among them")
+        check_fields(self)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise refuse("seeds", list(self.seeds), "at least one number, all different")
+        if self.variants.get(_BASE) != GRANULARITY:
+            raise refuse("variants", dict(self.variants), f"{_BASE!r}: {GRANULARITY} among them")
         if odd := {name: kind for name, kind in self.variants.items() if kind not in STRUCTURES}:
-            raise ValueError(f"variants: found {odd}, expected one of {', '.join(STRUCTURES)} for each")
+            raise refuse("variants", odd, f"one of {', '.join(STRUCTURES)} for each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +103,13 @@ class AblationPlan:
 def make_plan(config: AblateConfig) -> AblationPlan:
     """Find out what has to be trained; a generator that no switch of a variant touches is the base's.
 
-    Args:
-        config: the study.
-
-    Returns:
-        The plan.
-
     Raises:
         UserError: a variant has no file below configs/ablations, or a file that is wrong.
     """
     kinds = [kind for kind in STRUCTURES if kind in config.variants.values()]
     tokenizers = {kind: _tokenizer(config, kind) for kind in kinds}
     records = {(kind, split): _records(config, kind, split) for kind in kinds for split in SPLITS}
-    switches = {name: _switches(name) for name in sorted(config.variants, key=lambda name: name != BASE)}
+    switches = {name: _switches(name) for name in sorted(config.variants, key=lambda name: name != _BASE)}
     trainings: dict[str, GeneratorRunConfig] = {}
     cells: list[Cell] = []
     for seed in config.seeds:
@@ -152,8 +148,8 @@ def _switches(variant: str) -> tuple[dict[str, object], dict[str, object]]:
     except UserError as error:
         raise UserError(f"variants: {variant} cannot be read from configs/ablations/{variant}.yaml: {error}") from error
     return (
-        {name: getattr(content, name) for name in CONTENT_SWITCHES},
-        {name: getattr(structure, name) for name in STRUCTURE_SWITCHES},
+        {name: getattr(content, name) for name in _CONTENT_SWITCHES},
+        {name: getattr(structure, name) for name in _STRUCTURE_SWITCHES},
     )
 
 
@@ -167,13 +163,13 @@ def _records(config: AblateConfig, kind: str, split: str) -> PrecomputeConfig:
     return replace(
         config.precompute,
         tokenizer=str(Path(config.folder) / f"tokenizer-{kind}"),
-        output=str(records_folder(config, kind, split)),
+        output=str(_records_folder(config, kind, split)),
         source=replace(config.precompute.source, split=split),
         session=config.session,
     )
 
 
-def records_folder(config: AblateConfig, kind: str, split: str) -> Path:
+def _records_folder(config: AblateConfig, kind: str, split: str) -> Path:
     """Where the records of a split lie, made with the tokenizer of a kind of structure."""
     return Path(config.folder) / f"records-{kind}" / split
 
@@ -182,8 +178,8 @@ def _training(config: AblateConfig, run: GeneratorRunConfig, name: str, kind: st
     return replace(
         run,
         run_folder=str(Path(config.folder) / "trainings" / name),
-        data=replace(run.data, path=str(records_folder(config, kind, "train"))),
-        validation_path=str(records_folder(config, kind, "test")),
+        data=replace(run.data, path=str(_records_folder(config, kind, "train"))),
+        validation_path=str(_records_folder(config, kind, "test")),
         loop=replace(run.loop, seed=seed),
     )
 

@@ -7,26 +7,25 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.files import write_atomically
 from eval.pictures.plots import ablation_picture
 
-MARKDOWN_FILE = "ablation.md"
-JSON_FILE = "ablation.json"
-PICTURE_FILE = "ablation.png"
+_MARKDOWN_FILE = "ablation.md"
+_JSON_FILE = "ablation.json"
+_PICTURE_FILE = "ablation.png"
 SCHEMA_VERSION = 1
 
 # FID of Table 2 (NVG-d12 on ImageNet); the other variants have no number of their own in the paper.
-PAPER_FID = {
+_PAPER_FID = {
     "base": 37.59,
     "structure_pure_noise": 37.89,
     "no_structure_rope": 39.03,
     "content_noised_pure_noise": 38.94,
 }
 
-
-EXPLANATION = (
+_EXPLANATION = (
     "Mean ± standard deviation over seeds. Token CE: cross-entropy of held-out tokens in nats, stages weigh equally; "
     "that of `spatial` is on tokens of its own tokenizer and compares with no other. Velocity error: of the channels "
     "not yet known, with the same noise for all. FID: of samples against the training images. Read as asked: share of "
@@ -35,14 +34,15 @@ EXPLANATION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ordering:
-    """One comparison of the paper.
+class Reference:
+    """Scores of real held-out images, and of their reconstructions by each tokenizer."""
 
-    Attributes:
-        claim: what the paper says.
-        worse, better: the two variants.
-        metric: the number compared here; smaller is better.
-    """
+    held_out: dict[str, float]
+    reconstructions: dict[str, dict[str, float]]
+
+
+class _Ordering(NamedTuple):
+    """One comparison of the paper: what it says, the two variants, and the number compared here (smaller is better)."""
 
     claim: str
     worse: str
@@ -50,54 +50,40 @@ class Ordering:
     metric: str
 
 
-ORDERINGS = (
-    Ordering(
-        claim="partial noise is better than pure noise (FID 37.59 against 37.89)",
-        worse="structure_pure_noise",
-        better="base",
-        metric="fid",
+_ORDERINGS = (
+    _Ordering(
+        "partial noise is better than pure noise (FID 37.59 against 37.89)", "structure_pure_noise", "base", "fid"
     ),
-    Ordering(
-        claim="structure-aware RoPE helps (FID 37.59 against 39.03)",
-        worse="no_structure_rope",
-        better="base",
-        metric="fid",
+    _Ordering("structure-aware RoPE helps (FID 37.59 against 39.03)", "no_structure_rope", "base", "fid"),
+    _Ordering(
+        "canvas x is better than x + tε, both with pure noise (FID 37.89 against 38.94)",
+        "content_noised_pure_noise",
+        "structure_pure_noise",
+        "fid",
     ),
-    Ordering(
-        claim="canvas x is better than x + tε, both with pure noise (FID 37.89 against 38.94)",
-        worse="content_noised_pure_noise",
-        better="structure_pure_noise",
-        metric="fid",
+    _Ordering(
+        "(1-t)x + tε predicts tokens significantly worse (training stopped)", "content_mixed", "base", "cross_entropy"
     ),
-    Ordering(
-        claim="(1-t)x + tε predicts tokens significantly worse (training stopped)",
-        worse="content_mixed",
-        better="base",
-        metric="cross_entropy",
+    _Ordering(
+        "next content overfits, the final canvas does not (training stopped)",
+        "next_content",
+        "base",
+        "validation_rise",
     ),
-    Ordering(
-        claim="next content overfits, the final canvas does not (training stopped)",
-        worse="next_content",
-        better="base",
-        metric="validation_rise",
-    ),
-    Ordering(
-        claim="granularity is better than a spatial pyramid (Table 1: NVG-d16 FID 3.03, VAR-d16 3.30)",
-        worse="spatial",
-        better="base",
-        metric="fid",
+    _Ordering(
+        "granularity is better than a spatial pyramid (Table 1: NVG-d16 FID 3.03, VAR-d16 3.30)",
+        "spatial",
+        "base",
+        "fid",
     ),
 )
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean and spread (standard deviation) over the seeds.
+    """Mean and spread (standard deviation, None for one seed) over the seeds, by variant and score.
 
     Args:
-        cells: one per variant and seed, from `score_cell`.
-
-    Returns:
-        Variant to score to {"mean", "spread"}; a spread of one seed is None.
+        cells: `variant`, `seed` and `scores` of each variant and seed.
     """
     table: dict[str, dict[str, dict[str, float | None]]] = {}
     for variant in dict.fromkeys(cell["variant"] for cell in cells):
@@ -115,9 +101,6 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
 def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compare the pairs of the paper seed by seed.
 
-    Args:
-        cells: one per variant and seed.
-
     Returns:
         The orderings whose variants are there, each with the differences (worse minus better) and in words: "as in the
         paper" or "the other way round" where all seeds agree, else "undecided".
@@ -125,7 +108,7 @@ def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     by_name = {(cell["variant"], cell["seed"]): cell["scores"] for cell in cells}
     seeds = sorted({seed for _, seed in by_name})
     found = []
-    for ordering in ORDERINGS:
+    for ordering in _ORDERINGS:
         if any((name, seed) not in by_name for name in (ordering.worse, ordering.better) for seed in seeds):
             continue
         pairs = [(by_name[ordering.worse, seed], by_name[ordering.better, seed]) for seed in seeds]
@@ -135,23 +118,20 @@ def judge_orderings(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         verdict = "undecided"
         if min(differences) > 0 or max(differences) < 0:
             verdict = "as in the paper" if differences[0] > 0 else "the other way round"
-        found.append({**asdict(ordering), "differences": differences, "verdict": verdict})
+        found.append({**ordering._asdict(), "differences": differences, "verdict": verdict})
     return found
 
 
 def write_result(
     folder: Path, cells: Sequence[Mapping[str, Any]], reference: Reference, facts: Mapping[str, Any]
 ) -> Path:
-    """Write the table as Markdown, all numbers as JSON, and a picture.
+    """Write all numbers as JSON, a picture, and the table as Markdown, which is returned.
 
     Args:
         folder: of the study.
-        cells: one per variant and seed.
+        cells: `variant`, `seed` and `scores` of each variant and seed.
         reference: scores of real images.
         facts: budget and settings, JSON values.
-
-    Returns:
-        The Markdown file.
     """
     summary, orderings = summarise(cells), judge_orderings(cells)
     result = {
@@ -160,13 +140,13 @@ def write_result(
         "cells": [dict(cell) for cell in cells],
         "summary": summary,
         "orderings": orderings,
-        "paper_fid": PAPER_FID,
+        "paper_fid": _PAPER_FID,
         "reference": asdict(reference),
     }
-    write_atomically(folder / JSON_FILE, f"{json.dumps(result, indent=2, allow_nan=False)}\n".encode())
-    write_atomically(folder / PICTURE_FILE, ablation_picture(cells))
-    write_atomically(folder / MARKDOWN_FILE, _markdown(summary, orderings, reference, facts).encode())
-    return folder / MARKDOWN_FILE
+    write_atomically(folder / _JSON_FILE, f"{json.dumps(result, indent=2, allow_nan=False)}\n".encode())
+    write_atomically(folder / _PICTURE_FILE, ablation_picture(cells))
+    write_atomically(folder / _MARKDOWN_FILE, _markdown(summary, orderings, reference, facts).encode())
+    return folder / _MARKDOWN_FILE
 
 
 def _markdown(
@@ -184,15 +164,15 @@ def _markdown(
     for variant, scores in summary.items():
         numbers = [_number(scores.get(name), 3) for name in ("cross_entropy", *stages, "velocity")]
         numbers += [_number(scores["fid"], 2), _number(scores["class_accuracy"], 1, percent=True)]
-        lines.append(_row([variant, *numbers, f"{PAPER_FID[variant]:.2f}" if variant in PAPER_FID else "—"]))
+        lines.append(_row([variant, *numbers, f"{_PAPER_FID[variant]:.2f}" if variant in _PAPER_FID else "—"]))
     for name, scores in (("real, held out", reference.held_out), *_reconstruction_rows(reference)):
         empty = [""] * (len(stages) + 2)
         lines.append(_row([name, *empty, f"{scores['fid']:.2f}", f"{scores['class_accuracy']:.1%}", ""]))
     lines += [
         "",
-        EXPLANATION,
+        _EXPLANATION,
         "",
-        f"![]({PICTURE_FILE})",
+        f"![]({_PICTURE_FILE})",
         "",
         "## Orderings of the paper",
         "",
@@ -222,11 +202,3 @@ def _number(score: Mapping[str, float | None] | None, digits: int, *, percent: b
     spread = score["spread"]
     around = "" if spread is None else f" ± {factor * spread:.{digits}f}"
     return f"{factor * mean:.{digits}f}{around}{unit}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """Scores of real held-out images, and of their reconstructions by each tokenizer."""
-
-    held_out: dict[str, float]
-    reconstructions: dict[str, dict[str, float]]

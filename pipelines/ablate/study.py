@@ -1,12 +1,12 @@
-"""Numbers of one variant with one seed: held-out losses of its generators, and scores of what they draw.
+"""`nvg ablate`: the ablations of the paper's Table 2 at demo scale, with one budget for all variants.
 
-Legend: N sequences, L positions, K structure channels.
-
-`nvg ablate`: the ablations of the paper's Table 2 at demo scale, with one budget for all variants.
-
+`run_ablate` trains, draws and scores: held-out losses of each variant's generators, and scores of what they draw.
 Tokenizers, records, trainings and samples are files below one folder; whatever is finished is passed over, so that the
 same command goes on where it was stopped.
+Legend: N sequences, L positions, K structure channels.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
@@ -22,14 +22,13 @@ from torch import Tensor
 
 from cluster.files import write_atomically
 from cluster.session import cluster_session
-from eval.evaluation import prepare_extractor, reconstruct
-from eval.evaluation_config import EvaluationConfig, EvaluationData
-from eval.features.extractors import build_extractor, extract
-from eval.pixels import ImageArray
+from eval.evaluation import EvaluationData, pool_images, prepare_extractor, reconstruct
+from eval.features import ExtractorConfig, build_extractor, extract
+from eval.image_sets import ImageSet
 from eval.pool.jobs import run_pool
 from eval.pool.samplers import GeneratorSpec
-from eval.scores.judge import class_accuracy, train_judge
-from eval.scores.metrics import frechet_distance
+from eval.results import threads
+from eval.scores import class_accuracy, frechet_distance, train_judge
 from nvg.checkpoints import load_network, weights_hash
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
@@ -46,13 +45,13 @@ from pipelines.train.drivers import train_queue
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.tokenizer import TokenizerRunConfig
 
-HELD_OUT_FILE = "held-out.json"
-SCORING_BATCH = 99
-SCORING_SEED = 0
-ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
+_HELD_OUT_FILE = "held-out.json"
+_SCORING_BATCH = 99
+_SCORING_SEED = 0
+_ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
 
 
-def held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
+def _held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
     """Losses of a finished training on all held-out records and all stages, EMA weights, no drop path.
 
     Noise is the same for every run, so two runs differ by their networks alone. A velocity error counts the channels
@@ -66,7 +65,7 @@ def held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
         much the training's own validation loss ended above its lowest value.
     """
     checkpoint = resolve_checkpoint(run.run_folder)
-    file, key = Path(run.run_folder) / HELD_OUT_FILE, weights_hash(checkpoint, "ema")
+    file, key = Path(run.run_folder) / _HELD_OUT_FILE, weights_hash(checkpoint, "ema")
     if file.is_file() and (known := json.loads(file.read_text()))["weights"] == key:
         return known["scores"]
     assert run.validation_path is not None
@@ -74,11 +73,11 @@ def held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
     dequantizer = load_network(Dequantizer, run.data.path, "dequantizer")
     with torch.no_grad():
         if run.kind == "content":
-            objective = ContentObjective(load_network(ContentGenerator, checkpoint), dequantizer, ALL_STAGES)
+            objective = ContentObjective(load_network(ContentGenerator, checkpoint), dequantizer, _ALL_STAGES)
             scores = _cross_entropies(objective.eval(), records)
         else:
             network = load_network(StructureGenerator, checkpoint)
-            scores = _velocity_errors(StructureObjective(network, dequantizer, ALL_STAGES).eval(), records)
+            scores = _velocity_errors(StructureObjective(network, dequantizer, _ALL_STAGES).eval(), records)
     losses = [row["validation_loss"] for row in read_metrics(Path(run.run_folder)) if "validation_loss" in row]
     if losses:
         scores["validation_rise"] = losses[-1] - min(losses)
@@ -112,50 +111,38 @@ def _batches(
     objective: ContentObjective | StructureObjective, records: RecordDataset
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """All records, each with its own fixed noise."""
-    for step, start in enumerate(range(0, len(records), SCORING_BATCH)):
-        rows = np.arange(start, min(start + SCORING_BATCH, len(records)))
-        noise = objective.draw_noise(seed=SCORING_SEED, step=step, global_batch=SCORING_BATCH)
+    for step, start in enumerate(range(0, len(records), _SCORING_BATCH)):
+        rows = np.arange(start, min(start + _SCORING_BATCH, len(records)))
+        noise = objective.draw_noise(seed=_SCORING_SEED, step=step, global_batch=_SCORING_BATCH)
         batch = {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
         yield batch, {name: value[: len(rows)] for name, value in noise.items()}
 
 
-class SampleScores:
-    """FID and class accuracy of samples: one feature network, one reference and one judge for all variants.
-
-    Args:
-        config: the study.
-        plan: its plan, everything trained.
-        data: real images.
-        console: where progress bars are drawn.
-    """
+class _SampleScores:
+    """FID and class accuracy of samples: one feature network, one reference and one judge for all variants."""
 
     def __init__(self, config: AblateConfig, plan: AblationPlan, data: EvaluationData, console: Console) -> None:
         self.config, self.plan, self.data, self.console = config, plan, data, console
         self.output = Path(config.folder).absolute() / "samples"
-        features = EvaluationConfig(output=str(self.output), feature_training=config.feature_training)
+        features = ExtractorConfig(output=str(self.output), feature_training=config.feature_training)
         self.extractor_spec = prepare_extractor(features, data)
         self.extractor = build_extractor(self.extractor_spec)
-        self.reference_NF = extract(self.extractor, data.train_images).features_NF
-        assert data.judge_images is not None
-        assert data.judge_labels is not None
-        self.judge = train_judge(data.judge_images, data.judge_labels, num_classes=len(data.class_names))
+        self.reference_NF = extract(self.extractor, data.train.images).features_NF
+        assert data.judge is not None
+        self.judge = train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names))
 
     def reference(self) -> Reference:
         """What samples can reach at best."""
-        images, labels = self.data.held_out_images, self.data.held_out_labels
+        real = self.data.held_out
         copies = {
-            kind: self._score(reconstruct(EvaluationConfig(tokenizer=_weights(run)), images), labels)
+            kind: self._score(ImageSet(reconstruct(_weights(run), real.images), real.labels))
             for kind, run in self.plan.tokenizers.items()
         }
-        return Reference(held_out=self._score(images, labels), reconstructions=copies)
+        return Reference(held_out=self._score(real), reconstructions=copies)
 
     def score(self, cell: Cell) -> dict[str, float]:
-        """Draw the samples of a variant and seed (or take what an earlier start drew) and score them.
-
-        Returns:
-            fid and class_accuracy.
-        """
-        result = run_pool(
+        """Draw the samples of a variant and seed (or take what an earlier start drew): `fid` and `class_accuracy`."""
+        pool = run_pool(
             cell_spec(cell, self.plan, self.config.sampling, num_classes=len(self.data.class_names)),
             config=replace(self.config.pool, seed=cell.seed),
             extractor=self.extractor_spec,
@@ -163,16 +150,12 @@ class SampleScores:
             title=f"{cell.variant}, seed {cell.seed}",
             console=self.console,
         )
-        samples = result.samples
-        return self._score(samples.images_BHWC, samples.labels_B, samples.features_BF)
+        return self._score(pool_images(pool))
 
-    def _score(
-        self, images_BHWC: ImageArray, labels_B: np.ndarray, features_BF: np.ndarray | None = None
-    ) -> dict[str, float]:
-        if features_BF is None:
-            features_BF = extract(self.extractor, images_BHWC).features_NF
-        accuracy, _ = class_accuracy(self.judge.read(images_BHWC), labels_B, len(self.data.class_names))
-        return {"fid": frechet_distance(features_BF, self.reference_NF), "class_accuracy": accuracy}
+    def _score(self, images: ImageSet) -> dict[str, float]:
+        features = extract(self.extractor, images.images) if images.features is None else images.features
+        accuracy, _ = class_accuracy(self.judge.read(images.images), images.labels, len(self.data.class_names))
+        return {"fid": frechet_distance(features.features_NF, self.reference_NF), "class_accuracy": accuracy}
 
 
 def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_classes: int) -> GeneratorSpec:
@@ -191,30 +174,17 @@ def _weights(run: TokenizerRunConfig | GeneratorRunConfig) -> str:
     return str(weights_folder("folder", run.run_folder))
 
 
-def score_cell(cell: Cell, plan: AblationPlan, samples: SampleScores) -> dict[str, Any]:
-    """Everything known about a variant with one seed.
-
-    Args:
-        cell: the variant and seed.
-        plan: the plan it belongs to.
-        samples: scores of what is drawn.
-
-    Returns:
-        Numbers of both generators (those of structure absent where maps are spatial), fid and class_accuracy.
-    """
-    scores = held_out_scores(plan.trainings[cell.content])
+def _score_cell(cell: Cell, plan: AblationPlan, samples: _SampleScores) -> dict[str, Any]:
+    """Numbers of both generators (those of structure absent where maps are spatial), `fid` and `class_accuracy`."""
+    scores = _held_out_scores(plan.trainings[cell.content])
     if cell.structure is not None:
-        structure = held_out_scores(plan.trainings[cell.structure])
+        structure = _held_out_scores(plan.trainings[cell.structure])
         scores = {**scores, **{name: value for name, value in structure.items() if name.startswith("velocity")}}
     return {**asdict(cell), "scores": {**scores, **samples.score(cell)}}
 
 
 def run_ablate(config: AblateConfig, *, console: Console | None = None) -> Path:
     """Run what is not finished yet.
-
-    Args:
-        config: the study.
-        console: where headlines and progress are shown.
 
     Returns:
         The table, a Markdown file; numbers (JSON) and picture lie beside it.
@@ -241,19 +211,14 @@ def run_ablate(config: AblateConfig, *, console: Console | None = None) -> Path:
 
 
 def _score(config: AblateConfig, plan: AblationPlan, folder: Path, console: Console) -> Path:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.pool.threads_per_actor)  # as in the pool's workers, so that numbers repeat
-    try:
-        data = load_data(config.precompute.source)
-        samples = SampleScores(config, plan, data, console)
+    with threads(config.pool.threads_per_actor):
+        samples = _SampleScores(config, plan, load_data(config.precompute.source), console)
         with cluster_session(config.session):
             cells = []
             for number, cell in enumerate(plan.cells, start=1):
                 console.print(f"{number}/{len(plan.cells)} {cell.variant}, seed {cell.seed}", highlight=False)
-                cells.append(score_cell(cell, plan, samples))
+                cells.append(_score_cell(cell, plan, samples))
         return write_result(folder, cells, samples.reference(), _facts(config, plan))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _facts(config: AblateConfig, plan: AblationPlan) -> dict[str, object]:

@@ -3,7 +3,7 @@
 Row r of a source with V views is view r % V of image r // V. An image that turns out not to be readable is replaced by
 the next one of the list that is, in memory as when it is met: a batch then depends on the files alone, so a resumed
 run and a run of any number of ranks see the same, and nobody decodes a million files before the first step only to
-find none bad. As everywhere, more than ``max_bad_fraction`` of bad inputs stop the run.
+find none bad. As everywhere, more than `max_bad_fraction` of bad inputs stop the run.
 
 Shapes: B rows of this rank, N images, H, W side, C channels.
 """
@@ -18,11 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cluster.ranks import Ranks
+from nvg.bounds import refuse
 from nvg.errors import UserError
+from nvg.pixels import to_model_range
 from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.order import ArraySource, Batch, BatchSource, EpochSource, StepRows
 from pipelines.sources import (
@@ -32,7 +33,6 @@ from pipelines.sources import (
     SourceConfig,
     check_bad_inputs,
     load_images,
-    to_model_range,
 )
 
 logger = logging.getLogger(__name__)
@@ -41,12 +41,7 @@ MAX_IMAGE_BYTES_IN_MEMORY = 8 * 2**30
 
 
 def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> BatchSource:
-    """The source that ``loading.loader`` names.
-
-    Args:
-        source: opened source.
-        views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn", or "all".
-        loading: memory or lazy.
+    """The source that `loading.loader` names.
 
     Returns:
         Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
@@ -55,27 +50,19 @@ def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadin
         UserError: memory is asked for and does not suffice, or too many files are bad.
     """
     fresh = source.config.view_policy == "fresh_crop"
-    fits = not fresh and num_image_bytes(source) <= MAX_IMAGE_BYTES_IN_MEMORY
+    fits = not fresh and _num_bytes(source) <= MAX_IMAGE_BYTES_IN_MEMORY
     if loading.loader == "memory" or (loading.loader == "auto" and fits):
         return memory_image_source(source, views_per_epoch)
     return LazyImageSource(source, views_per_epoch, loading)
 
 
-def num_image_bytes(source: ImageSource) -> int:
-    """What all views of a source take in memory."""
+def _num_bytes(source: ImageSource) -> int:
     config = source.config
     return len(source) * config.num_views * config.image_size**2 * config.image_channels
 
 
 def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySource:
-    """All views of a source, decoded once and held as bytes.
-
-    Args:
-        source: opened source.
-        views_per_epoch: as in `image_source`.
-
-    Returns:
-        Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
+    """All views of a source, decoded once and held as bytes; gives what `image_source` gives.
 
     Raises:
         UserError: the views do not fit or are new in each epoch, or too many files are bad.
@@ -83,7 +70,7 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
     config = source.config
     if config.view_policy == "fresh_crop":
         raise UserError("source.view_policy=fresh_crop has new views in each epoch; set loading.loader=lazy")
-    num_bytes = num_image_bytes(source)
+    num_bytes = _num_bytes(source)
     if num_bytes > MAX_IMAGE_BYTES_IN_MEMORY:
         raise UserError(
             f"the images of {config.path or config.kind} need {num_bytes / 2**30:.1f} GiB in memory, the limit is "
@@ -96,7 +83,7 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
     def fetch(rows_B: np.ndarray) -> dict[str, Tensor]:
         images_B, views_B = np.divmod(rows_B, config.num_views)
         stored_B = np.searchsorted(readable, images_B) % len(readable) * config.num_views + views_B
-        return {"image": torch.from_numpy(to_model_range(loaded.images[stored_B]))}
+        return {"image": to_model_range(loaded.images[stored_B], planes=True)}
 
     return ArraySource(_view_rows(source), fetch, _fingerprint(source, views_per_epoch), views_per_epoch)
 
@@ -104,21 +91,16 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
 class LazyImageSource(EpochSource):
     """Batches whose images are read and decoded by a few threads, a few batches ahead; order as in memory.
 
-    No decoded image is held beyond its batch: memory is that of ``prefetch_batches + 1`` batches of bytes.
-
-    Args:
-        source: opened source.
-        views_per_epoch: as in `image_source`.
-        loading: threads and batches ahead.
+    No decoded image is held beyond its batch: memory is that of `prefetch_batches + 1` batches of bytes.
     """
 
     def __init__(self, source: ImageSource, views_per_epoch: str, loading: ImageLoadingConfig) -> None:
         super().__init__(_view_rows(source), _fingerprint(source, views_per_epoch), views_per_epoch)
-        self._reader = ReplacingReader(source)
+        self._reader = _ReplacingReader(source)
         self._config, self._loading = source.config, loading
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; reads no other rank's rows; never ends."""
+        """This rank's batches from `start_step` on; reads no other rank's rows; never ends."""
         steps = self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks)
         ahead: deque[tuple[StepRows, list[Future[np.ndarray]]]] = deque()
         pool = ThreadPoolExecutor(self._loading.num_threads, thread_name_prefix="images")
@@ -129,7 +111,7 @@ class LazyImageSource(EpochSource):
                     ahead.append((step, self._submit(pool, step)))
                 step, images = ahead.popleft()
                 images_BHWC = np.stack([image.result() for image in images])
-                tensors = {"image": torch.from_numpy(to_model_range(images_BHWC))}
+                tensors = {"image": to_model_range(images_BHWC, planes=True)}
                 yield Batch(tensors=tensors, sample_ids=step.rows_B, global_rows=step.global_rows)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -144,7 +126,7 @@ class LazyImageSource(EpochSource):
         ]
 
 
-class ReplacingReader:
+class _ReplacingReader:
     """Views of a source; an image that cannot be read is replaced by the next one that can. Safe for threads."""
 
     def __init__(self, source: ImageSource) -> None:
@@ -190,17 +172,14 @@ def check_loading(source: SourceConfig, loading: ImageLoadingConfig) -> None:
     """Refuse views that cannot be held.
 
     Raises:
-        ValueError: names both settings.
+        UserError: names both settings.
     """
     if source.view_policy == "fresh_crop" and loading.loader == "memory":
-        raise ValueError(
-            "source.view_policy is 'fresh_crop' with loading.loader 'memory', but its views are new in each epoch; "
-            "set loading.loader to lazy or auto"
-        )
+        expected = "lazy or auto, since the views of source.view_policy=fresh_crop are new in each epoch"
+        raise refuse("loading.loader", loading.loader, expected, "set loading.loader to lazy or auto")
 
 
 def _view_rows(source: ImageSource) -> np.ndarray:
-    """Rows (N, V) of each image."""
     return np.arange(len(source) * source.config.num_views).reshape(-1, source.config.num_views)
 
 

@@ -19,7 +19,11 @@ from torch import Tensor
 
 from cluster.ranks import Ranks
 
-ORDER = "philox permutation of (seed, epoch)"
+# Rows (views) of each image: a list, or an array (N, V) where all have as many. With one row an image, an epoch is a
+# permutation of rows.
+ViewRows = list[np.ndarray] | np.ndarray
+
+_ORDER = "philox permutation of (seed, epoch)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class BatchSource(Protocol):
         ...
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches of steps ``start_step``, ``start_step + 1``, …; never ends."""
+        """This rank's batches of steps `start_step`, `start_step + 1`, …; never ends."""
         ...
 
 
@@ -70,17 +74,10 @@ class StepRows:
     global_rows: slice
 
 
-class EpochRows:
-    """Row numbers of any range of samples, one epoch's order kept at a time.
+class _EpochRows:
+    """Row numbers of any range of samples, one epoch's order kept at a time."""
 
-    Args:
-        seed: data seed.
-        view_rows: for each image its rows (views), a list, or an array (N, V) where all have as many; with one row
-            per image an epoch is a permutation of rows.
-        in_turn: whether epoch e takes view e mod V of each image, instead of a random one.
-    """
-
-    def __init__(self, seed: int, view_rows: list[np.ndarray] | np.ndarray, *, in_turn: bool = False) -> None:
+    def __init__(self, seed: int, view_rows: ViewRows, *, in_turn: bool) -> None:
         self.seed, self.in_turn = seed, in_turn
         if isinstance(view_rows, np.ndarray):
             self.counts, self.rows = np.full(len(view_rows), view_rows.shape[1]), view_rows.reshape(-1)
@@ -99,46 +96,31 @@ class EpochRows:
         return self.order
 
     def take(self, first: int, count: int) -> np.ndarray:
-        """Rows of samples ``first`` .. ``first + count - 1``, int64."""
-        parts: list[np.ndarray] = []
-        size = len(self.counts)
-        while count > 0:
-            epoch, position = divmod(first, size)
-            part = self._epoch(epoch)[position : position + count]
-            parts.append(part)
-            first, count = first + len(part), count - len(part)
-        return np.concatenate(parts)
+        """Rows of samples `first` .. `first + count - 1`, int64."""
+        samples, size = np.arange(first, first + count), len(self.counts)
+        epochs = range(first // size, (first + count - 1) // size + 1)
+        return np.concatenate([self._epoch(epoch)[samples[samples // size == epoch] % size] for epoch in epochs])
 
 
 class EpochSource:
     """What sources whose order is our own share: their fingerprint, an epoch's length, the rows of each step.
 
     Args:
-        view_rows: rows of each image (one entry per image), a list or an array (N, V).
+        view_rows: rows of each image.
         fingerprint: content part of the fingerprint.
-        views_per_epoch: one of `data_config.VIEWS_PER_EPOCH`.
+        views_per_epoch: see `DataConfig`.
     """
 
-    def __init__(
-        self, view_rows: list[np.ndarray] | np.ndarray, fingerprint: dict[str, Any], views_per_epoch: str
-    ) -> None:
-        self._view_rows = rows_apart(view_rows) if views_per_epoch == "all" else view_rows
-        self._in_turn, self._fingerprint = views_per_epoch == "in_turn", fingerprint
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """Content and order of the data."""
-        return {**self._fingerprint, "order": ORDER}
-
-    @property
-    def num_images(self) -> int:
-        """Images in one epoch."""
-        return len(self._view_rows)
+    def __init__(self, view_rows: ViewRows, fingerprint: dict[str, Any], views_per_epoch: str) -> None:
+        self._view_rows = _rows_apart(view_rows) if views_per_epoch == "all" else view_rows
+        self._in_turn = views_per_epoch == "in_turn"
+        self.fingerprint = {**fingerprint, "order": _ORDER}
+        self.num_images = len(self._view_rows)
 
     def steps(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[StepRows]:
-        """Rows of this rank's batches from ``start_step`` on; never ends."""
+        """Rows of this rank's batches from `start_step` on; never ends."""
         share = global_batch // ranks.world_size
-        epoch_rows = EpochRows(seed, self._view_rows, in_turn=self._in_turn)
+        epoch_rows = _EpochRows(seed, self._view_rows, in_turn=self._in_turn)
         global_rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
         first = start_step * global_batch + ranks.rank * share
         while True:
@@ -151,15 +133,13 @@ class ArraySource(EpochSource):
     """Batches from arrays held in memory.
 
     Args:
-        view_rows: rows of each image (one entry per image), a list or an array (N, V).
+        view_rows, fingerprint, views_per_epoch: see `EpochSource`.
         fetch: rows (B,) int64 -> named tensors with B rows.
-        fingerprint: content part of the fingerprint.
-        views_per_epoch: one of `data_config.VIEWS_PER_EPOCH`.
     """
 
     def __init__(
         self,
-        view_rows: list[np.ndarray] | np.ndarray,
+        view_rows: ViewRows,
         fetch: Callable[[np.ndarray], dict[str, Tensor]],
         fingerprint: dict[str, Any],
         views_per_epoch: str = "one",
@@ -168,12 +148,12 @@ class ArraySource(EpochSource):
         self._fetch = fetch
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; never ends."""
+        """This rank's batches from `start_step` on; never ends."""
         for step in self.steps(start_step=start_step, global_batch=global_batch, seed=seed, ranks=ranks):
             yield Batch(tensors=self._fetch(step.rows_B), sample_ids=step.rows_B, global_rows=step.global_rows)
 
 
-def rows_apart(view_rows: list[np.ndarray] | np.ndarray) -> np.ndarray:
+def _rows_apart(view_rows: ViewRows) -> np.ndarray:
     """Each row as an image of its own, (rows, 1), in ascending order: an epoch then goes over all views."""
     rows = view_rows.reshape(-1) if isinstance(view_rows, np.ndarray) else np.concatenate(view_rows)
     return np.sort(rows)[:, None]

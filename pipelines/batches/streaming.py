@@ -1,15 +1,12 @@
-"""Records through StreamingDataset, for data sets beyond one node's memory.
+"""Records that lie in a store, through StreamingDataset, which copies a shard when a node first reads of it.
 
-Its order depends also on canonical nodes, block size, algorithm and batch, so all of them are part of the
-data's fingerprint. A step has the same samples for any number of ranks, dealt out in turns instead of in
-one piece each, which ``Batch.global_rows`` says.
+Its order depends also on canonical nodes, block size, algorithm and batch, so all of them are part of the data's
+fingerprint. A step has the same samples for any number of ranks, dealt out in turns instead of in one piece each,
+which `Batch.global_rows` says.
 
-StreamingDataset for shards that lie on this machine. Import it only where it is used: streaming is heavy.
-
-Shared memory of StreamingDataset that killed trainings left behind on this node.
-
-StreamingDataset passes over segments and lock files of others, dead ones too, and its own cleaning stops at the first
-free number. So every training notes which it has taken; the next one to start removes those whose owner is dead.
+StreamingDataset passes over shared memory and lock files that killed trainings left behind on this node, and its own
+cleaning stops at the first free number. So every training notes (`claim`) which it has taken, and the next one to start
+removes those whose owner is dead (`remove_dead`).
 """
 
 from __future__ import annotations
@@ -29,22 +26,22 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from streaming import StreamingDataset
 
 from cluster.ranks import Ranks
+from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.records.shard import SHARD_HASH
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import Batch
 
-SHARED_MEMORY = Path("/dev/shm")
-LOCALS = "locals"
-CLAIMS_FOLDER = "nvg-streaming"
+_SHARED_MEMORY = Path("/dev/shm")
+_LOCALS = "locals"
+_CLAIMS_FOLDER = "nvg-streaming"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """Segments of one process, all named ``<prefix>_…``.
+class _Claim:
+    """Segments of one process, all named `<prefix>_…`.
 
     Attributes:
         prefix: six digits.
@@ -68,7 +65,7 @@ class Claim:
             return True
 
 
-def claim(prefix: int, locks: str, claims: Path, shared_memory: Path = SHARED_MEMORY) -> None:
+def claim(prefix: int, locks: str, claims: Path, shared_memory: Path = _SHARED_MEMORY) -> None:
     """Note the segments of this process.
 
     Args:
@@ -79,28 +76,20 @@ def claim(prefix: int, locks: str, claims: Path, shared_memory: Path = SHARED_ME
     """
     name = f"{prefix:06}"
     started = psutil.Process().create_time()
-    inode = (shared_memory / f"{name}_{LOCALS}").stat().st_ino
+    inode = (shared_memory / f"{name}_{_LOCALS}").stat().st_ino
     claims.mkdir(parents=True, exist_ok=True)
-    note = Claim(prefix=name, locks=locks, pid=os.getpid(), started=started, inode=inode)
+    note = _Claim(prefix=name, locks=locks, pid=os.getpid(), started=started, inode=inode)
     (claims / f"{name}.json").write_text(json.dumps(asdict(note)))
 
 
-def remove_dead(claims: Path, shared_memory: Path = SHARED_MEMORY) -> list[str]:
-    """Remove segments and lock files of dead processes (one process of the node at a time).
-
-    Args:
-        claims: folder of the notes, of this node.
-        shared_memory: where segments appear as files.
-
-    Returns:
-        Prefixes whose segments were removed.
-    """
+def remove_dead(claims: Path, shared_memory: Path = _SHARED_MEMORY) -> list[str]:
+    """Remove segments and lock files of dead processes (one process of the node at a time); returns their prefixes."""
     removed: list[str] = []
     for file in sorted(claims.glob("*.json")):
-        note = Claim(**json.loads(file.read_text()))
+        note = _Claim(**json.loads(file.read_text()))
         if not note.is_dead:
             continue
-        first = shared_memory / f"{note.prefix}_{LOCALS}"
+        first = shared_memory / f"{note.prefix}_{_LOCALS}"
         if first.exists() and first.stat().st_ino == note.inode:
             for folder in (shared_memory, Path(note.locks)):
                 for path in folder.glob(f"{note.prefix}_*"):
@@ -111,29 +100,13 @@ def remove_dead(claims: Path, shared_memory: Path = SHARED_MEMORY) -> list[str]:
 
 
 class StreamingSource:
-    """Batches of all records, shuffled by StreamingDataset.
-
-    Args:
-        config: ``loader`` is "streaming".
-        num_records: record rows (all views).
-        fingerprint: content and order of the data.
-    """
+    """Batches of all records, shuffled by StreamingDataset; an epoch has every record row (all views)."""
 
     def __init__(self, config: DataConfig, num_records: int, fingerprint: dict[str, Any]) -> None:
-        self.config, self._num_records, self._fingerprint = config, num_records, fingerprint
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """Content and order of the data."""
-        return self._fingerprint
-
-    @property
-    def num_images(self) -> int:
-        """Record rows in one epoch (all views)."""
-        return self._num_records
+        self.config, self.num_images, self.fingerprint = config, num_records, fingerprint
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches from ``start_step`` on; drops an epoch's incomplete batch; never ends."""
+        """This rank's batches from `start_step` on; drops an epoch's incomplete batch; never ends."""
         from torch.utils.data import DataLoader
 
         share = global_batch // ranks.world_size
@@ -142,7 +115,7 @@ class StreamingSource:
         if steps_per_epoch == 0:
             raise UserError(
                 f"{self.config.path} has {dataset.size} records, fewer than "
-                f"optimizer.global_batch={global_batch}; lower the batch or use data.loader=memory"
+                f"optimizer.global_batch={global_batch}; lower the batch, or copy them and use data.loader=memory"
             )
         epoch, step = divmod(start_step, steps_per_epoch)
         loader = DataLoader(
@@ -174,19 +147,21 @@ class StreamingSource:
 
 def _open_streaming(config: DataConfig, share: int, seed: int, ranks: Ranks) -> Any:
     """Build under a lock of this node: two jobs that build at once race for shared-memory names."""
-    from streaming import StreamingDataset  # heavy import: only where it is used
-
-    from pipelines.batches.streaming import LocalStreamingDataset
-
-    far = partial(StreamingDataset, remote=config.remote, validate_hash=SHARD_HASH)
+    try:
+        from streaming import StreamingDataset  # heavy import: only where it is used
+    except ModuleNotFoundError as error:
+        advice = "install it, or copy the records and use data.loader=mapped without data.remote"
+        raise refuse("data.loader", config.loader, "mosaicml-streaming to be installed", advice) from error
     folder = Path(tempfile.gettempdir())
     with open(folder / "nvg-streaming.lock", "w") as lock:
         if ranks.local_rank == 0:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            remove_dead(folder / CLAIMS_FOLDER)
+            remove_dead(folder / _CLAIMS_FOLDER)
         ranks.barrier()  # the node's other ranks wait until their leader holds the lock
-        dataset = (far if config.remote else LocalStreamingDataset)(
+        dataset = StreamingDataset(
+            remote=config.remote,
             local=config.path,
+            validate_hash=SHARD_HASH,
             shuffle=True,
             shuffle_algo=config.shuffle_algo,
             shuffle_seed=seed,
@@ -195,7 +170,7 @@ def _open_streaming(config: DataConfig, share: int, seed: int, ranks: Ranks) -> 
             batch_size=share,
         )
         if ranks.local_rank == 0:
-            claim(dataset._shm_prefix_int, dataset._filelock_root, folder / CLAIMS_FOLDER)
+            claim(dataset._shm_prefix_int, dataset._filelock_root, folder / _CLAIMS_FOLDER)
         ranks.barrier()
     return dataset
 
@@ -219,23 +194,3 @@ def _die_with_parent(worker: int) -> None:
     """Loader processes of a killed rank would live on with their memory: Linux ends them with it."""
     pr_set_pdeathsig = 1
     ctypes.CDLL("libc.so.6", use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-class LocalStreamingDataset(StreamingDataset):
-    """StreamingDataset without its bookkeeping of downloads: the same samples in the same order.
-
-    The library looks each sample's shard up twice ahead of the reader, in two threads that compete with it.
-    """
-
-    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Nothing: every shard is here, and the library would take a file lock for each sample to find that out."""
-
-    def _prepare_thread(self, it: Any) -> None:
-        """All samples of the epoch are prepared."""
-        it.prepare_index = it.total
-        it.on_exit()
-
-    def _ready_thread(self, it: Any) -> None:
-        """All samples of the epoch are ready."""
-        it.ready_index = it.total
-        it.on_exit()

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from cluster.session import cluster_session
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, feature_names, given_extractor
 from eval.image_files import open_images, write_npz, write_png_folder
-from eval.pages.page import time_text
 from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
 from eval.pool.pool import PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
 from eval.reference import LABELS, LOGITS, Reference, complete_reference, read_reference, results_against
 from eval.results import RESULTS_FILE, timed, write_results
 from eval.scores.metrics import refuse_class_order
+from nvg.bounds import refuse
 from nvg.checkpoints import load_config
-from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
-from pipelines.evaluate.config import EvaluateImagesConfig
-
-if TYPE_CHECKING:
-    from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig, EvaluateImagesConfig, make_folder
+from pipelines.evaluate.table import print_file, print_table, print_time
 
 
 def plan_against(config: EvaluateConfig | EvaluateImagesConfig) -> list[str]:
@@ -62,7 +58,7 @@ def open_against(config: EvaluateConfig) -> Opened:
     """Read the reference and the descriptions of the networks, and make sure that they belong together.
 
     Args:
-        config: the evaluation, its paths resolved.
+        config: its paths resolved.
 
     Raises:
         UserError: weights or reference are missing or do not belong together.
@@ -80,13 +76,7 @@ def open_against(config: EvaluateConfig) -> Opened:
 def draw_against(
     config: EvaluateConfig, opened: Opened, *, console: Console, title: str = "Sampling"
 ) -> tuple[PoolResult, dict[str, Any]]:
-    """Draw samples and score them; Ray must be initialised.
-
-    Args:
-        config: the evaluation, its paths resolved.
-        opened: what it works with.
-        console: where progress is shown.
-        title: what the progress bar says.
+    """Draw samples and score them; Ray must be initialised, the paths of `config` resolved.
 
     Returns:
         The pool, and the content of a `results.json`.
@@ -108,7 +98,7 @@ def draw_against(
             console=console,
             wanted=(LABELS, *feature_names(extractor.kind)),
         )
-    facts = {"rounding": config.rounding, "model": model_facts(config, opened.content)}
+    facts = {"rounding": config.rounding, "model": _model_facts(config, opened.content)}
     return pool, results_against(pool, reference, extractor, config=config.score, facts=facts, seconds=seconds)
 
 
@@ -116,7 +106,7 @@ def run_against(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
     """Draw samples, score them against a reference file, export them where asked for.
 
     Args:
-        config: the evaluation, its paths resolved.
+        config: its paths resolved, its output folder there.
         console: where progress and scores are shown.
 
     Returns:
@@ -128,19 +118,16 @@ def run_against(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
     opened = open_against(config)
     with cluster_session(config.session):
         pool, results = draw_against(config, opened, console=console)
-    path = write_results(Path(config.output), results)
-    _export(config, pool)
-    print_against(results, console)
-    console.print(f"results  {path}", highlight=False, soft_wrap=True)
+    _finish(Path(config.output), results, console)
+    if config.samples_file:
+        write_npz(Path(config.samples_file), {}, (pool.num_items, pool.stream(IMAGES)))
+    if config.samples_folder:
+        write_png_folder(Path(config.samples_folder), pool.stream(IMAGES))
     return results
 
 
 def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None = None) -> dict[str, Any]:
     """Score images made elsewhere against a reference file.
-
-    Args:
-        config: the evaluation.
-        console: where progress and scores are shown.
 
     Returns:
         The results, as in `results.json`.
@@ -153,8 +140,7 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
     reference = read_reference(config.reference, extractor)
     images = open_images(config.samples)
     reference.check_size(*images.identity()["shape"][1:3])
-    output, seconds = Path(config.output).expanduser().absolute(), {}
-    output.mkdir(parents=True, exist_ok=True)
+    output, seconds = make_folder(config.output), {}
     with cluster_session(config.session):
         with timed(seconds, "reference"):
             reference = complete_reference(
@@ -168,49 +154,19 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
     if not config.class_ordered:
         refuse_class_order(pool.arrays[LOGITS])
     results = results_against(pool, reference, extractor, config=config, facts={}, seconds=seconds)
-    path = write_results(output, results)
-    print_against(results, console)
-    console.print(f"results  {path}", highlight=False, soft_wrap=True)
+    _finish(output, results, console)
     return results
 
 
-def model_facts(config: EvaluateConfig, content: ContentGeneratorConfig) -> dict[str, Any]:
-    """What a model is, for tables and plots beside others.
-
-    Args:
-        config: names the weights.
-        content: architecture of the content generator.
-
-    Returns:
-        `parameters` of both generators, `stages`, and `evaluations`: passes through a generator per image, without
-        those of guidance.
-    """
-    parameters = {"content": content_size(content)}
-    layout = StageLayout(content.num_positions)
-    evaluations = layout.num_stages
-    if config.structure:
-        structure = StructureGeneratorConfig(**load_config(config.structure, "structure", config.weights))
-        with torch.device("meta"):
-            parameters["structure"] = sum(part.numel() for part in StructureGenerator(structure).parameters())
-        evaluations += layout.num_structure_stages * config.sampling.num_flow_steps
-    return {"parameters": parameters, "stages": layout.num_stages, "evaluations": evaluations}
-
-
-def content_size(config: ContentGeneratorConfig) -> int:
-    """Parameters of a content generator, counted without building it."""
-    with torch.device("meta"):
-        return sum(part.numel() for part in ContentGenerator(config).parameters())
+def _finish(output: Path, results: dict[str, Any], console: Console) -> None:
+    path = write_results(output, results)
+    print_against(results, console)
+    print_file(console, "results", path)
 
 
 def print_against(results: dict[str, Any], console: Console) -> None:
-    """Print the scores with their spreads, and what keeps them from being compared.
-
-    Args:
-        results: what an evaluation against a reference returned.
-        console: where to.
-    """
+    """Print the scores with their spreads, and what keeps them from being compared."""
     scores = results["scores"]["generated"]
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     titles = {
         "fid": ("FID ↓", 3),
         "sfid": ("sFID ↓", 3),
@@ -218,32 +174,46 @@ def print_against(results: dict[str, Any], console: Console) -> None:
         "precision": ("precision ↑", 4),
         "recall": ("recall ↑", 4),
     }
+    rows = []
     for name, (title, digits) in titles.items():
         if name in scores:
             spread = f"± {scores[f'{name}_std']:.{digits}f}" if f"{name}_std" in scores else ""
-            table.add_row(title, f"{scores[name]:.{digits}f}", spread)
-    table.add_row("images", f"{scores['num_images']:,}", "")
-    console.print()
-    console.print(table)
+            rows.append((title, f"{scores[name]:.{digits}f}", spread))
+    print_table(console, ("", "", ""), [*rows, ("images", f"{scores['num_images']:,}", "")])
     if results["not_comparable_because"]:
         console.print("\nNot to be set beside published scores:", style="bold")
         for reason in results["not_comparable_because"]:
             console.print(f"· {reason}", highlight=False, soft_wrap=True)
-    console.print(f"\nevaluated in {time_text(sum(results['seconds'].values()))}", highlight=False)
+    console.print()
+    print_time(console, results)
+
+
+def _model_facts(config: EvaluateConfig, content: ContentGeneratorConfig) -> dict[str, Any]:
+    """What a model is, for tables and plots beside others.
+
+    Returns:
+        `parameters` of both generators, counted without building them, `stages`, and `evaluations`: passes through a
+        generator per image, without those of guidance.
+    """
+    layout = StageLayout(content.num_positions)
+    evaluations = layout.num_stages
+    with torch.device("meta"):
+        networks: dict[str, torch.nn.Module] = {"content": ContentGenerator(content)}
+        if config.structure:
+            structure = StructureGeneratorConfig(**load_config(config.structure, "structure", config.weights))
+            networks["structure"] = StructureGenerator(structure)
+            evaluations += layout.num_structure_stages * config.sampling.num_flow_steps
+    parameters = {name: sum(part.numel() for part in network.parameters()) for name, network in networks.items()}
+    return {"parameters": parameters, "stages": layout.num_stages, "evaluations": evaluations}
 
 
 def _extractor(config: ExtractorConfig) -> ExtractorSpec:
     extractor = given_extractor(config)
     if extractor is None:
-        raise UserError(
-            "extractor_path: found nothing, expected the extractor the reference was made with: Inception's weight "
-            "file, or the folder of a feature network"
+        raise refuse(
+            "extractor_path",
+            "",
+            "the extractor the reference was made with: Inception's weight file, or the folder of a feature network",
+            "set extractor_path",
         )
     return extractor
-
-
-def _export(config: EvaluateConfig, pool: PoolResult) -> None:
-    if config.samples_file:
-        write_npz(Path(config.samples_file), {}, (pool.num_items, pool.stream(IMAGES)))
-    if config.samples_folder:
-        write_png_folder(Path(config.samples_folder), pool.stream(IMAGES))

@@ -1,30 +1,49 @@
-"""New room."""
+"""What an evaluation of generators, or of images made elsewhere, is told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, Self
 
 from cluster.session import SessionConfig
-from eval.evaluation_config import EvaluationConfig
-from eval.features.extractors import ExtractorConfig
-from eval.pool.pool import ChunkPoolConfig
+from eval.features import ExtractorConfig
+from eval.pool.pool import ChunkPoolConfig, PoolConfig
+from eval.pool.samplers import GeneratorSpec
 from eval.reference import ScoreConfig
+from eval.scores.judge import JudgeConfig
+from nvg.bounds import refuse
+from nvg.pixels import Rounding
+from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import weights_folder
 from pipelines.sources import SourceConfig
 
 REPORT_FILE = "report.html"
+Weights = Literal["ema", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationConfig):
-    """What is evaluated, on which images, and what the report shows besides.
+class EvaluateConfig(ExtractorConfig):
+    """Which generators are evaluated, against what, and what is kept of it.
+
+    With a reference, samples are scored against it alone, by the protocol of published tables. Without one they are
+    compared with the images of the source, and the report shows what the last six settings name.
 
     Attributes:
+        tokenizer: folder of the tokenizer's weights, or its run.
+        content: folder of the content generator's weights, or its run.
+        structure: likewise of the structure generator; empty for a tokenizer of spatial structure.
+        weights: which weights of the generators.
+        tokenizer_weights: which weights of the tokenizer.
+        rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
+        precision: of the generators' matrix products.
+        guidance_one: without a reference: also draw a pool with both guidance scales at 1, all else unchanged.
+        sampling: guidance, top-p, flow steps.
+        pool: size and shape of the sampling pool.
+        judge: without a reference: the independent classifier.
         source: the images; its parts `train`, `judge` and `test` are read, view 0 of each image, and for the search
             for copies every view of `train` that its `num_views` names. Not opened where there is a reference.
-        reference: npz file of ADM's or of `nvg eval reference`: samples are scored against it alone, by the protocol
-            of published tables. Empty compares with the images of the source.
+        reference: npz file of ADM's or of `nvg eval reference`; empty compares with the images of the source.
         score: what is computed against a reference beside the scores.
         samples_file: npz file for the samples drawn against a reference, as ADM's evaluator takes it; may be empty.
         samples_folder: folder for them as PNG files; may be empty.
@@ -36,6 +55,17 @@ class EvaluateConfig(EvaluationConfig):
         session: the Ray cluster to start or join.
     """
 
+    tokenizer: str = ""
+    content: str = ""
+    structure: str = ""
+    weights: Weights = "ema"
+    tokenizer_weights: Weights = "ema"
+    rounding: Rounding = "release"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    guidance_one: bool = True
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     source: SourceConfig = field(default_factory=SourceConfig)
     reference: str = ""
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -49,29 +79,39 @@ class EvaluateConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tokenizer", "content", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: found nothing, expected a folder")
-        if not self.reference and (self.samples_file or self.samples_folder):
-            raise ValueError("samples_file, samples_folder: found them without a reference, expected them with one")
+        require(self, "a folder", "tokenizer", "content", "output")
+        for name in ("samples_file", "samples_folder"):
+            if getattr(self, name) and not self.reference:
+                raise refuse(name, getattr(self, name), "nothing without a reference", "set reference as well")
 
+    def generator_spec(self, num_classes: int) -> GeneratorSpec:
+        """What the pool draws from; `num_classes` is how many classes the generators know."""
+        return GeneratorSpec(
+            tokenizer=self.tokenizer,
+            content=self.content,
+            structure=self.structure,
+            weights=self.weights,
+            tokenizer_weights=self.tokenizer_weights,
+            num_classes=num_classes,
+            sampling=self.sampling,
+            seed=self.pool.seed,
+            rounding=self.rounding,
+            precision=self.precision,
+        )
 
-def resolve_paths(config: EvaluateConfig) -> EvaluateConfig:
-    """The evaluation with absolute paths, runs replaced by their newest valid checkpoints.
+    def resolved(self) -> Self:
+        """The evaluation with absolute paths, runs replaced by their newest valid checkpoints.
 
-    Args:
-        config: as given.
-
-    Raises:
-        UserError: weights are missing.
-    """
-    return replace(
-        config,
-        output=str(Path(config.output).expanduser().absolute()),
-        tokenizer=str(weights_folder("tokenizer", config.tokenizer)),
-        content=str(weights_folder("content", config.content)),
-        structure=config.structure and str(weights_folder("structure", config.structure)),
-    )
+        Raises:
+            UserError: weights are missing.
+        """
+        return replace(
+            self,
+            output=str(Path(self.output).expanduser().absolute()),
+            tokenizer=str(weights_folder("tokenizer", self.tokenizer)),
+            content=str(weights_folder("content", self.content)),
+            structure=self.structure and str(weights_folder("structure", self.structure)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +134,22 @@ class EvaluateImagesConfig(ExtractorConfig, ScoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "reference", "extractor_path", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: found nothing, expected a path")
+        require(self, "a path", "samples", "reference", "extractor_path", "output")
+
+
+def make_folder(path: str) -> Path:
+    """The absolute path of a folder, which is there afterwards."""
+    folder = Path(path).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def require(config: Any, expected: str, *names: str) -> None:
+    """Refuse settings that are left empty.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name in names:
+        if not getattr(config, name):
+            raise refuse(name, getattr(config, name), expected, f"set {name}")

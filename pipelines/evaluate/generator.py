@@ -1,42 +1,35 @@
 """`nvg eval generator`: open the images and the checkpoints, evaluate, write `results.json` and `report.html`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cluster.manifest import read_manifest
 from cluster.session import cluster_session
-from eval.evaluation import evaluate
-from eval.evaluation_config import EvaluationData
-from eval.pages.page import score_rows, time_text
+from eval.evaluation import Evaluation, EvaluationData, evaluate
+from eval.pages.page import score_rows
 from eval.pages.report import ReportContent, write_report
 from eval.results import RESULTS_FILE
 from nvg.checkpoints import weights_hash
 from nvg.errors import UserError
 from pipelines.evaluate.against import plan_against, run_against
-from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig, resolve_paths
-from pipelines.evaluate.images import load_data
+from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
+from pipelines.evaluate.images import describe_features, describe_source, load_data
+from pipelines.evaluate.table import print_file, print_table, print_time
 from pipelines.run_folder import read_metrics
 
 
 def plan_evaluate(config: EvaluateConfig) -> list[str]:
-    """The steps of an evaluation, for a dry run.
-
-    Args:
-        config: the evaluation.
-
-    Returns:
-        One line per step.
-    """
+    """The steps of an evaluation, for a dry run: one line each."""
     if config.reference:
         return plan_against(config)
     pool = config.pool
     return [
-        f"open the {config.source.kind} source {config.source.path or ''}".rstrip() + ": train, judge, test",
-        f"features: {config.extractor_kind} "
-        + (f"from {config.extractor_path}" if config.extractor_path else "trained on the training images"),
+        describe_source(config.source, "train, judge, test"),
+        describe_features(config, "the training images"),
         f"join or start Ray ({config.session.address}) and draw {pool.num_samples} samples on "
         f"{pool.num_actors} worker(s), {pool.chunk_size} per chunk"
         + (", and again at guidance 1" if config.guidance_one else ""),
@@ -46,60 +39,49 @@ def plan_evaluate(config: EvaluateConfig) -> list[str]:
 
 
 def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Evaluate and write results and report; prints the score table and where the report is.
-
-    Args:
-        config: the evaluation.
-        console: where progress and the table are shown.
+    """Evaluate against the reference, or where there is none with the images of the source; print scores and files.
 
     Returns:
         The results, as in `results.json`.
 
     Raises:
-        UserError: images, checkpoints or records are missing or do not belong together.
+        UserError: images, checkpoints, records or reference are missing or do not belong together.
     """
     console = console or Console()
-    resolved = resolve_paths(config)
-    output = Path(resolved.output)
-    if config.reference:
-        output.mkdir(parents=True, exist_ok=True)
-        return run_against(resolved, console=console)
-    usage = codebook_usage(resolved)
-    data = load_data(resolved.source)
-    with cluster_session(resolved.session):
-        evaluation = evaluate(resolved, data, console=console)
-    scores = evaluation.results["scores"]
-    times = [(name, seconds, "") for name, seconds in config.times.items()]
-    times += [(f"evaluation: {name}", seconds, "") for name, seconds in evaluation.results["seconds"].items()]
-    report = write_report(
-        output / REPORT_FILE,
-        ReportContent(
-            title=config.title,
-            summary=f"Two generators learned from {len(data.train_images):,} real images of "
-            f"{len(data.class_names)} classes. This page shows what they draw, and how near it comes to real "
-            f"images nobody trained on, in {scores['generated']['num_images']:,} samples.",
-            results=evaluation.results,
-            material=evaluation.material,
-            curves={name: rows for name, folder in config.curves.items() if (rows := read_metrics(Path(folder)))},
-            codebook_usage=usage,
-            times=times,
-            facts=_facts(resolved, data),
-        ),
-    )
-    print_scores(evaluation.results, console)
-    console.print(f"results  {output / RESULTS_FILE}", highlight=False, soft_wrap=True)
-    console.print(f"report   {report}", highlight=False, soft_wrap=True)
+    config = config.resolved()
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    return (run_against if config.reference else _run_with_source)(config, console=console)
+
+
+def _run_with_source(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
+    usage = codebook_usage(config)
+    data = load_data(config.source)
+    spec = config.generator_spec(len(data.class_names))
+    with cluster_session(config.session):
+        evaluation = evaluate(
+            spec,
+            data,
+            config,
+            pool=config.pool,
+            judge=config.judge,
+            guidance_one=config.guidance_one,
+            console=console,
+        )
+    report = write_report(Path(config.output) / REPORT_FILE, _report(config, data, evaluation, usage))
+    head, rows = score_rows(evaluation.results)
+    print_table(console, head, rows, first="bold")
+    console.print()
+    print_time(console, evaluation.results)
+    print_file(console, "results", Path(config.output) / RESULTS_FILE)
+    print_file(console, "report ", report)
     return evaluation.results
 
 
 def codebook_usage(config: EvaluateConfig) -> list[float]:
-    """Codebook usage of the records, after making sure that they were made with this tokenizer.
+    """Share of the codebook that the records use by stage, after making sure that they were made with this tokenizer.
 
     Args:
-        config: the evaluation, its paths resolved.
-
-    Returns:
-        Share of the codebook in use per stage; empty without records.
+        config: its paths resolved; without records there is no usage.
 
     Raises:
         UserError: the records were made with another tokenizer.
@@ -117,31 +99,30 @@ def codebook_usage(config: EvaluateConfig) -> list[float]:
     return list(manifest["codebook_usage"])
 
 
-def print_scores(results: dict[str, Any], console: Console) -> None:
-    """Print the score table.
-
-    Args:
-        results: what the evaluation returned.
-        console: where to.
-    """
-    head, rows = score_rows(results)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left")
-    for number, row in enumerate(rows):
-        table.add_row(*row, style="bold" if number == 0 else None)
-    console.print()
-    console.print(table)
-    console.print(f"\nevaluated in {time_text(sum(results['seconds'].values()))}", highlight=False)
+def _report(config: EvaluateConfig, data: EvaluationData, evaluation: Evaluation, usage: list[float]) -> ReportContent:
+    times = [(name, seconds, "") for name, seconds in config.times.items()]
+    times += [(f"evaluation: {name}", seconds, "") for name, seconds in evaluation.results["seconds"].items()]
+    return ReportContent(
+        title=config.title,
+        summary=f"Two generators learned from {len(data.train):,} real images of {len(data.class_names)} classes. This "
+        "page shows what they draw, and how near it comes to real images nobody trained on, in "
+        f"{len(evaluation.material.generated):,} samples.",
+        results=evaluation.results,
+        material=evaluation.material,
+        curves={name: rows for name, folder in config.curves.items() if (rows := read_metrics(Path(folder)))},
+        codebook_usage=usage,
+        times=times,
+        facts=_facts(config, data),
+    )
 
 
 def _facts(config: EvaluateConfig, data: EvaluationData) -> dict[str, str]:
-    side, _, channels = data.train_images.shape[1:]
+    side, _, channels = data.train.images.shape[1:]
     return {
         "images": f"{config.source.kind} {config.source.path or ''}".strip(),
         "size": f"{side}×{side}, {'grey' if channels == 1 else 'colour'}",
-        "train / judge / held out": f"{len(data.train_images)} / "
-        f"{0 if data.judge_images is None else len(data.judge_images)} / {len(data.held_out_images)}",
+        "train / judge / held out": f"{len(data.train)} / {0 if data.judge is None else len(data.judge)} / "
+        f"{len(data.held_out)}",
         "classes": ", ".join(data.class_names[:20]) + (" …" if len(data.class_names) > 20 else ""),
         "tokenizer": config.tokenizer,
         "content generator": config.content,

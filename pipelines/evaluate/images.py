@@ -1,19 +1,25 @@
-"""New room."""
+"""The images of a source as evaluations take them: in memory with their labels, or read by index."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.evaluation_config import EvaluationData
-from eval.pixels import ImageArray
+from eval.evaluation import EvaluationData
+from eval.features.extractors import ExtractorConfig, ExtractorSpec, given_extractor, trained_extractor
+from eval.image_sets import ImageSet
+from nvg.errors import UserError
+from nvg.pixels import ImageArray
 from pipelines.sources import (
     BadImage,
     ImageSource,
+    SkippedInput,
     SourceConfig,
+    check_bad_inputs,
     load_images,
     open_source,
 )
@@ -25,26 +31,68 @@ def load_data(source: SourceConfig) -> EvaluationData:
     Args:
         source: the images; its split is ignored.
 
-    Returns:
-        Training, judge and held-out images.
-
     Raises:
         UserError: a part is missing or empty, or has too many bad images.
     """
     opened = {name: open_source(replace(source, split=name)) for name in ("train", "judge", "test")}
-    loaded = {name: load_images(part) for name, part in opened.items()}
+    loaded = {name: _image_set(part) for name, part in opened.items()}
     views = range(source.num_views)
     return EvaluationData(
         class_names=list(opened["train"].class_names),
-        train_images=loaded["train"].images,
-        train_labels=loaded["train"].labels,
-        judge_images=loaded["judge"].images,
-        judge_labels=loaded["judge"].labels,
-        held_out_images=loaded["test"].images,
-        held_out_labels=loaded["test"].labels,
-        train_views=load_images(opened["train"], views).images if len(views) > 1 else None,
+        train=loaded["train"],
+        held_out=loaded["test"],
+        judge=loaded["judge"],
+        train_views=_image_set(opened["train"], views).images if len(views) > 1 else None,
         fingerprints={name: part.fingerprint for name, part in opened.items()},
     )
+
+
+def extractor_for(config: ExtractorConfig, source: SourceConfig) -> ExtractorSpec:
+    """The extractor the configuration names; where there is none, a feature network trained on a source's images.
+
+    Raises:
+        UserError: the weights are missing, or too many images cannot be read.
+    """
+    if given := given_extractor(config):
+        return given
+    opened = open_source(source)
+    return trained_extractor(config, _image_set(opened), len(opened.class_names))
+
+
+def open_filled(source: SourceConfig) -> ImageSource:
+    """An opened source of at least two images.
+
+    Raises:
+        UserError: it holds fewer.
+    """
+    opened = open_source(source)
+    if len(opened) < 2:
+        raise UserError(
+            f"source.split is {source.split!r}, which holds {len(opened)} image(s); expected at least two; change "
+            "source.split or source.path"
+        )
+    return opened
+
+
+def check_readable(source: ImageSource, readable_N: NDArray[np.bool_]) -> None:
+    """Refuse a source of which too many images could not be read, those skipped at its opening counted.
+
+    Raises:
+        UserError: names some of them.
+    """
+    unreadable = [SkippedInput(source.keys[index], "no readable image") for index in np.flatnonzero(~readable_N)]
+    check_bad_inputs([*source.skipped, *unreadable], source)
+
+
+def describe_source(source: SourceConfig, parts: str) -> str:
+    """What is opened, for a dry run: one line."""
+    return f"open the {source.kind} source {source.path or ''}".rstrip() + f": {parts}"
+
+
+def describe_features(config: ExtractorConfig, images: str) -> str:
+    """Where features come from, for a dry run: one line; `images` are those a network would be trained on."""
+    source = f"from {config.extractor_path}" if config.extractor_path else f"trained on {images}"
+    return f"features: {config.extractor_kind} {source}"
 
 
 @dataclass(frozen=True)
@@ -82,3 +130,8 @@ class SourceImages:
             except BadImage:
                 readable_B[row] = False
         return images_BHWC, readable_B
+
+
+def _image_set(source: ImageSource, views: Sequence[int] = (0,)) -> ImageSet:
+    loaded = load_images(source, views)
+    return ImageSet(loaded.images, loaded.labels)

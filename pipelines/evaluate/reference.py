@@ -12,18 +12,25 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from cluster.session import SessionConfig, cluster_session
-from eval.features.extractors import ExtractorConfig, ExtractorSpec, given_extractor, trained_extractor
-from eval.pixels import ImageArray
+from eval.features import ExtractorConfig
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.reference import FEATURES, SPATIAL, select_rows, write_reference
 from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
-from nvg.errors import UserError
-from pipelines.evaluate.images import SourceImages
-from pipelines.sources import ImageSource, SkippedInput, SourceConfig, check_bad_inputs, load_images, open_source
+from pipelines.evaluate.config import make_folder, require
+from pipelines.evaluate.images import (
+    SourceImages,
+    check_readable,
+    describe_features,
+    describe_source,
+    extractor_for,
+    open_filled,
+)
+from pipelines.evaluate.table import print_file
+from pipelines.sources import SourceConfig
 
-READABLE = "readable_B"
+_READABLE = "readable_B"
 FILE_NAME = "reference.npz"
 
 
@@ -47,17 +54,15 @@ class ReferenceRunConfig(ExtractorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.output:
-            raise ValueError("output: found nothing, expected a folder")
+        require(self, "a folder", "output")
 
 
 def plan_reference(config: ReferenceRunConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
-    source, pool = config.source, config.pool
+    pool = config.pool
     return [
-        f"open the {source.kind} source {source.path or ''}".rstrip() + f": {source.split}",
-        f"features: {config.extractor_kind} "
-        + (f"from {config.extractor_path}" if config.extractor_path else "trained on these images"),
+        describe_source(config.source, config.source.split),
+        describe_features(config, "these images"),
         f"join or start Ray ({config.session.address}) and look at every image on {pool.num_actors} worker(s), "
         f"{pool.chunk_size} per chunk",
         f"write {FILE_NAME} in {config.output}" + (" with 10,000 images" if config.keep_images else ""),
@@ -67,22 +72,15 @@ def plan_reference(config: ReferenceRunConfig) -> list[str]:
 def run_reference(config: ReferenceRunConfig, *, console: Console | None = None) -> Path:
     """Compute the statistics of a source, in one pass over its chunks; started again, it goes on where it was.
 
-    Args:
-        config: the images and the extractor.
-        console: where progress is drawn.
-
     Returns:
         The reference file.
 
     Raises:
         UserError: images or weights are missing, or too many images cannot be read.
     """
-    output = Path(config.output).expanduser().absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    source = open_source(config.source)
-    if len(source) < 2:
-        raise UserError(f"source.split: found {len(source)} image(s) in {config.source.split!r}, expected at least two")
-    extractor = given_extractor(config) or _trained(config, source)
+    output = make_folder(config.output)
+    source = open_filled(config.source)
+    extractor = extractor_for(config, config.source)
     with cluster_session(config.session):
         pool = run_chunks(
             FeatureJob(images=SourceImages(source), extractor=extractor),
@@ -91,11 +89,10 @@ def run_reference(config: ReferenceRunConfig, *, console: Console | None = None)
             folder=output / "pool",
             title="Reference",
             console=console,
-            wanted=(READABLE,),
+            wanted=(_READABLE,),
         )
-    readable_N = pool.arrays[READABLE]
-    unreadable = [SkippedInput(source.keys[index], "no readable image") for index in np.flatnonzero(~readable_N)]
-    check_bad_inputs([*source.skipped, *unreadable], source)
+    readable_N = pool.arrays[_READABLE]
+    check_readable(source, readable_N)
     rows = np.flatnonzero(readable_N)
     chosen = rows[select_rows(len(rows))]
     path = output / FILE_NAME
@@ -110,16 +107,11 @@ def run_reference(config: ReferenceRunConfig, *, console: Console | None = None)
             "image_size": config.source.image_size,
             **metric_protocol(extractor),
         },
-        images=(len(chosen), _read(source, chosen)) if config.keep_images else None,
+        images=(len(chosen), (source.read(row, 0)[None] for row in chosen.tolist())) if config.keep_images else None,
     )
     if console is not None:
-        console.print(f"reference  {path}  ({len(rows):,} images)", highlight=False, soft_wrap=True)
+        print_file(console, "reference", path, f"  ({len(rows):,} images)")
     return path
-
-
-def _trained(config: ReferenceRunConfig, source: ImageSource) -> ExtractorSpec:
-    loaded = load_images(source)
-    return trained_extractor(config, loaded.images, loaded.labels, len(source.class_names))
 
 
 def _gaussian(pool: PoolResult, name: str, keep_N: NDArray[np.bool_]) -> Gaussian:
@@ -132,8 +124,3 @@ def _rows_of(pool: PoolResult, name: str, keep_N: NDArray[np.bool_]) -> Iterator
     for chunk in pool.stream(name):
         yield chunk[keep_N[start : start + len(chunk)]]
         start += len(chunk)
-
-
-def _read(source: ImageSource, rows: NDArray[np.int64]) -> Iterator[ImageArray]:
-    for row in rows.tolist():
-        yield source.read(row, 0)[None]

@@ -1,9 +1,8 @@
-"""`nvg eval sweep`: the same generators under many sampling settings, on few samples, scored on one pool of actors.
+"""Many evaluations against one reference, each on few samples.
 
-`nvg eval follow`: scores the EMA weights of trainings that run, beside them, without stopping them.
-
-It watches run folders only, so it may run on spare devices or another machine that sees them. What it scores it copies
-first, since trainings delete old checkpoints.
+`nvg eval sweep` tries many sampling settings on the same generators. `nvg eval follow` scores the EMA weights of
+trainings that run, beside them, without stopping them: it watches run folders only, so it may run on spare devices or
+another machine that sees them, and what it scores it copies first, since trainings delete old checkpoints.
 """
 
 from __future__ import annotations
@@ -23,16 +22,18 @@ from cluster.files import write_atomically
 from cluster.session import cluster_session
 from eval.pages import page
 from eval.pictures.plots import scatter
+from nvg.bounds import at_least, positive, refuse
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import newest_valid
 from pipelines.evaluate.against import draw_against, open_against, print_against
-from pipelines.evaluate.config import EvaluateConfig, resolve_paths
+from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 
 SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
-SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
+_SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
 SCORES_FILE = "scores.jsonl"
-WEIGHTS_FOLDER = "weights"
+_WEIGHTS_FOLDER = "weights"
+_SWEPT = ("content_guidance", "structure_guidance", "top_p_last", "num_flow_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +52,15 @@ class SweepConfig(EvaluateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.reference:
-            raise ValueError("reference: found nothing, expected an npz file; a sweep compares with a reference")
-        if self.samples_file or self.samples_folder:
-            raise ValueError("samples_file, samples_folder: a sweep keeps no images; leave them empty")
+        require(self, "an npz file; a sweep compares with a reference", "reference")
+        for name in ("samples_file", "samples_folder"):
+            if getattr(self, name):
+                raise refuse(name, getattr(self, name), "nothing, since a sweep keeps no images", "leave it empty")
 
     def combinations(self) -> list[dict[str, float]]:
         """The settings that change, one dictionary a combination; those listed last change fastest."""
-        lists = {name: getattr(self, name) for name in SWEPT if getattr(self, name)}
+        lists = {name: getattr(self, name) for name in _SWEPT if getattr(self, name)}
         return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-
-
-SWEPT = ("content_guidance", "structure_guidance", "top_p_last", "num_flow_steps")
 
 
 def plan_sweep(config: SweepConfig) -> list[str]:
@@ -78,10 +76,6 @@ def plan_sweep(config: SweepConfig) -> list[str]:
 def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
     """Score every combination; started again, it goes on where it was.
 
-    Args:
-        config: the sweep.
-        console: where progress is shown.
-
     Returns:
         The page with the plot of FID against the Inception score.
 
@@ -89,10 +83,8 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
         UserError: weights or reference are missing or do not belong together, or a value is impossible.
     """
     console = console or Console()
-    resolved = resolve_paths(config)
-    assert isinstance(resolved, SweepConfig)
-    output = Path(resolved.output)
-    output.mkdir(parents=True, exist_ok=True)
+    resolved = config.resolved()
+    output = make_folder(resolved.output)
     tries = [SamplingConfig(**{**asdict(config.sampling), **changed}) for changed in config.combinations()]
     opened = open_against(resolved)
     rows: list[dict[str, Any]] = []
@@ -103,11 +95,10 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
             _, results = draw_against(one, replace(opened, spec=spec), console=console, title=describe(changed))
             rows.append({"changed": changed, "sampling": asdict(sampling), **results})
             scores = results["scores"]["generated"]
-            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in SCORES.items())
+            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in _SCORES.items())
             console.print(f"{describe(changed)}: {line}", highlight=False, soft_wrap=True)
-            text = json.dumps(rows, indent=2, allow_nan=False)
-            write_atomically(output / SWEEP_FILE, f"{text}\n".encode())
-    write_atomically(output / PAGE_FILE, sweep_page(rows).encode())
+            write_atomically(output / SWEEP_FILE, f"{json.dumps(rows, indent=2, allow_nan=False)}\n".encode())
+    write_atomically(output / PAGE_FILE, _sweep_page(rows).encode())
     return output / PAGE_FILE
 
 
@@ -116,12 +107,8 @@ def describe(changed: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in changed.items()) or "as configured"
 
 
-def sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """FID against the Inception score, and the table, as one HTML page.
-
-    Args:
-        rows: what `run_sweep` noted, at least one.
-    """
+def _sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """FID against the Inception score, and the table, as one HTML page; `rows` are what was noted, at least one."""
     scores = [row["scores"]["generated"] for row in rows]
     best = min(range(len(rows)), key=lambda number: scores[number]["fid"])
     points = [
@@ -129,27 +116,23 @@ def sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
         for number, (row, score) in enumerate(zip(rows, scores, strict=True))
     ]
     table = [
-        [describe(row["changed"]), *(f"{score[name]:.3f}" for name in SCORES)]
+        [describe(row["changed"]), *(f"{score[name]:.3f}" for name in _SCORES)]
         for row, score in zip(rows, scores, strict=True)
     ]
     remarks = "; ".join(rows[0]["not_comparable_because"])
     return page.page(
         "Sampling settings",
-        "\n".join(
-            [
-                '<header>\n<p class="eyebrow">Next Visual Granularity</p>\n<h1>Sampling settings</h1>\n</header>',
-                page.section(
-                    "FID against the Inception score",
-                    "Each point is one setting. Guidance and a smaller nucleus trade variety for legibility: the score "
-                    "rises, and beyond some point FID rises with it.",
-                    page.figure(
-                        scatter(points, "Inception score", "FID"),
-                        "FID against the Inception score of every setting",
-                        f"{scores[0]['num_images']:,} samples a setting; the lowest FID in colour. {remarks}",
-                    ),
-                    page.table(["setting", *SCORES.values()], table, first=best),
-                ),
-            ]
+        page.header("Sampling settings"),
+        page.section(
+            "FID against the Inception score",
+            "Each point is one setting. Guidance and a smaller nucleus trade variety for legibility: the score rises, "
+            "and beyond some point FID rises with it.",
+            page.figure(
+                scatter(points, "Inception score", "FID"),
+                "FID against the Inception score of every setting",
+                f"{scores[0]['num_images']:,} samples a setting; the lowest FID in colour. {remarks}",
+            ),
+            page.table(["setting", *_SCORES.values()], table, first=best),
         ),
     )
 
@@ -164,19 +147,13 @@ class FollowConfig(EvaluateConfig):
         until_images: the evaluation at or past so many images is the last; 0 goes on until stopped.
     """
 
-    eval_every_images: int = 5_000_000
-    poll_s: float = 60.0
-    until_images: int = 0
+    eval_every_images: int = at_least(1, 5_000_000)
+    poll_s: float = positive(60.0)
+    until_images: int = at_least(0, 0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.reference:
-            raise ValueError("reference: found nothing, expected an npz file to compare samples with")
-        if self.eval_every_images < 1 or self.poll_s <= 0 or self.until_images < 0:
-            raise ValueError(
-                f"eval_every_images, poll_s, until_images: found {self.eval_every_images}, {self.poll_s:g}, "
-                f"{self.until_images}; expected at least 1, more than 0, at least 0"
-            )
+        require(self, "an npz file to compare samples with", "reference")
 
 
 def plan_follow(config: FollowConfig) -> list[str]:
@@ -198,7 +175,7 @@ def run_follow(
     Args:
         config: what is followed.
         console: where scores are shown.
-        wait: called with the pause between two looks, seconds.
+        wait: called with the pause between two looks, seconds; a test lets trainings go on in it.
 
     Returns:
         The file of scores, one JSON line an evaluation.
@@ -207,8 +184,7 @@ def run_follow(
         UserError: weights or reference do not belong together.
     """
     console = console or Console()
-    output = Path(config.output).expanduser().absolute()
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output)
     rows = read_scores(output)
     with cluster_session(config.session):
         while not (rows and config.until_images and rows[-1]["content_images"] >= config.until_images):
@@ -246,9 +222,6 @@ def _newest(config: FollowConfig, console: Console) -> dict[str, tuple[Path, int
 def images_seen(checkpoint: Path) -> int:
     """Images a training had seen at a checkpoint.
 
-    Args:
-        checkpoint: its folder.
-
     Raises:
         UserError: it does not say.
     """
@@ -261,12 +234,12 @@ def images_seen(checkpoint: Path) -> int:
 
 
 def _score(config: FollowConfig, found: dict[str, tuple[Path, int]], output: Path, console: Console) -> dict[str, Any]:
-    copies = {name: _copy(path, config.weights, output / WEIGHTS_FOLDER / name) for name, (path, _) in found.items()}
-    one = resolve_paths(replace(config, **{name: str(path) for name, path in copies.items()}))
+    copies = {name: _copy(path, config.weights, output / _WEIGHTS_FOLDER / name) for name, (path, _) in found.items()}
+    one = replace(config, **{name: str(path) for name, path in copies.items()}).resolved()
     _, results = draw_against(one, open_against(one), console=console, title=found["content"][0].name)
     console.print(f"\n{found['content'][1]:,} images", style="bold", highlight=False)
     print_against(results, console)
-    shutil.rmtree(output / WEIGHTS_FOLDER)
+    shutil.rmtree(output / _WEIGHTS_FOLDER)
     images = {f"{name}_images": count for name, (_, count) in found.items()}
     return {**images, "scores": results["scores"]["generated"], "protocol": results["protocol"]}
 

@@ -1,29 +1,32 @@
-"""`nvg eval report`: results of any number of evaluations beside Table 1 of the paper."""
+"""Tables of scores: in the terminal, and of any evaluations beside Table 1 of the paper (`nvg eval report`)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from cluster.files import write_atomically
+from eval.pages.page import time_text
 from eval.pages.published import ScoreRow, markdown_table, report_page, row_of_results
 from eval.results import RESULTS_FILE
+from nvg.bounds import check_fields, refuse
 from nvg.errors import UserError
 from pipelines.configuration import load_config
+from pipelines.evaluate.config import make_folder, require
 
-PUBLISHED = "published/imagenet256.yaml"
+_PUBLISHED = "published/imagenet256.yaml"
 PAGE_FILE, TABLE_FILE = "report.html", "report.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
-    """The published rows, as `configs/published/imagenet256.yaml` holds them.
-
-    Attributes:
-        rows: see `eval.pages.published.ScoreRow`.
-    """
+    """The published rows (`ScoreRow`), as `configs/published/imagenet256.yaml` holds them."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -43,25 +46,22 @@ class ReportConfig:
     output: str = ""
 
     def __post_init__(self) -> None:
-        if not self.output:
-            raise ValueError("output: found nothing, expected a folder")
+        check_fields(self)
+        require(self, "a folder", "output")
         if self.names and len(self.names) != len(self.results):
-            raise ValueError(f"names: found {len(self.names)}, expected one for each of {len(self.results)} results")
+            raise refuse("names", list(self.names), f"one for each of {len(self.results)} results")
 
 
 def plan_report(config: ReportConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
     return [
-        f"read {len(config.results)} result(s) and the published rows of configs/{PUBLISHED}",
+        f"read {len(config.results)} result(s) and the published rows of configs/{_PUBLISHED}",
         f"write {PAGE_FILE} and {TABLE_FILE} in {config.output}",
     ]
 
 
 def run_report(config: ReportConfig) -> Path:
     """Write the page and the table.
-
-    Args:
-        config: the results.
 
     Returns:
         The page.
@@ -75,8 +75,7 @@ def run_report(config: ReportConfig) -> Path:
         path = path / RESULTS_FILE if path.is_dir() else path
         title = config.names[number] if config.names else path.absolute().parent.name
         rows.append(_read_row(path, title))
-    output = Path(config.output).expanduser().absolute()
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output)
     write_atomically(output / TABLE_FILE, markdown_table(rows).encode())
     write_atomically(output / PAGE_FILE, report_page(rows).encode())
     return output / PAGE_FILE
@@ -84,7 +83,7 @@ def run_report(config: ReportConfig) -> Path:
 
 def published_rows() -> list[ScoreRow]:
     """Table 1 of the paper."""
-    return [ScoreRow(**row) for row in load_config(PublishedConfig, PUBLISHED).rows]
+    return [ScoreRow(**row) for row in load_config(PublishedConfig, _PUBLISHED).rows]
 
 
 def _read_row(path: Path, title: str) -> ScoreRow:
@@ -97,3 +96,33 @@ def _read_row(path: Path, title: str) -> ScoreRow:
             f"results: {path} holds no scores of generated images ({error!r}), expected a {RESULTS_FILE} of "
             "`nvg eval generator` or `nvg eval images`"
         ) from error
+
+
+def print_table(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, first: str | None = None
+) -> None:
+    """Print a table under an empty line, all columns but the first aligned right.
+
+    Args:
+        console: where to.
+        head: a name for each column; all empty shows none.
+        rows: of texts.
+        first: style of the first row, such as `bold`.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(head))
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for number, row in enumerate(rows):
+        table.add_row(*row, style=first if number == 0 else None)
+    console.print()
+    console.print(table)
+
+
+def print_file(console: Console, name: str, path: Path, remark: str = "") -> None:
+    """Print where a file is, on one line however long."""
+    console.print(f"{name}  {path}{remark}", highlight=False, soft_wrap=True)
+
+
+def print_time(console: Console, results: dict[str, Any]) -> None:
+    """Print how long an evaluation took in all."""
+    console.print(f"evaluated in {time_text(sum(results['seconds'].values()))}", highlight=False)

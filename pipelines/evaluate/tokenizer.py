@@ -3,64 +3,83 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
+from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
-from eval.features.extractors import ExtractorSpec, given_extractor, trained_extractor
-from eval.pages.page import time_text
-from eval.results import RESULTS_FILE
-from eval.tokenizer_evaluation import (
-    SHEET_FILE,
-    ReferenceSet,
-    TokenizerEvaluationConfig,
-    evaluate_tokenizer,
-)
-from nvg.errors import UserError
+from eval.features import ExtractorConfig
+from eval.pool.jobs import ReconstructionJob
+from eval.pool.pool import ChunkPoolConfig, run_chunks
+from eval.results import RESULTS_FILE, threads, timed, write_results
+from eval.scores.reconstruction import check_lpips
+from eval.tokenizer_evaluation import reconstruction_picture, reconstruction_protocol, reconstruction_scores
+from nvg.bounds import at_least
+from nvg.checkpoints import load_network
+from nvg.pixels import Rounding
+from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
-from pipelines.evaluate.images import SourceImages
-from pipelines.sources import (
-    SkippedInput,
-    SourceConfig,
-    check_bad_inputs,
-    load_images,
-    open_source,
+from pipelines.evaluate.config import Weights, make_folder, require
+from pipelines.evaluate.images import (
+    SourceImages,
+    check_readable,
+    describe_features,
+    describe_source,
+    extractor_for,
+    open_filled,
 )
+from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.sources import SourceConfig
+
+SCHEMA_VERSION = 1
+SHEET_FILE = "reconstructions.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateTokenizerConfig(TokenizerEvaluationConfig):
-    """What is evaluated, and on which images.
+class EvaluateTokenizerConfig(ExtractorConfig):
+    """Which tokenizer is evaluated, and on which images.
 
     Attributes:
+        tokenizer: folder of the tokenizer's weights, or its run.
+        tokenizer_weights: which of them.
+        rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
+        vgg_weights: torchvision's `vgg16-397923af.pth`; empty leaves LPIPS (VGG) out.
+        alex_weights: torchvision's `alexnet-owt-7be5be79.pth`; empty leaves LPIPS (Alex) out.
+        num_pictures: columns of the picture sheet.
+        pool: shape of the pool.
         source: the images; view 0 of each image of its split is reconstructed, and scores compare with these images.
             Where a feature network has to be trained, it learns from the `train` split.
         session: the Ray cluster to start or join.
     """
 
+    tokenizer: str = ""
+    tokenizer_weights: Weights = "ema"
+    rounding: Rounding = "release"
+    vgg_weights: str = ""
+    alex_weights: str = ""
+    num_pictures: int = at_least(1, 10)
+    pool: ChunkPoolConfig = field(default_factory=lambda: ChunkPoolConfig(chunk_size=256, batch_size=32))
     source: SourceConfig = field(default_factory=lambda: SourceConfig(split="test"))
     session: SessionConfig = field(default_factory=SessionConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "a folder", "tokenizer", "output")
+
+    @property
+    def lpips(self) -> dict[str, str]:
+        """Trunk to file, for the trunks that have one."""
+        files = {"vgg": self.vgg_weights, "alex": self.alex_weights}
+        return {trunk: path for trunk, path in files.items() if path}
+
 
 def plan_evaluate_tokenizer(config: EvaluateTokenizerConfig) -> list[str]:
-    """The steps of an evaluation, for a dry run.
-
-    Args:
-        config: the evaluation.
-
-    Returns:
-        One line per step.
-    """
-    pool, source = config.pool, config.source
+    """The steps of an evaluation, for a dry run: one line each."""
+    pool = config.pool
     return [
-        f"open the {source.kind} source {source.path or ''}".rstrip() + f": {source.split}",
-        f"features: {config.extractor_kind} "
-        + (f"from {config.extractor_path}" if config.extractor_path else "trained on the training images"),
+        describe_source(config.source, config.source.split),
+        describe_features(config, "the training images"),
         "LPIPS: " + (", ".join(config.lpips) or "left out, neither vgg_weights nor alex_weights names a file"),
         f"join or start Ray ({config.session.address}) and reconstruct on {pool.num_actors} worker(s), "
         f"{pool.chunk_size} per chunk",
@@ -69,11 +88,9 @@ def plan_evaluate_tokenizer(config: EvaluateTokenizerConfig) -> list[str]:
 
 
 def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Evaluate; print the scores and where the files are.
+    """Reconstruct, score, write; print the scores and where the files are.
 
-    Args:
-        config: the evaluation.
-        console: where progress and the table are shown.
+    Every chunk already computed for the same weights, images and settings is taken from the output folder.
 
     Returns:
         The results, as in `results.json`.
@@ -82,39 +99,54 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
         UserError: images or weights are missing or do not belong together.
     """
     console = console or Console()
-    output = Path(config.output).expanduser().absolute()
-    resolved = replace(config, output=str(output), tokenizer=str(weights_folder("tokenizer", config.tokenizer)))
-    source = open_source(resolved.source)
-    if not len(source):
-        raise UserError(f"source.split: found no image in {resolved.source.split!r}, expected at least two")
-
-    def check_unreadable(indices: NDArray[np.int64]) -> None:
-        unreadable = [SkippedInput(source.keys[index], "no readable image") for index in indices.tolist()]
-        check_bad_inputs([*source.skipped, *unreadable], source)
-
-    def extractor() -> ExtractorSpec:
-        if given := given_extractor(resolved):
-            return given
-        train = open_source(replace(resolved.source, split="train"))
-        loaded = load_images(train)
-        return trained_extractor(resolved, loaded.images, loaded.labels, len(train.class_names))
-
-    reference = ReferenceSet(images=SourceImages(source), labels=source.labels, check_unreadable=check_unreadable)
-    with cluster_session(resolved.session):
-        results = evaluate_tokenizer(resolved, reference, extractor, console=console)
-    print_tokenizer_scores(results, console)
-    console.print(f"results   {output / RESULTS_FILE}", highlight=False, soft_wrap=True)
-    console.print(f"pictures  {output / SHEET_FILE}", highlight=False, soft_wrap=True)
+    output = make_folder(config.output)
+    config = replace(config, output=str(output), tokenizer=str(weights_folder("tokenizer", config.tokenizer)))
+    source = open_filled(config.source)
+    images, num_threads = SourceImages(source), config.pool.threads_per_actor
+    seconds: dict[str, float] = {}
+    with cluster_session(config.session):
+        tokenizer = load_network(Tokenizer, config.tokenizer, name=config.tokenizer_weights)
+        check_lpips(config.lpips, tokenizer.config.image_size)
+        with timed(seconds, "picture sheet"), threads(num_threads):
+            picture = reconstruction_picture(
+                tokenizer, images, source.labels, num_pictures=config.num_pictures, rounding=config.rounding
+            )
+            write_atomically(output / SHEET_FILE, picture)
+        with timed(seconds, "feature network"), threads(num_threads):  # last, since it may have to be trained
+            extractor = extractor_for(config, replace(config.source, split="train"))
+        job = ReconstructionJob(
+            images=images,
+            tokenizer=config.tokenizer,
+            tokenizer_weights=config.tokenizer_weights,
+            extractor=extractor,
+            lpips=config.lpips,
+            rounding=config.rounding,
+        )
+        with timed(seconds, "reconstruction"):
+            pool = run_chunks(
+                job, len(images), config=config.pool, folder=output / "pool", title="Reconstructing", console=console
+            )
+    check_readable(source, pool.arrays["readable_B"])
+    with timed(seconds, "scores"), threads(num_threads):
+        scores = reconstruction_scores(pool.arrays, tokenizer.dequantizer.layout, tokenizer.config.codebook_size)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "scores": scores,
+        "left_out": [
+            f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
+        ],
+        "protocol": reconstruction_protocol(pool, scores["num_images"], extractor),
+        "seconds": seconds,
+    }
+    path = write_results(output, results)
+    _print_scores(results, console)
+    print_file(console, "results ", path)
+    print_file(console, "pictures", output / SHEET_FILE)
     return results
 
 
-def print_tokenizer_scores(results: dict[str, Any], console: Console) -> None:
-    """Print scores, codebook use by stage, what the reference is and what was left out.
-
-    Args:
-        results: what the evaluation returned.
-        console: where to.
-    """
+def _print_scores(results: dict[str, Any], console: Console) -> None:
+    """Print scores, codebook use by stage, what the reference is and what was left out."""
     scores, reference = results["scores"], results["protocol"]["reference"]
     rows = [("rFID ↓", f"{scores['rfid']:.3f}")]
     rows += [
@@ -123,8 +155,7 @@ def print_tokenizer_scores(results: dict[str, Any], console: Console) -> None:
         if (name := f"lpips_{trunk}") in scores
     ]
     rows += [("PSNR ↑", f"{scores['psnr_db']:.2f} dB"), ("SSIM ↑", f"{scores['ssim']:.4f}")]
-    console.print()
-    console.print(_table(["", ""], rows))
+    print_table(console, ("", ""), rows)
     codebook = scores["codebook"]
     stages = [
         (str(number), str(stage["tokens_per_image"]), f"{stage['usage']:.1%}", f"{stage['perplexity']:.1f}")
@@ -132,8 +163,7 @@ def print_tokenizer_scores(results: dict[str, Any], console: Console) -> None:
     ]
     tokens = sum(stage["tokens_per_image"] for stage in codebook["stages"])
     stages.append(("all", str(tokens), f"{codebook['usage']:.1%}", f"{codebook['perplexity']:.1f}"))
-    console.print()
-    console.print(_table(["stage", "tokens", f"usage of {codebook['size']}", "perplexity"], stages))
+    print_table(console, ("stage", "tokens", f"usage of {codebook['size']}", "perplexity"), stages)
     console.print(
         f"\nreference: {reference['num_images']:,} images, {reference['kind']} {reference['split']} "
         f"({reference['fingerprint'][:12]}…), features of {results['protocol']['extractor']['kind']}",
@@ -142,13 +172,4 @@ def print_tokenizer_scores(results: dict[str, Any], console: Console) -> None:
     )
     for line in results["left_out"]:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
-    console.print(f"evaluated in {time_text(sum(results['seconds'].values()))}", highlight=False)
-
-
-def _table(head: list[str], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(head))
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    print_time(console, results)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from nvg.checkpoints import file_hash, load_dinov2_features
+from nvg.pixels import to_uint8
 from nvg.records import FEATURES_FOLDER, JPEG_COLUMNS, JPEG_FOLDER, FeatureLayout, to_int8
 from nvg.tokenizer import Dinov2Features
 from pipelines.precompute.config import RepaStoreConfig
@@ -98,8 +99,7 @@ class JpegStream:
 
     def rows(self, images_BCSS: torch.Tensor, number: int) -> list[dict[str, Any]]:
         """JPEG files of the first views of a batch."""
-        pixels_BHWC = ((images_BCSS[:number] + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return [{"jpeg": _jpeg(pixels, self.quality)} for pixels in pixels_BHWC]
+        return [{"jpeg": _jpeg(pixels, self.quality)} for pixels in to_uint8(images_BCSS[:number], "round")]
 
 
 def open_repa_stream(config: RepaStoreConfig, device: str) -> RepaStream | None:

@@ -26,13 +26,14 @@ import torch
 from cluster.files import sync_path
 from cluster.manifest import library_versions
 from nvg.checkpoints import file_hash
-from nvg.records import RecordLayout
+from nvg.pixels import to_model_range
+from nvg.records import RecordLayout, ShardWriter
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute.beside import RepaStream
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
-from pipelines.sources import BadImage, ImageSource, to_model_range
+from pipelines.sources import BadImage, ImageSource
 
 BATCHES_AHEAD = 2  # for each stage
 
@@ -255,16 +256,11 @@ def _write_records(
             _write_batch(writers, batch, source, layout)
         return len(batch.views)
 
-    try:  # not `with writer`: it would finish, and so index, what an exception cut short
-        with closing(_read_batches(source, indices, config, skipped)) as batches:
-            num_records = sum(in_stages(batches, [encode, tokenize, write]))
-        with writing(temporary):
-            for writer in writers:
-                writer.finish()
-    except BaseException:
+    with closing(_read_batches(source, indices, config, skipped)) as batches:
+        num_records = sum(in_stages(batches, [encode, tokenize, write]))
+    with writing(temporary):
         for writer in writers:
-            writer.cancel_future_jobs()
-        raise
+            writer.finish()
     return {
         "num_images": len(indices) - len(skipped),
         "num_records": num_records,
@@ -277,13 +273,9 @@ def _write_records(
     }
 
 
-def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeConfig) -> Any:
-    from streaming import MDSWriter
-
+def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeConfig) -> ShardWriter:
     with writing(folder):
-        return MDSWriter(
-            columns=dict(columns), out=str(folder), hashes=[SHARD_HASH], size_limit=config.shard_bytes, exist_ok=True
-        )
+        return ShardWriter(folder, columns, shard_bytes=config.shard_bytes)
 
 
 @torch.no_grad()
@@ -291,7 +283,7 @@ def _encode(views: list[_View], tokenizer: Tokenizer, config: PrecomputeConfig) 
     """Encode a batch, filled up to the batch size so that every batch is computed alike."""
     missing = config.batch_size - len(views)
     pixels_BHWC = np.stack([item.pixels for item in views] + [views[0].pixels] * missing)
-    images = torch.from_numpy(to_model_range(pixels_BHWC)).to(config.device)
+    images = to_model_range(pixels_BHWC, planes=True).to(config.device)
     return _Encoded(views, images, tokenizer.encode(images))
 
 
@@ -309,7 +301,7 @@ def _tokenize(batch: _Encoded, tokenizer: Tokenizer, sums: CanvasSums, repa: Rep
     )
 
 
-def _write_batch(writers: list[Any], batch: _Tokenized, source: ImageSource, layout: RecordLayout) -> None:
+def _write_batch(writers: list[ShardWriter], batch: _Tokenized, source: ImageSource, layout: RecordLayout) -> None:
     ids_BT = batch.content_ids_BT.astype(np.uint16)
     maps_BL = batch.structure_BL.astype(layout.structure_dtype)
     for row, item in enumerate(batch.views):

@@ -1,4 +1,15 @@
-"""Image sources: bundled digits, class folders, webdataset tar shards."""
+"""Image sources: bundled digits, class folders, ImageNet as it comes, webdataset tar shards. Enter by `open_source`.
+
+In reading order; importing the package opens the first three alone, neither Pillow nor torch:
+
+* `config`: what to read, `SourceConfig`
+* `source`: what every source offers (`ImageSource`), how a split is chosen, bad inputs, `load_images`
+* `opening`: from a description to the source
+* `digits`, `folders`, `tars`: the kinds
+* `class_names`: names and order of class folders
+* `views`: from an image file to the views a model sees
+* `locations`: files here and in stores
+"""
 
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.opening import open_source
@@ -9,7 +20,6 @@ from pipelines.sources.source import (
     SkippedInput,
     check_bad_inputs,
     load_images,
-    to_model_range,
 )
 
 __all__ = [
@@ -21,5 +31,4 @@ __all__ = [
     "check_bad_inputs",
     "load_images",
     "open_source",
-    "to_model_range",
 ]

@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.source import SkippedInput
+from pipelines.sources.source import ImageSource, SkippedInput
 from pipelines.sources.views import make_views
 
-NUM_TRAIN = 1000
-NUM_JUDGE = 500
+_NUM_TRAIN = 1000
+_NUM_JUDGE = 500
 _SPLIT_SEED = 20250  # fixed: nothing may ever train on what it is judged by
 
 
-class DigitsSource:
+class DigitsSource(ImageSource):
     """Digits of 8x8 pixels with values 0..16, scaled to 0..255 and enlarged by a bicubic filter.
 
     The split (1,000 train, 500 judge, 297 test) is a stratified shuffle with a seed of its own.
@@ -29,7 +29,7 @@ class DigitsSource:
         pixels, labels = load_digits(return_X_y=True)
         pixels_N88 = np.rint(np.asarray(pixels).reshape(-1, 8, 8) * (255.0 / 16.0)).astype(np.uint8)
         label_N = np.asarray(labels, dtype=np.int64)
-        chosen = split_digits(label_N)[config.split]
+        chosen = _split_digits(label_N)[config.split]
         self.config = config
         self.class_names = [str(digit) for digit in range(10)]
         self.labels = label_N[chosen]
@@ -41,15 +41,8 @@ class DigitsSource:
             chosen.astype("<i8").tobytes() + self._pixels_N88.tobytes() + self.labels.astype("<i8").tobytes()
         ).hexdigest()
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def read(self, index: int, view: int) -> np.ndarray:
-        """Return one view as uint8 (S, S, channels)."""
-        return self.read_views(index, [view])[0]
-
     def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """Return views of a digit, each uint8 (S, S, channels)."""
+        """See `ImageSource.read_views`."""
         image = Image.fromarray(self._pixels_N88[index])
         if self.config.image_channels == 3:
             image = image.convert("RGB")
@@ -58,18 +51,11 @@ class DigitsSource:
         )
 
 
-def split_digits(labels_N: np.ndarray) -> dict[str, np.ndarray]:
-    """Divide the digits once and for all.
-
-    Args:
-        labels_N: int64 (1797,), the labels in scikit-learn's order.
-
-    Returns:
-        Ascending int64 indices of "train", "judge", "test" (disjoint) and "all".
-    """
+def _split_digits(labels_N: np.ndarray) -> dict[str, np.ndarray]:
+    """Ascending indices of "train", "judge", "test" (disjoint) and "all" of the digits in scikit-learn's order."""
     from sklearn.model_selection import train_test_split
 
     everything = np.arange(len(labels_N))
-    train, rest = train_test_split(everything, train_size=NUM_TRAIN, stratify=labels_N, random_state=_SPLIT_SEED)
-    judge, test = train_test_split(rest, train_size=NUM_JUDGE, stratify=labels_N[rest], random_state=_SPLIT_SEED)
+    train, rest = train_test_split(everything, train_size=_NUM_TRAIN, stratify=labels_N, random_state=_SPLIT_SEED)
+    judge, test = train_test_split(rest, train_size=_NUM_JUDGE, stratify=labels_N[rest], random_state=_SPLIT_SEED)
     return {"train": np.sort(train), "judge": np.sort(judge), "test": np.sort(test), "all": everything}

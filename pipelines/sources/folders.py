@@ -1,8 +1,7 @@
-"""Images in class folders: their sorted names are the classes, or a class map says names and order.
+"""Images in class folders, whose sorted names are the classes unless a class map says names and order; and ImageNet.
 
-The layout ImageNet comes in: `train/` with class folders; `val/` flat with a file of labels, or in class folders.
-
-Its own division replaces a seeded one: split "train" is `train/`, split "test" is `val/`.
+ImageNet comes as `train/` with class folders and `val/`, flat with a file of labels or in class folders. Its own
+division replaces a seeded one: split "train" is `train/`, split "test" is `val/`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from nvg.errors import UserError
-from pipelines.sources.class_names import CLASS_MAP_FILES, class_names_of, find_one, select_split
+from pipelines.sources.class_names import CLASS_MAP_FILES, class_names_of, find_one
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.locations import (
     is_file,
@@ -31,12 +30,12 @@ from pipelines.sources.locations import (
     name_of,
     read_bytes,
 )
-from pipelines.sources.source import BadImage, SkippedInput, check_bad_inputs
+from pipelines.sources.source import BadImage, ListedSource
 from pipelines.sources.views import decode_image, views_of_file
 
-TRAIN, VALIDATION = "train", "val"
+_TRAIN, _VALIDATION = "train", "val"
 LABEL_FILES = ("LOC_val_solution.csv", "val.txt")
-SYNSET_FILE = "LOC_synset_mapping.txt"
+_SYNSET_FILE = "LOC_synset_mapping.txt"
 _NUM_NAMED = 3
 
 
@@ -45,11 +44,11 @@ class Listing:
     """The files of a data set and what they are.
 
     Attributes:
-        root: Location that the keys are relative to.
-        class_names: Name of each class, by label.
-        entries: Key, label and bytes of each file, images or not.
-        folders: Folder of each class below the root; empty where images do not lie by class.
-        fingerprint_lines: What decides labels beside the keys themselves.
+        root: location that the keys are relative to.
+        class_names: name of each class, by label.
+        entries: key, label and bytes of each file, images or not.
+        folders: folder of each class below the root; empty where images do not lie by class.
+        fingerprint_lines: what decides labels beside the keys themselves.
     """
 
     root: str
@@ -59,48 +58,26 @@ class Listing:
     fingerprint_lines: list[str]
 
 
-class FolderSource:
+class FolderSource(ListedSource):
     """Listed images, of any size, grey or colour.
 
     A file that is no image by its name is skipped at once, one that turns out not to be an image when it is read raises
     `BadImage`.
 
     Raises:
-        UserError: A class has no image, no image is left for the split, or too many files are no images.
+        UserError: a class has no image, no image is left for the split, or too many files are no images.
     """
 
     def __init__(self, config: SourceConfig, listing: Listing) -> None:
-        self.config = config
-        self.root = listing.root
-        self.class_names = listing.class_names
+        self.config, self.root, self.class_names = config, listing.root, listing.class_names
         keys = [key for key, _, _ in listing.entries]
-        labels = [label for _, label, _ in listing.entries]
         bad = _named_unlike_images(keys)
         _require_images(listing, bad)
-        chosen = select_split(keys, labels, config)
-        usable = [index for index in chosen if keys[index] not in bad]
-        self.keys = [keys[index] for index in usable]
-        self.labels = np.asarray([labels[index] for index in usable], dtype=np.int64)
-        self.skipped = [SkippedInput(ascii(keys[i])[1:-1], bad[keys[i]]) for i in chosen if keys[i] in bad]
-        self.num_found = len(keys)
-        sizes = [(keys[index], listing.entries[index][2]) for index in chosen]
-        self.fingerprint = _fingerprint(sizes, listing.fingerprint_lines)
-        check_bad_inputs(self.skipped, self)
-        if not self.keys:
-            raise UserError(
-                f"{self.root}: split {config.split!r} of {len(keys)} files holds no image; add images, or "
-                "change split, judge_fraction or test_fraction"
-            )
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def read(self, index: int, view: int) -> np.ndarray:
-        """Return one view as uint8 (S, S, channels); see `ImageSource.read`."""
-        return self.read_views(index, [view])[0]
+        labels, sizes = [label for _, label, _ in listing.entries], [size for _, _, size in listing.entries]
+        self.choose(keys, labels, sizes, bad, listing.fingerprint_lines)
 
     def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """Return views of an image; see `ImageSource.read_views`."""
+        """See `ImageSource.read_views`."""
         key = self.keys[index]
         return views_of_file(read_bytes(join(self.root, key)), config=self.config, key=key, views=views)
 
@@ -109,20 +86,16 @@ def list_class_folders(config: SourceConfig) -> Listing:
     """The files of a folder of class folders, searched recursively; hidden files and folders are ignored.
 
     Raises:
-        UserError: The folder is missing or has no class folders, or its class map does not fit.
+        UserError: the folder is missing or has no class folders, or its class map does not fit.
     """
     root = location_of(str(config.path))
-    named = class_names_of(root, class_folders(root), config.class_map)
+    named = class_names_of(root, _class_folders(root), config.class_map)
     entries = [(key, label, size) for label, name in enumerate(named) for key, size in list_files(root, name)]
-    return Listing(root, list(named.values()), entries, list(named), class_order_lines(list(named)))
+    return Listing(root, list(named.values()), entries, list(named), _class_order_lines(list(named)))
 
 
-def class_folders(location: str) -> list[str]:
-    """Names of the class folders, sorted.
-
-    Raises:
-        UserError: There is no such folder, or nothing in it.
-    """
+def _class_folders(location: str) -> list[str]:
+    """Names of the class folders, sorted."""
     if not is_folder(location):
         found = "a file" if is_file(location) else "nothing"
         raise UserError(f"{location}: found {found}, expected a folder of class folders; change the source's path")
@@ -135,7 +108,7 @@ def class_folders(location: str) -> list[str]:
     return names
 
 
-def class_order_lines(folders: list[str]) -> list[str]:
+def _class_order_lines(folders: list[str]) -> list[str]:
     """What the order of the classes adds to a fingerprint: nothing where it is that of their folders' names."""
     return [] if folders == sorted(folders) else [f"class {name}" for name in folders]
 
@@ -144,14 +117,14 @@ def folder_channels(root: Path, *, max_images: int = 200) -> int:
     """1 when the images of a folder of class folders are grey, 3 when any of those looked at has colour.
 
     Args:
-        root: folder of class folders.
+        root: their folder.
         max_images: how many are looked at, spread over all classes.
 
     Raises:
         UserError: the folder is missing or has no class folders.
     """
     location = location_of(str(root))
-    keys = [key for name in class_folders(location) for key, _ in list_files(location, name)]
+    keys = [key for name in _class_folders(location) for key, _ in list_files(location, name)]
     for key in keys[:: max(1, len(keys) // max_images)]:
         try:
             pixels = np.asarray(decode_image(read_bytes(join(location, key)), 3))
@@ -186,63 +159,40 @@ def _require_images(listing: Listing, bad: dict[str, str]) -> None:
             )
 
 
-def _fingerprint(entries: list[tuple[str, int]], lines: list[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    for key, num_bytes in sorted(entries):
-        digest.update(f"{key}\0{num_bytes}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
 def list_imagenet(config: SourceConfig) -> Listing:
-    """The training or the validation images.
-
-    Args:
-        config: `path` holds `train/` and `val/`; `class_map` and `label_file`, where null, are looked for in it.
-
-    Returns:
-        The listing; keys start with `train/` or `val/`.
+    """The training or the validation images; keys start with `train/` or `val/`.
 
     Raises:
-        UserError: A folder is missing, labels are missing or ambiguous, or listed images are not there.
+        UserError: a folder is missing, labels are missing or ambiguous, or listed images are not there.
     """
     root = location_of(str(config.path))
-    folders = class_folders(join(root, TRAIN))
-    named = class_names_of(root, folders, config.class_map, (*CLASS_MAP_FILES, SYNSET_FILE))
+    folders = _class_folders(join(root, _TRAIN))
+    named = class_names_of(root, folders, config.class_map, (*CLASS_MAP_FILES, _SYNSET_FILE))
     label_of = {folder: label for label, folder in enumerate(named)}
-    lines = class_order_lines(list(named))
-    part = TRAIN if config.split == "train" else VALIDATION
-    if part == TRAIN or _in_class_folders(root, set(named)):
+    lines = _class_order_lines(list(named))
+    part = _TRAIN if config.split == "train" else _VALIDATION
+    if part == _TRAIN or _in_class_folders(root, set(named)):
         below = [f"{part}/{name}" for name in named]
         entries = [(key, label, size) for label, name in enumerate(below) for key, size in list_files(root, name)]
         return Listing(root, list(named.values()), entries, below, lines)
     path = find_one(root, config.label_file, LABEL_FILES, "label_file")
     if path is None:
         raise UserError(
-            f"{join(root, VALIDATION)}: found images without class folders and no label file beside them, expected one "
-            f"of {', '.join(LABEL_FILES)} in {root}; set source.label_file"
+            f"{join(root, _VALIDATION)}: found images without class folders and no label file beside them, expected "
+            f"one of {', '.join(LABEL_FILES)} in {root}; set source.label_file"
         )
-    labels = read_label_file(path, label_of)
-    entries = _labelled(list_files(root, VALIDATION), labels, path)
+    labels = _read_label_file(path, label_of)
+    entries = _labelled(list_files(root, _VALIDATION), labels, path)
     digest = hashlib.sha256(repr(sorted(labels.items())).encode()).hexdigest()
     return Listing(root, list(named.values()), entries, [], [*lines, f"labels {digest}"])
 
 
-def read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
-    """Read the labels of flat images.
+def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
+    """Label of each flat image, by file name without ending.
 
-    Args:
-        path: Location of a file with a line for each image: its name and its class, divided by a space, a tab or a
-            comma. A class is a class folder's name or its number from 0; what follows it is ignored, and so is a
-            first line of headings (as in `LOC_val_solution.csv`).
-        label_of: Label of each class folder.
-
-    Returns:
-        Label by file name without ending.
-
-    Raises:
-        UserError: The file cannot be read, or a line names no class.
+    The file has a line for each image: its name and its class, divided by a space, a tab or a comma. A class is a class
+    folder's name or its number from 0; what follows it is ignored, and so is a first line of headings (as in
+    `LOC_val_solution.csv`).
     """
     try:
         text = read_bytes(path).decode()
@@ -273,13 +223,13 @@ def read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
 
 def _in_class_folders(root: str, names: set[str]) -> bool:
     """Whether `val/` holds class folders; they must then be those of `train/`."""
-    folder = join(root, VALIDATION)
+    folder = join(root, _VALIDATION)
     if not is_folder(folder):
         raise UserError(f"{folder}: found nothing, expected the validation images; change the source's path or split")
     found = set(list_folders(folder))
     if found and found != names:
         shown = ", ".join(sorted(found ^ names)[:_NUM_NAMED])
-        raise UserError(f"{folder}: its class folders are not those of {TRAIN}/ ({shown}, …); expected the same")
+        raise UserError(f"{folder}: its class folders are not those of {_TRAIN}/ ({shown}, …); expected the same")
     return bool(found)
 
 

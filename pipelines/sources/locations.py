@@ -1,6 +1,6 @@
-"""Where files lie: a path of this machine, or a URL of any store that fsspec reaches (``s3://bucket/folder``).
+"""Where files lie: a path of this machine, or a URL of any store that fsspec reaches (`s3://bucket/folder`).
 
-A location is a string, so that sources travel to other processes as they are.
+A location is a string, so that sources travel to other processes as they are. What cannot be read is an OSError.
 """
 
 from __future__ import annotations
@@ -47,41 +47,25 @@ def is_folder(location: str) -> bool:
 
 
 def size_of(location: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        OSError: there is none.
-    """
+    """Bytes of a file."""
     system, path = _store(location)
     return os.stat(path).st_size if system is None else int(system.size(path))
 
 
 def open_binary(location: str) -> BinaryIO:
-    """Open a file for reading.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Open a file for reading."""
     system, path = _store(location)
     return open(path, "rb") if system is None else system.open(path, "rb")
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The whole file."""
     system, path = _store(location)
     return Path(path).read_bytes() if system is None else system.cat_file(path)
 
 
 def read_range(location: str, start: int, num_bytes: int) -> bytes:
-    """Some bytes of a file; fewer where it ends before.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Some bytes of a file; fewer where it ends before."""
     system, path = _store(location)
     if system is not None:
         return system.cat_file(path, start=start, end=start + num_bytes)
@@ -101,11 +85,9 @@ def list_folders(location: str) -> list[str]:
 
 
 def list_files(location: str, below: str = "") -> list[tuple[str, int]]:
-    """Names (relative to the location, with forward slashes) and sizes of all files below a folder of it, sorted.
+    """Names (relative to a folder, with forward slashes) and sizes of all files in it or in its folder `below`, sorted.
 
-    Args:
-        location: A folder.
-        below: The folder in it that is searched, with its folders; hidden files and folders are left out.
+    Hidden files and folders are left out.
     """
     system, root = _store(location)
     start = f"{root}/{below}" if below else root

@@ -9,14 +9,8 @@ from pipelines.sources.source import ImageSource
 def open_source(config: SourceConfig) -> ImageSource:
     """List and check the images that a config describes; no image is decoded yet.
 
-    Args:
-        config: Kind, place, split and views.
-
-    Returns:
-        The source.
-
     Raises:
-        UserError: The data is missing, empty or damaged; the message names the path.
+        UserError: the data is missing, empty or damaged; the message names the path.
     """
     if config.kind == "digits":
         from pipelines.sources.digits import DigitsSource

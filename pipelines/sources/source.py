@@ -1,8 +1,9 @@
-"""What every image source offers, and the conversion of its bytes to a model's input."""
+"""What every image source offers, how a split is chosen, and the conversion of its bytes to a model's input."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from nvg.errors import UserError
 from pipelines.sources.config import SourceConfig
 
-NUM_NAMED_BAD_IMAGES = 5
+_NUM_NAMED_BAD_IMAGES = 5
 
 
 class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no failure of the program
@@ -30,13 +31,13 @@ class ImageSource(Protocol):
     """A fixed list of labelled images; picklable, so that it is indexed once and sent to the actors.
 
     Attributes:
-        config: What it was opened with.
-        class_names: Name of each class, by label.
+        config: what it was opened with.
+        class_names: name of each class, by label.
         labels: int64 (N,), the class of each image.
         keys: N unique names, relative to the source, without line breaks.
         fingerprint: sha256 over sorted keys and sizes (the digits: over their content), hexadecimal.
-        skipped: Inputs of this split known not to be images when the source was opened.
-        num_found: Inputs found before the split, bad ones included: what `max_bad_fraction` is a share of.
+        skipped: inputs of this split known not to be images when the source was opened.
+        num_found: inputs found before the split, bad ones included: what `max_bad_fraction` is a share of.
     """
 
     config: SourceConfig
@@ -47,20 +48,82 @@ class ImageSource(Protocol):
     skipped: list[SkippedInput]
     num_found: int
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def read(self, index: int, view: int) -> np.ndarray:
-        """Return one view as uint8 (S, S, channels); errors are those of `read_views`."""
-        ...
+        """One view as uint8 (S, S, channels); errors are those of `read_views`."""
+        return self.read_views(index, [view])[0]
 
     def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """Return views of an image that is decoded once, each uint8 (S, S, channels).
+        """Views of an image that is decoded once, each uint8 (S, S, channels).
 
         Raises:
-            BadImage: The input is no readable image.
-            OSError: The input cannot be read at all (vanished, no permission, failing disk).
+            BadImage: the input is no readable image.
+            OSError: the input cannot be read at all (vanished, no permission, failing disk).
         """
         ...
+
+
+class ListedSource(ImageSource):
+    """A source of listed files."""
+
+    def choose(
+        self, keys: list[str], labels: list[int], sizes: list[int], bad: Mapping[str, str], lines: Sequence[str] = ()
+    ) -> list[int]:
+        """Keep the inputs of the split that are not bad, and note what is left out and what was found.
+
+        Args:
+            keys, labels, sizes: of all inputs; sizes in bytes.
+            bad: reasons of those known not to be images, by key.
+            lines: what decides labels beside the keys, for the fingerprint.
+
+        Returns:
+            Indices of the inputs kept.
+
+        Raises:
+            UserError: none is left, or too many are bad.
+        """
+        config, chosen = self.config, _of_split(keys, labels, self.config)
+        kept = [index for index in chosen if keys[index] not in bad]
+        self.num_found = len(keys)
+        self.keys = [keys[index] for index in kept]
+        self.labels = np.asarray([labels[index] for index in kept], dtype=np.int64)
+        # ascii: a name may hold a line break or bytes of no encoding
+        self.skipped = [SkippedInput(ascii(key)[1:-1], bad[key]) for key in (keys[i] for i in chosen) if key in bad]
+        self.fingerprint = _listing_fingerprint([(keys[index], sizes[index]) for index in chosen], lines)
+        check_bad_inputs(self.skipped, self)
+        if not kept:
+            raise UserError(
+                f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; add images, or change "
+                "source.split, source.judge_fraction or source.test_fraction"
+            )
+        return kept
+
+
+def _of_split(keys: Sequence[str], labels: Sequence[int], config: SourceConfig) -> list[int]:
+    """Ascending indices of the inputs of `config.split`; "train", "judge" and "test" are disjoint and cover "all".
+
+    Within each class, inputs are ordered by a hash of (seed, key); the first `judge_fraction` of them are the judge's,
+    the next `test_fraction` the test's, the rest is for training. ImageNet is listed by its own division.
+    """
+    if config.split == "all" or config.kind == "imagenet":
+        return list(range(len(keys)))
+    label_N = np.asarray(labels, dtype=np.int64)
+    chosen: list[int] = []
+    for label in np.unique(label_N):
+        members = [int(index) for index in np.flatnonzero(label_N == label)]
+        members.sort(key=lambda index: hashlib.sha256(f"{config.seed}/{keys[index]}".encode()).digest())
+        first = round(len(members) * config.judge_fraction)
+        second = first + round(len(members) * config.test_fraction)
+        parts = {"judge": members[:first], "test": members[first:second], "train": members[second:]}
+        chosen += parts[config.split]
+    return sorted(chosen)
+
+
+def _listing_fingerprint(entries: list[tuple[str, int]], lines: Sequence[str]) -> str:
+    texts = [*lines, *(f"{key}\0{num_bytes}" for key, num_bytes in sorted(entries))]
+    return hashlib.sha256("".join(f"{text}\n" for text in texts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,7 +135,7 @@ class LoadedImages:
         labels: int64 (N,).
         indices: int64 (N,), the index of each row in the source.
         views: int64 (N,), the view of each row.
-        skipped: All inputs left out.
+        skipped: all inputs left out.
     """
 
     images: np.ndarray
@@ -82,33 +145,11 @@ class LoadedImages:
     skipped: list[SkippedInput]
 
 
-def to_model_range(images_NHWC: np.ndarray) -> np.ndarray:
-    """Convert bytes to what the networks read.
-
-    Args:
-        images_NHWC: uint8 (N, S, S, channels).
-
-    Returns:
-        float32 (N, channels, S, S), contiguous, in [-1, 1] (value / 127.5 - 1).
-
-    Release: images / 127.5 - 1
-    """
-    images_NCHW = np.ascontiguousarray(np.moveaxis(images_NHWC, -1, 1), dtype=np.float32)
-    return images_NCHW / np.float32(127.5) - np.float32(1.0)
-
-
 def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImages:
-    """Read a whole source into memory, image by image and view by view.
-
-    Args:
-        source: An opened source.
-        views: Views to read of each image.
-
-    Returns:
-        The images that could be read; rows of one image are neighbours.
+    """Read those views of every image into memory; rows of one image are neighbours.
 
     Raises:
-        UserError: More inputs are bad than `max_bad_fraction` allows, or none is left.
+        UserError: more inputs are bad than `max_bad_fraction` allows, or none is left.
     """
     rows: list[np.ndarray] = []
     origin: list[tuple[int, int]] = []
@@ -133,16 +174,16 @@ def check_bad_inputs(skipped: Sequence[SkippedInput], source: ImageSource) -> No
     """Stop when more inputs are bad than is tolerated.
 
     Args:
-        skipped: All inputs left out so far.
-        source: The source they are from; its `max_bad_fraction` is a share of its `num_found`.
+        skipped: all inputs left out so far.
+        source: its `max_bad_fraction` is a share of its `num_found`.
 
     Raises:
-        UserError: The share is exceeded; names the first bad inputs with their reasons.
+        UserError: the share is exceeded; names the first bad inputs with their reasons.
     """
     limit = source.config.max_bad_fraction
     if len(skipped) <= limit * source.num_found:
         return
-    named = [f"  {item.key}: {item.reason}" for item in skipped[:NUM_NAMED_BAD_IMAGES]]
+    named = [f"  {item.key}: {item.reason}" for item in skipped[:_NUM_NAMED_BAD_IMAGES]]
     more = len(skipped) - len(named)
     raise UserError(
         f"found {len(skipped)} bad of {source.num_found} inputs in "

@@ -1,11 +1,10 @@
 """Webdataset tar shards: an image and a label per sample, read at random through an index of offsets.
 
-One pass over the headers of a tar shard: what is inside, where, and whether it is whole.
+The index takes one pass over the headers of a shard: what is inside, where, and whether it is whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from nvg.errors import UserError
-from pipelines.sources.class_names import check_class_name, select_split
+from pipelines.sources.class_names import check_class_name
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.locations import (
     folder_of,
@@ -32,23 +31,23 @@ from pipelines.sources.locations import (
     read_range,
     size_of,
 )
-from pipelines.sources.source import SkippedInput, check_bad_inputs
+from pipelines.sources.source import ListedSource
 from pipelines.sources.views import views_of_file
 
-LABEL_EXTENSIONS = ("cls", "json")
+_LABEL_EXTENSIONS = ("cls", "json")
 _BLOCK_BYTES = tarfile.BLOCKSIZE
-CLASS_NAMES_FILE = "classes.txt"
-COUNTS_FILE = "index.json"
+_CLASS_NAMES_FILE = "classes.txt"
+_COUNTS_FILE = "index.json"
 
 
 @dataclass
-class TarSample:
+class _TarSample:
     """One sample of a shard.
 
     Attributes:
-        key: Name shared by its members.
-        members: Extension → (offset in the tar, size in bytes).
-        labels: Content of its label members, by extension.
+        key: name shared by its members.
+        members: extension → (offset in the tar, size in bytes).
+        labels: content of its label members, by extension.
     """
 
     key: str
@@ -56,20 +55,15 @@ class TarSample:
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
-def index_tar(path: str) -> list[TarSample]:
-    """List the samples of a shard, in order of first appearance, whatever the order of their members.
+def _index_tar(path: str) -> list[_TarSample]:
+    """The samples of a shard, in order of first appearance, whatever the order of their members.
 
-    Args:
-        path: Location of an uncompressed tar in the webdataset convention: members of a sample share the name up to the
-            first dot.
-
-    Returns:
-        The samples with offsets and sizes of their members.
+    It is an uncompressed tar in the webdataset convention: members of a sample share the name up to the first dot.
 
     Raises:
-        UserError: The file is missing, truncated or no tar, or a member appears twice.
+        UserError: the file is missing, truncated or no tar, or a member appears twice.
     """
-    samples: dict[str, TarSample] = {}
+    samples: dict[str, _TarSample] = {}
     num_members, end = 0, 0
     try:
         file_bytes = size_of(path)
@@ -83,11 +77,11 @@ def index_tar(path: str) -> list[TarSample]:
                 if not member.isreg() or base is None or extension is None or _is_hidden(member.name):
                     continue
                 extension = extension.lower()
-                sample = samples.setdefault(base, TarSample(base))
+                sample = samples.setdefault(base, _TarSample(base))
                 if extension in sample.members:
                     raise UserError(f"{path}: member {member.name} appears twice; write the shard again")
                 sample.members[extension] = (member.offset_data, member.size)
-                content = archive.extractfile(member) if extension in LABEL_EXTENSIONS else None
+                content = archive.extractfile(member) if extension in _LABEL_EXTENSIONS else None
                 if content is not None:
                     sample.labels[extension] = content.read()
             end = archive.offset
@@ -102,12 +96,7 @@ def index_tar(path: str) -> list[TarSample]:
     return list(samples.values())
 
 
-def read_member(path: str, offset: int, num_bytes: int) -> bytes:
-    """Read one member of an indexed tar.
-
-    Raises:
-        OSError: The file is not what was indexed any more.
-    """
+def _read_member(path: str, offset: int, num_bytes: int) -> bytes:
     data = read_range(path, offset, num_bytes)
     if len(data) != num_bytes:
         raise OSError(f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use")
@@ -129,7 +118,7 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part != "." for part in name.split("/"))
 
 
-class WebdatasetSource:
+class WebdatasetSource(ListedSource):
     """Samples of tar shards with an image member and a label member.
 
     The label is an integer in `.cls`, or the integer "label" of a `.json` object. Class names are the lines
@@ -137,7 +126,7 @@ class WebdatasetSource:
     ({"shardlist": [{"url", "nsamples"}]}) beside them is checked against what the shards hold.
 
     Raises:
-        UserError: No shards, a truncated shard, a wrong count, or too many samples without image or label.
+        UserError: no shards, a truncated shard, a wrong count, or too many samples without image or label.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -150,11 +139,11 @@ class WebdatasetSource:
         places: list[tuple[int, int, int]] = []
         bad: dict[str, str] = {}
         for number, path in enumerate(self.shards):
-            samples = index_tar(path)
+            samples = _index_tar(path)
             expected = expected_counts.get(name_of(path), len(samples))
             if expected != len(samples):
                 raise UserError(
-                    f"{path}: got {len(samples)} samples, expected {expected} by {COUNTS_FILE}; copy it again"
+                    f"{path}: got {len(samples)} samples, expected {expected} by {_COUNTS_FILE}; copy it again"
                 )
             for sample in samples:
                 key = f"{name_of(path)}/{sample.key}"
@@ -166,30 +155,14 @@ class WebdatasetSource:
                     bad[key], label, place = str(error), -1, (0, 0)
                 labels.append(label)
                 places.append((number, *place))
-        chosen = select_split(keys, labels, config)
-        usable = [index for index in chosen if keys[index] not in bad]
-        self.num_found = len(keys)
-        self.keys = [keys[index] for index in usable]
-        self.labels = np.asarray([labels[index] for index in usable], dtype=np.int64)
-        self.skipped = [SkippedInput(keys[index], bad[keys[index]]) for index in chosen if keys[index] in bad]
+        kept = self.choose(keys, labels, [num_bytes for _, _, num_bytes in places], bad)
         self.class_names = _class_names(folder_of(self.shards[0]), max(labels, default=-1) + 1)
-        self.fingerprint = _fingerprint([(keys[index], places[index][2]) for index in chosen])
-        self._places = [places[index] for index in usable]
-        check_bad_inputs(self.skipped, self)
-        if not self.keys:
-            raise UserError(f"{config.path}: split {config.split!r} of {len(keys)} samples holds no image")
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def read(self, index: int, view: int) -> np.ndarray:
-        """Return one view as uint8 (S, S, channels); see `ImageSource.read`."""
-        return self.read_views(index, [view])[0]
+        self._places = [places[index] for index in kept]
 
     def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """Return views of an image; see `ImageSource.read_views`."""
+        """See `ImageSource.read_views`."""
         number, offset, num_bytes = self._places[index]
-        data = read_member(self.shards[number], offset, num_bytes)
+        data = _read_member(self.shards[number], offset, num_bytes)
         return views_of_file(data, config=self.config, key=self.keys[index], views=views)
 
 
@@ -211,7 +184,7 @@ def _find_shards(path: str) -> list[str]:
 
 
 def _expected_counts(folder: str) -> dict[str, int]:
-    path = join(folder, COUNTS_FILE)
+    path = join(folder, _COUNTS_FILE)
     if not is_file(path):
         return {}
     try:
@@ -221,7 +194,7 @@ def _expected_counts(folder: str) -> dict[str, int]:
         raise UserError(f"{path}: not an index of webdataset shards ({error!r}); repair or remove it") from error
 
 
-def _image_place(sample: TarSample, image_extensions: set[str]) -> tuple[int, int]:
+def _image_place(sample: _TarSample, image_extensions: set[str]) -> tuple[int, int]:
     if "\n" in sample.key or "\r" in sample.key:
         raise ValueError("line break in the name")
     found = [name for name in sorted(sample.members) if name in image_extensions]
@@ -230,7 +203,7 @@ def _image_place(sample: TarSample, image_extensions: set[str]) -> tuple[int, in
     return sample.members[found[0]]
 
 
-def _label(sample: TarSample) -> int:
+def _label(sample: _TarSample) -> int:
     if "cls" in sample.labels:
         value: object = sample.labels["cls"].decode("ascii", "replace").strip()
     elif "json" in sample.labels:
@@ -248,7 +221,7 @@ def _label(sample: TarSample) -> int:
 
 
 def _class_names(folder: str, num_classes: int) -> list[str]:
-    path = join(folder, CLASS_NAMES_FILE)
+    path = join(folder, _CLASS_NAMES_FILE)
     if not is_file(path):
         return [str(label) for label in range(num_classes)]
     names = read_bytes(path).decode().splitlines()
@@ -260,10 +233,3 @@ def _class_names(folder: str, num_classes: int) -> list[str]:
     for name in names:
         check_class_name(name, path)
     return names
-
-
-def _fingerprint(entries: list[tuple[str, int]]) -> str:
-    digest = hashlib.sha256()
-    for key, num_bytes in sorted(entries):
-        digest.update(f"{key}\0{num_bytes}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()

@@ -1,9 +1,7 @@
-"""View policies: how one picture becomes the square views a model sees.
+"""From an image file to the square views a model sees: decoding, and the view policies.
 
 View 0 is the centred one, except under "random_crop". Random ones depend only on (seed, key, view). Under "fresh_crop"
 there is no end of them: epoch e of a training takes view e + 1.
-
-Bytes of an image file to pixels.
 """
 
 from __future__ import annotations
@@ -32,11 +30,11 @@ _DECODING_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-logger = logging.getLogger(__name__)
-
-CROP_RATIO = 1.125
-CROP_POLICIES = ("crop", "random_crop", "ten_crop", "fresh_crop")
+_CROP_RATIO = 1.125
+_CROP_POLICIES = ("crop", "random_crop", "ten_crop", "fresh_crop")
 _MAX_RESIZED_PIXELS = 1 << 26
+
+logger = logging.getLogger(__name__)
 
 
 def decode_image(data: bytes, channels: int) -> Image.Image:
@@ -47,14 +45,11 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     usual ImageNet pipelines.
 
     Args:
-        data: The whole file.
-        channels: 1 for grey, 3 for RGB.
-
-    Returns:
-        An 8-bit image of mode "L" or "RGB".
+        data: the whole file.
+        channels: 1 for grey (mode "L"), 3 for colour ("RGB").
 
     Raises:
-        BadImage: Not an image, truncated, corrupt, too large, or of an unsupported pixel format.
+        BadImage: not an image, truncated, corrupt, too large, or of an unsupported pixel format.
     """
     if not data:
         raise BadImage("empty file")
@@ -89,19 +84,12 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def views_of_file(data: bytes, *, config: SourceConfig, key: str, views: Sequence[int]) -> list[np.ndarray]:
-    """Decode an image file once and cut views.
+    """Decode an image file once and cut views as `make_views` does.
 
     An image smaller than a view needs is enlarged, which is said once.
 
-    Args:
-        data: The whole file.
-        config, key, views: See :func:`make_views`.
-
-    Returns:
-        uint8 (S, S, channels) each.
-
     Raises:
-        BadImage: The file is no readable image.
+        BadImage: the file is no readable image.
     """
     image = decode_image(data, config.image_channels)
     if min(image.size) < _shorter_side(config):
@@ -110,7 +98,7 @@ def views_of_file(data: bytes, *, config: SourceConfig, key: str, views: Sequenc
 
 
 def make_view(image: Image.Image, *, config: SourceConfig, key: str, view: int) -> np.ndarray:
-    """Cut one view; see :func:`make_views`."""
+    """Cut one view; see `make_views`."""
     return make_views(image, config=config, key=key, views=[view])[0]
 
 
@@ -130,17 +118,17 @@ def make_views(
     probability 1/2; "random_crop" has no centred view. "ten_crop" takes the centre, the corners, and the five mirrored.
 
     Args:
-        image: Picture of mode "L" or "RGB", any size.
-        config: Sizes, policy and seed.
-        key: The picture's name: with the seed it decides offsets.
-        views: Each 0 <= view < config.num_views; any view >= 0 under "fresh_crop".
-        resample: Filter of the resize.
+        image: picture of mode "L" or "RGB", any size.
+        config: sizes, policy and seed.
+        key: the picture's name: with the seed it decides offsets.
+        views: each 0 <= view < config.num_views; any view >= 0 under "fresh_crop".
+        resample: filter of the resize.
 
     Returns:
         uint8 (S, S, channels) each.
 
     Raises:
-        BadImage: The picture is so elongated that its resized form would not fit in memory.
+        BadImage: the picture is so elongated that its resized form would not fit in memory.
 
     Release: shorter side to 288 (Lanczos), random 256 crop, no flip
     """
@@ -179,7 +167,7 @@ def _place(width: int, height: int, config: SourceConfig, key: str, view: int) -
 
 def _shorter_side(config: SourceConfig) -> int:
     """What the shorter side is resized to, pixels."""
-    return round(config.image_size * CROP_RATIO) if config.view_policy in CROP_POLICIES else config.image_size
+    return round(config.image_size * _CROP_RATIO) if config.view_policy in _CROP_POLICIES else config.image_size
 
 
 @cache  # once for each source of a process

@@ -15,7 +15,7 @@ from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
-from pipelines.batches.config import ImageLoadingConfig, check_views_per_epoch
+from pipelines.batches.config import ImageLoadingConfig, ViewsPerEpoch
 from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
 from pipelines.train.config import RunConfig
@@ -66,7 +66,7 @@ class TokenizerRunConfig(RunConfig):
 
     run_folder: str = "runs/tokenizer"
     source: SourceConfig = field(default_factory=SourceConfig)
-    views_per_epoch: str = "one"
+    views_per_epoch: ViewsPerEpoch = "one"
     loading: ImageLoadingConfig = field(default_factory=ImageLoadingConfig)
     validation_split: str | None = None
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -74,7 +74,7 @@ class TokenizerRunConfig(RunConfig):
     judges: JudgesConfig = field(default_factory=JudgesConfig)
 
     def __post_init__(self) -> None:
-        check_views_per_epoch("views_per_epoch", self.views_per_epoch)
+        check_fields(self)
         check_loading(self.source, self.loading)
 
 

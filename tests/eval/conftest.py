@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_networks import save_generators, save_tokenizer
 
-from eval.evaluation_config import EvaluationData
+from eval.evaluation import EvaluationData
 from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
 from eval.features.small_network import (
     FeatureNetworkConfig,
@@ -18,22 +18,14 @@ from eval.features.small_network import (
 )
 from eval.pool.samplers import GeneratorSpec
 from nvg.sampling import SamplingConfig
-from pipelines.sources import SourceConfig, load_images, open_source
+from pipelines.evaluate.images import load_data
+from pipelines.sources import SourceConfig
 
 
 @pytest.fixture(scope="session")
 def digits() -> EvaluationData:
     """The three parts of the bundled digits at 16x16."""
-    parts = {name: load_images(open_source(SourceConfig(split=name))) for name in ("train", "judge", "test")}
-    return EvaluationData(
-        class_names=[str(digit) for digit in range(10)],
-        train_images=parts["train"].images,
-        train_labels=parts["train"].labels,
-        held_out_images=parts["test"].images,
-        held_out_labels=parts["test"].labels,
-        judge_images=parts["judge"].images,
-        judge_labels=parts["judge"].labels,
-    )
+    return load_data(SourceConfig())
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +33,8 @@ def extractor_spec(digits: EvaluationData, tmp_path_factory: pytest.TempPathFact
     """A feature network, trained for a moment and saved."""
     folder = tmp_path_factory.mktemp("feature-network")
     network = train_feature_network(
-        digits.train_images,
-        digits.train_labels,
+        digits.train.images,
+        digits.train.labels,
         config=FeatureNetworkConfig(image_size=16, image_channels=1, num_classes=10, width=8),
         training=FeatureTrainingConfig(num_steps=150),
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.evaluation import evaluate, prepare_extractor, reconstruct
-from eval.evaluation_config import EvaluationConfig, EvaluationData
-from eval.features.extractors import INCEPTION, ExtractorSpec
+from eval.evaluation import EvaluationData, evaluate, prepare_extractor, reconstruct
+from eval.features.extractors import INCEPTION, ExtractorConfig, ExtractorSpec
 from eval.features.small_network import FeatureTrainingConfig
+from eval.image_sets import ImageSet
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from nvg.errors import UserError
@@ -55,13 +55,14 @@ def test_results_and_report(ray_session, config: EvaluateConfig, digits: Evaluat
         assert {"fid", "inception_score", "precision", "recall", "class_accuracy"} <= set(row)
     assert scores["held_out"]["class_accuracy"] >= 0.97
     assert scores["held_out"]["fid"] < scores["generated"]["fid"]
-    assert scores["held_out"]["num_images"] == len(digits.held_out_images)
+    assert scores["held_out"]["num_images"] == len(digits.held_out.images)
     protocol = results["protocol"]
     assert protocol["pools"]["generated"]["num_samples"] == 60
     assert protocol["pools"]["generated_guidance_1"]["sampler"]["sampling"]["content_guidance"] == 1.0
     assert len(protocol["extractor"]["sha256"]) == 64
 
-    again = evaluate(config, digits).results
+    spec = config.generator_spec(10)
+    again = evaluate(spec, digits, config, pool=config.pool, judge=config.judge).results
     assert again["scores"] == scores
     hashes = [value["protocol"]["pools"]["generated"]["images_sha256"] for value in (again, results)]
     assert hashes[0] == hashes[1]
@@ -80,7 +81,7 @@ def test_the_feature_network_is_trained_once(config: EvaluateConfig, digits: Eva
 
 
 def test_reconstructions_are_images(config: EvaluateConfig, digits: EvaluationData) -> None:
-    images = reconstruct(config, digits.held_out_images[:5], batch_size=2)
+    images = reconstruct(config.tokenizer, digits.held_out.images[:5], batch_size=2)
     assert images.shape == (5, 16, 16, 1)
     assert images.dtype == np.uint8
 
@@ -104,18 +105,18 @@ def test_missing_things_are_named(config: EvaluateConfig, digits: EvaluationData
     with pytest.raises(UserError, match="content: found no folder"):
         weights_folder("content", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="extractor_path"):
-        EvaluationConfig(extractor_kind=INCEPTION)
+        ExtractorConfig(extractor_kind=INCEPTION)
     with pytest.raises(ValueError, match="vgg16"):
-        EvaluationConfig(extractor_kind="vgg16")
+        ExtractorConfig(extractor_kind="vgg16")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="the training images are"):
-        replace(digits, held_out_images=np.zeros((297, 8, 8, 1), np.uint8))
+        replace(digits, held_out=replace(digits.held_out, images=np.zeros((297, 8, 8, 1), np.uint8)))
     with pytest.raises(UserError, match="held-out images: found 3, expected at least 4"):
-        replace(digits, held_out_images=digits.held_out_images[:3], held_out_labels=digits.held_out_labels[:3])
-    assert digits.judge_labels is not None
-    without_sevens = np.where(digits.judge_labels == 7, 1, digits.judge_labels)
+        replace(digits, held_out=ImageSet(digits.held_out.images[:3], digits.held_out.labels[:3]))
+    assert digits.judge is not None
+    without_sevens = np.where(digits.judge.labels == 7, 1, digits.judge.labels)
     with pytest.raises(UserError, match=r"judge images: found none of 1 class\(es\) \(7\)"):
-        replace(digits, judge_labels=without_sevens)
+        replace(digits, judge=replace(digits.judge, labels=without_sevens))
     with pytest.raises(ValueError, match="held-out labels"):
-        replace(digits, held_out_labels=digits.held_out_labels[:-1])
+        replace(digits, held_out=replace(digits.held_out, labels=digits.held_out.labels[:-1]))
     with pytest.raises(ValueError, match=r"manifest\.json"):
         codebook_usage(replace(config, records=str(tmp_path)))

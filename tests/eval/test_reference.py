@@ -233,7 +233,7 @@ def test_samples_score_the_same_drawn_here_and_read_from_their_export(
 def test_a_reference_of_bare_images_gives_the_statistics_of_its_images(
     ray_session, extractor_spec: ExtractorSpec, digits, tmp_path: Path
 ) -> None:
-    np.savez(tmp_path / "bare.npz", digits.train_images[:130].repeat(3, axis=-1))
+    np.savez(tmp_path / "bare.npz", digits.train.images[:130].repeat(3, axis=-1))
     bare = read_reference(str(tmp_path / "bare.npz"), extractor_spec)
     assert bare.pool is None
     complete = complete_reference(bare, extractor_spec, pool=SMALL, folder=tmp_path / "pool", console=None)

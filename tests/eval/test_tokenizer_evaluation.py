@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.models import alexnet, vgg16
 
-from eval.evaluation_config import EvaluationData
+from eval.evaluation import EvaluationData
 from eval.features.extractors import ExtractorSpec
 from eval.pool.chunks import chunk_path, read_chunk
 from eval.pool.jobs import ReconstructionJob
@@ -101,8 +101,8 @@ def test_a_chunk_holds_the_reconstructions_of_its_images(
     worker.compute(1)
     chunk = read_chunk(tmp_path, 1, job.names, "key")
     assert chunk is not None
-    rows = np.arange(200, 400) % len(digits.held_out_images)  # filled up from the front
-    images = digits.held_out_images[rows]
+    rows = np.arange(200, 400) % len(digits.held_out.images)  # filled up from the front
+    images = digits.held_out.images[rows]
     tokenizer = load_network(Tokenizer, job.tokenizer, name="ema")
     ids, copies = reconstruct_with_ids(tokenizer, images[:100], "release")
     assert (chunk["content_ids_BT"][:100] == ids).all()
@@ -119,12 +119,12 @@ def test_an_image_that_cannot_be_read_is_black_and_marked(
     def read(index: int, view: int) -> np.ndarray:
         if index == 4:
             raise BadImage("cut off")
-        return digits.held_out_images[index]
+        return digits.held_out.images[index]
 
     monkeypatch.setattr(source, "read", read)
     images, readable = SourceImages(source).read(np.array([3, 4, 5]))
     assert readable.tolist() == [True, False, True]
-    assert (images[[0, 2]] == digits.held_out_images[[3, 5]]).all()
+    assert (images[[0, 2]] == digits.held_out.images[[3, 5]]).all()
     assert not images[1].any()
 
 

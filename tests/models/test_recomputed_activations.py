@@ -41,10 +41,13 @@ def test_blocks_computed_again_give_the_same_gradients_bitwise():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_gradients():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_blocks_give_the_same_gradients(backend):
+    """Inductor generates and compiles C++, a minute's work; the graphs it is given are the same."""
+
     def compiled(network):
         for block in network.trunk.blocks:
-            block.compile()
+            block.compile(backend=backend)
         assert set(network.state_dict()) == names  # no prefix: checkpoints stay what they are
 
     names = set(ContentGenerator(ContentGeneratorConfig(**{**SIZE, "depth": 1})).state_dict())

@@ -52,8 +52,8 @@ def test_a_device_that_is_not_there_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"device: found cuda, torch sees no GPU here; use auto or cpu"):
         draw(run, tmp_path / "samples", device="cuda")
-    with pytest.raises(ValueError, match=r"device: found 'tpu', expected auto, cpu or cuda"):
-        SampleConfig(device="tpu")
+    with pytest.raises(ValueError, match=r"device is 'tpu'; expected one of auto, cpu, cuda"):
+        SampleConfig(device="tpu")  # pyright: ignore[reportArgumentType]
 
 
 def test_settings_are_those_the_run_was_scored_with(run, tmp_path):

@@ -183,10 +183,10 @@ def test_spatial_structure_cannot_be_given(tokenizer, files):
         (["structure_from=a", "structure_mask=b"], "structure_from and structure_mask"),
         (["stages=2"], "nothing to follow"),
         (["num_candidates=2"], "nothing to follow"),
-        (["fix_content_from=a"], "control.stages: found none"),
-        (["structure_from=a", "stages=0"], "control.stages: found 0"),
-        (["structure_mask=a", "mask_foreground=2"], "control.mask_foreground: found 2"),
-        (["structure_mask=a", "num_candidates=0"], "control.num_candidates: found 0"),
+        (["fix_content_from=a"], "control.stages is None; expected how many"),
+        (["structure_from=a", "stages=0"], "control.stages is 0"),
+        (["structure_mask=a", "mask_foreground=2"], "control.mask_foreground is 2"),
+        (["structure_mask=a", "num_candidates=0"], "control.num_candidates is 0"),
     ],
 )
 def test_settings_that_contradict_are_refused(overrides, message):

@@ -19,7 +19,6 @@ from pipelines.run_folder import read_metrics
 from pipelines.train.config import LoopConfig, OptimizerConfig
 from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun, build_task
 from pipelines.train.task import TrainingTask
-from pipelines.train.tokenizer import TokenizerRunConfig
 
 BIN = Path(sys.executable).parent
 NUM_STEPS = 6
@@ -46,13 +45,7 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder)]
 
 
-def launch(
-    repository: Path,
-    config: GeneratorRunConfig | TokenizerRunConfig,
-    *settings: str,
-    num_ranks: int,
-    module: str = "pipelines.train.generator",
-) -> None:
+def launch(repository: Path, config: GeneratorRunConfig, *settings: str, num_ranks: int) -> None:
     """Train under the real `deepspeed` launcher, or with one rank as a plain process."""
     folder = Path(config.run_folder)
     file = folder.parent / f"{folder.name}.yaml"
@@ -68,7 +61,7 @@ def launch(
             "--module",
         ]
     done = subprocess.run(
-        [*launcher, module, "--config", str(file), *settings],
+        [*launcher, "pipelines.train.generator", "--config", str(file), *settings],
         env={
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

@@ -46,7 +46,7 @@ def test_registering_twice_is_fine() -> None:
 
 
 def test_torch_fidelity_itself_gives_the_same_scores(digits, extractor_spec: ExtractorSpec) -> None:
-    samples, reference = digits.held_out_images[:120], digits.train_images[:200]
+    samples, reference = digits.held_out.images[:120], digits.train.images[:200]
     register_extractors()
     theirs = torch_fidelity.calculate_metrics(
         input1=RgbImages(samples),
@@ -72,8 +72,8 @@ def test_torch_fidelity_itself_gives_the_same_scores(digits, extractor_spec: Ext
 
 def test_features_do_not_depend_on_the_batch(digits, extractor_spec: ExtractorSpec) -> None:
     extractor = build_extractor(extractor_spec)
-    one = extract(extractor, digits.held_out_images[:30], batch_size=30)
-    two = extract(extractor, digits.held_out_images[:30], batch_size=7)
+    one = extract(extractor, digits.held_out.images[:30], batch_size=30)
+    two = extract(extractor, digits.held_out.images[:30], batch_size=7)
     assert np.allclose(one.features_NF, two.features_NF, atol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_the_same_seed_trains_the_same_network(digits) -> None:
     config = FeatureNetworkConfig(image_size=16, image_channels=1, num_classes=10, width=4)
     training = FeatureTrainingConfig(num_steps=5)
     first, second = (
-        train_feature_network(digits.train_images, digits.train_labels, config=config, training=training)
+        train_feature_network(digits.train.images, digits.train.labels, config=config, training=training)
         for _ in range(2)
     )
     state = second.state_dict()
@@ -89,8 +89,8 @@ def test_the_same_seed_trains_the_same_network(digits) -> None:
 
 
 def test_a_short_training_already_reads_held_out_digits(digits, extractor_spec: ExtractorSpec) -> None:
-    logits = extract(build_extractor(extractor_spec), digits.held_out_images).logits_NV
-    assert (logits.argmax(1) == digits.held_out_labels).mean() > 0.9
+    logits = extract(build_extractor(extractor_spec), digits.held_out.images).logits_NV
+    assert (logits.argmax(1) == digits.held_out.labels).mean() > 0.9
 
 
 def test_colour_images_of_another_size() -> None:
@@ -121,7 +121,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inception_with_weights_in_the_real_file_format(inception_file: Path, digits) -> None:
     spec = ExtractorSpec(kind=INCEPTION, path=str(inception_file))
-    layers = extract(build_extractor(spec), digits.held_out_images[:3], batch_size=2)
+    layers = extract(build_extractor(spec), digits.held_out.images[:3], batch_size=2)
     assert layers.features_NF.shape == (3, 2048)
     assert layers.logits_NV.shape == (3, 1008)
     assert np.isfinite(layers.logits_NV).all()
@@ -133,7 +133,7 @@ def test_the_spatial_layer_is_the_first_branch_of_the_seventh_mixed_block(incept
     assert isinstance(extractor, InceptionExtractor)
     entered: list[torch.Tensor] = []
     hook = extractor.Mixed_6d.register_forward_pre_hook(lambda module, given: entered.append(given[0].clone()))
-    images = digits.held_out_images[:2]
+    images = digits.held_out.images[:2]
     layers = extract(extractor, images)
     hook.remove()
     branch = extractor.Mixed_6d.branch1x1
@@ -152,7 +152,7 @@ def test_the_spatial_layer_is_the_first_branch_of_the_seventh_mixed_block(incept
 def test_inception_logits_have_no_bias(inception_file: Path, digits) -> None:
     extractor = build_extractor(ExtractorSpec(kind=INCEPTION, path=str(inception_file)))
     assert isinstance(extractor, InceptionExtractor)
-    layers = extract(extractor, digits.held_out_images[:2])
+    layers = extract(extractor, digits.held_out.images[:2])
     np.testing.assert_allclose(layers.logits_NV, layers.features_NF @ extractor.fc.weight.numpy().T, atol=1e-4)
 
 
@@ -191,4 +191,4 @@ def test_missing_network_is_named(empty_folder: Path) -> None:
 
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="vgg"):
-        ExtractorSpec(kind="vgg", path="x")
+        ExtractorSpec(kind="vgg", path="x")  # pyright: ignore[reportArgumentType]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.evaluation_config import EvaluationMaterial
+from eval.evaluation import EvaluationMaterial
+from eval.image_sets import ImageSet
 from eval.pages.page import score_rows, time_text
 from eval.pages.report import ReportContent, render_report, write_report
 from eval.pictures.drawing import DPI, map_colours, mosaic
@@ -72,21 +73,18 @@ def content(digits, generator_spec: GeneratorSpec) -> ReportContent:
         "median_grey_levels": 25.0,
         "held_out_median_grey_levels": 26.0,
     }
-    held_out = digits.held_out_images
+    held_out = digits.held_out.images
     material = EvaluationMaterial(
         class_names=["<b>zero</b>", *digits.class_names[1:]],
-        generated=digits.judge_images,
-        generated_labels=digits.judge_labels,
-        held_out=held_out,
-        held_out_labels=digits.held_out_labels,
+        generated=digits.judge,
+        held_out=digits.held_out,
         reconstructions=255 - held_out,
-        nearest=digits.train_images,
-        nearest_distance=np.linspace(10, 40, len(digits.train_images)),
-        distance_threshold=17.0,
+        nearest=digits.train.images,
+        nearest_distance=np.linspace(10, 40, len(digits.train.images)),
         paintings=paint_samples(generator_spec, PoolConfig(batch_size=10, chunk_size=10), count=2),
-        real_paintings=paint_images(generator_spec, held_out, digits.held_out_labels, count=2),
+        real_paintings=paint_images(generator_spec, held_out, digits.held_out.labels, count=2),
     )
-    material = replace(material, nearest=digits.train_images[: len(material.generated)])
+    material = replace(material, nearest=digits.train.images[: len(material.generated)])
     material = replace(material, nearest_distance=material.nearest_distance[: len(material.generated)])
     return ReportContent(
         title="Digits & <script>alert(1)</script>",
@@ -154,10 +152,10 @@ def test_times_are_written_for_people(seconds: float, text: str) -> None:
 
 
 def test_every_picture_exists_for_both_themes(digits) -> None:
-    names, images, labels = digits.class_names, digits.held_out_images, digits.held_out_labels
+    names, images = digits.class_names, digits.held_out.images
     pictures = [
-        sample_grid(images, labels, names),
-        real_beside_generated(images, labels, images, labels, names),
+        sample_grid(digits.held_out, names),
+        real_beside_generated(digits.held_out, digits.held_out, names),
         reconstruction_sheet(images, images),
         nearest_sheet(images, images, np.zeros(len(images))),
         loss_curves({"a": curve(), "b": curve(3), "c": curve(), "d": curve()}),
@@ -172,7 +170,7 @@ def test_every_picture_exists_for_both_themes(digits) -> None:
 def test_colour_images_and_many_classes() -> None:
     images = np.random.default_rng(0).integers(0, 256, (90, 12, 12, 3), dtype=np.uint8)
     labels = np.arange(90) % 30
-    picture = sample_grid(images, labels, [f"a rather long class name {n}" for n in range(30)], per_class=3)
+    picture = sample_grid(ImageSet(images, labels), [f"a rather long class name {n}" for n in range(30)], per_class=3)
     assert size(picture.light)[0] > 700
 
 
@@ -180,7 +178,8 @@ def test_colour_images_and_many_classes() -> None:
 def test_a_grid_is_as_wide_as_its_images_and_never_wider_than_a_page(per_class: int) -> None:
     images, labels = np.full((40, 16, 16, 1), 200, np.uint8), np.arange(40) // 20
     rows = (np.arange(40) % 20) < per_class
-    grid = np.asarray(Image.open(io.BytesIO(sample_grid(images[rows], labels[rows], ["a", "b"], per_class=20).light)))
+    picture = sample_grid(ImageSet(images[rows], labels[rows]), ["a", "b"], per_class=20)
+    grid = np.asarray(Image.open(io.BytesIO(picture.light)))
     shown = grid[:, :, 3].any(0)
     assert shown[-grid.shape[1] // 20 :].any()
     assert grid.shape[1] <= 7.6 * DPI
@@ -218,7 +217,7 @@ def test_paintings_end_in_the_image(generator_spec: GeneratorSpec) -> None:
 
 
 def test_real_paintings_show_their_originals(digits, generator_spec: GeneratorSpec) -> None:
-    paintings = paint_images(generator_spec, digits.held_out_images, digits.held_out_labels, count=2)
+    paintings = paint_images(generator_spec, digits.held_out.images, digits.held_out.labels, count=2)
     assert len({painting.label for painting in paintings}) == 2
     assert all(painting.original_HWC is not None for painting in paintings)
 
@@ -230,7 +229,7 @@ def test_smoothing_starts_at_the_curve_and_passes_gaps() -> None:
 
 
 def test_bad_inputs_are_named(digits) -> None:
-    images = digits.held_out_images
+    images = digits.held_out.images
     with pytest.raises(ValueError, match="at least one"):
         loss_curves({})
     with pytest.raises(ValueError, match="'images' and 'loss'"):

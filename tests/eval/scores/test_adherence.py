@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_networks import save_tokenizer
 
-from eval.pixels import to_model_range
 from eval.scores.adherence import encode_images, explained_share, map_agreement, measure, split_agreement
 from nvg.checkpoints import load_network
 from nvg.granularity import cluster_latents, spatial_structure
+from nvg.pixels import to_model_range
 from nvg.tokenizer import Tokenizer
 
 

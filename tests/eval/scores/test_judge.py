@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from eval.pixels import to_model_range, to_uint8
 from eval.scores.judge import JudgeConfig, class_accuracy, train_judge
 
 
 @pytest.fixture(scope="module")
 def judge(digits):
-    return train_judge(digits.judge_images, digits.judge_labels, num_classes=10)
+    return train_judge(digits.judge.images, digits.judge.labels, num_classes=10)
 
 
 def test_real_held_out_digits_are_read(digits, judge) -> None:
-    share, by_class = class_accuracy(judge.read(digits.held_out_images), digits.held_out_labels, 10)
+    share, by_class = class_accuracy(judge.read(digits.held_out.images), digits.held_out.labels, 10)
     assert share >= 0.97
     assert all(value is not None and value >= 0.85 for value in by_class)
 
 
 def test_digits_of_the_generators_are_read_too(digits, judge) -> None:
-    assert class_accuracy(judge.read(digits.train_images), digits.train_labels, 10)[0] >= 0.96
+    assert class_accuracy(judge.read(digits.train.images), digits.train.labels, 10)[0] >= 0.96
 
 
 def test_the_judge_has_no_randomness(digits, judge) -> None:
-    again = train_judge(digits.judge_images, digits.judge_labels, num_classes=10)
-    noisy = digits.held_out_images ^ np.uint8(37)
+    again = train_judge(digits.judge.images, digits.judge.labels, num_classes=10)
+    noisy = digits.held_out.images ^ np.uint8(37)
     assert (judge.read(noisy) == again.read(noisy)).all()
 
 
@@ -46,7 +44,7 @@ def test_accuracy_of_a_class_nobody_asked_for_is_unknown() -> None:
 
 
 def test_bad_inputs_are_named(digits, judge) -> None:
-    images, labels = digits.judge_images, digits.judge_labels
+    images, labels = digits.judge.images, digits.judge.labels
     with pytest.raises(ValueError, match="none of the classes"):
         train_judge(images[labels != 4], labels[labels != 4], num_classes=10)
     with pytest.raises(ValueError, match="expected 500 integers"):
@@ -59,21 +57,3 @@ def test_bad_inputs_are_named(digits, judge) -> None:
         judge.read(np.zeros((2, 16, 16, 1), np.float32))
     with pytest.raises(ValueError, match="shift"):
         JudgeConfig(shift=0.5)
-
-
-def test_rounding_conventions() -> None:
-    levels = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).reshape(1, 1, 1, 6)
-    assert to_uint8(levels, "release").reshape(-1).tolist() == [0, 0, 127, 254, 255, 255]
-    assert to_uint8(levels, "round").reshape(-1).tolist() == [0, 0, 128, 255, 255, 255]
-
-
-def test_bytes_survive_the_round_trip() -> None:
-    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    assert (to_uint8(to_model_range(every), "round") == every).all()
-
-
-def test_images_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        to_uint8(torch.full((1, 1, 2, 2), float("nan")))
-    with pytest.raises(ValueError, match="rounding"):
-        to_uint8(torch.zeros(1, 1, 2, 2), "floor")

@@ -104,7 +104,7 @@ def test_copies_are_found(noise_images: np.ndarray) -> None:
 
 
 def test_held_out_images_are_five_percent_near(digits) -> None:
-    found = distance_to_training(digits.held_out_images, digits.train_images, digits.held_out_images)
+    found = distance_to_training(digits.held_out.images, digits.train.images, digits.held_out.images)
     assert found.share_nearer == pytest.approx(0.05, abs=0.01)
 
 

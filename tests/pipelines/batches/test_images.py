@@ -179,8 +179,8 @@ def test_auto_takes_memory_where_the_views_fit(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"loader": "disk"}, "loading.loader is 'disk'"),
-        ({"num_threads": 0}, "loading.num_threads is 0"),
+        ({"loader": "disk"}, "loading.loader is 'disk'; expected one of auto, memory, lazy"),
+        ({"num_threads": 0}, "loading.num_threads is 0; expected 1 or more"),
         ({"prefetch_batches": 0}, "loading.prefetch_batches is 0"),
     ],
 )

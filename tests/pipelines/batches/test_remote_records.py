@@ -50,5 +50,15 @@ def test_absent_remote_is_named(tmp_path):
 
 
 def test_remote_needs_the_streaming_loader(tmp_path):
-    with pytest.raises(ValueError, match=r"data.remote is 's3://a/b' and data.loader 'memory'; set data.loader=stream"):
+    with pytest.raises(UserError, match=r"data.loader is 'memory'; expected streaming for data.remote 's3://a/b'; set"):
         DataConfig(path=str(tmp_path), remote="s3://a/b")
+
+
+def test_streaming_is_for_remote_records_only(tmp_path):
+    with pytest.raises(UserError, match=r"data.loader is 'streaming'; expected memory or mapped, .* use mapped"):
+        DataConfig(path=str(tmp_path), loader="streaming", views_per_epoch="all")
+
+
+def test_streaming_goes_over_all_views(tmp_path):
+    with pytest.raises(UserError, match=r"data.views_per_epoch is 'one'; expected all, which data.loader=streaming"):
+        DataConfig(path=str(tmp_path), loader="streaming", remote="s3://a/b")

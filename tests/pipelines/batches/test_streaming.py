@@ -1,6 +1,5 @@
 """The streaming loader's rows sit where their noise is, on any number of nodes and ranks."""
 
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,23 +42,3 @@ def test_ranks_together_hold_the_global_batches_of_one_rank(num_nodes, ranks_per
         ranks = Ranks(rank=rank, world_size=world_size, local_rank=local_rank, local_world_size=ranks_per_node)
         found[:, _global_rows(ranks)] = parts[node, local_rank, : len(found)]
     np.testing.assert_array_equal(found, whole)
-
-
-@pytest.mark.cluster
-def test_local_shards_come_in_the_librarys_order(tmp_path):
-    from streaming import MDSWriter, StreamingDataset
-
-    from pipelines.batches.streaming import LocalStreamingDataset
-
-    with MDSWriter(columns={"image": "uint32"}, out=str(tmp_path / "one"), size_limit=200) as writer:
-        for image in range(200):
-            writer.write({"image": image})
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    options = {"shuffle": True, "shuffle_seed": 3, "batch_size": 4, "shuffle_block_size": 50}
-    expected = StreamingDataset(local=str(tmp_path / "one"), **options)
-    found = LocalStreamingDataset(local=str(tmp_path / "two"), **options)
-    for _ in range(2):  # epochs
-        images = [int(sample["image"]) for sample in found]
-        assert images == [int(sample["image"]) for sample in expected]
-        assert images != sorted(images)
-        assert sorted(images) == list(range(200))

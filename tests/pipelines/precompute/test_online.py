@@ -8,9 +8,9 @@ import torch
 
 from nvg.checkpoints import load_network
 from nvg.granularity import cluster_mean
+from nvg.pixels import to_model_range
 from nvg.records import RecordDataset
 from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
-from pipelines.sources import to_model_range
 
 NEAR_TIE = 1e-5  # relative difference of two distances that rounding may turn round
 
@@ -46,7 +46,7 @@ def test_records_are_the_online_sequences(finished, batch_size):
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         pixels = np.stack([finished.source.read(int(image), 1) for image in records.image[chosen]])
-        latent_BLC = tokenizer.encode(torch.from_numpy(to_model_range(pixels)))
+        latent_BLC = tokenizer.encode(to_model_range(pixels, planes=True))
         batch = {name: torch.from_numpy(array) for name, array in records.batch(chosen).items()}
         structure_BL = tokenizer.structure_maps(latent_BLC)
         online = quantize_for_training(

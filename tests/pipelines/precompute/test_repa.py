@@ -15,12 +15,13 @@ from PIL import Image
 
 from nvg.checkpoints import load_dinov2_features
 from nvg.errors import UserError
+from nvg.pixels import to_model_range
 from nvg.records import FeatureDataset, FeatureLayout, JpegDataset, RecordDataset, to_int8
 from nvg.tokenizer import Dinov2Features
 from pipelines.precompute.beside import FeatureStream, JpegStream
 from pipelines.precompute.config import RepaStoreConfig
 from pipelines.precompute.verify import verify_records
-from pipelines.sources import SourceConfig, to_model_range
+from pipelines.sources import SourceConfig
 
 SIZES = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 
@@ -48,7 +49,7 @@ def test_rows_are_those_of_the_records_views(finished):
     rows = np.array([250, 3, 77, 296, 150])
     pixels = np.stack([finished.source.read(int(image), 0) for image in records.image[rows]])
     if finished.repa.folder == "features":
-        expected = finished.repa.network(torch.from_numpy(to_model_range(pixels))).numpy()
+        expected = finished.repa.network(to_model_range(pixels, planes=True)).numpy()
         found = FeatureDataset.open(records).batch(rows)
         assert found.shape == (5, 256, 24)
         cosine = (found * expected).sum(2) / np.linalg.norm(found, axis=2) / np.linalg.norm(expected, axis=2)

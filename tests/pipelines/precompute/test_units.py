@@ -18,11 +18,12 @@ from cluster.manifest import read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_latents
+from nvg.pixels import to_model_range
 from nvg.records import RecordDataset
 from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
 from pipelines.precompute.job import precompute
 from pipelines.precompute.plan import DatasetFolder
-from pipelines.sources import SourceConfig, open_source, to_model_range
+from pipelines.sources import SourceConfig, open_source
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def test_every_view_is_recorded_once_with_its_label_and_name(finished):
 
 def test_every_map_is_a_permutation(finished):
     records = RecordDataset.open(finished.folder.root)
-    assert np.array_equal(np.sort(records.structure, axis=1), np.tile(np.arange(16), (594, 1)))
+    structure = np.concatenate(records.shards)["structure"]
+    assert np.array_equal(np.sort(structure, axis=1), np.tile(np.arange(16), (594, 1)))
 
 
 def test_records_decode_to_the_canvas_that_was_quantised(finished):
@@ -53,7 +55,7 @@ def test_records_decode_to_the_canvas_that_was_quantised(finished):
         finished.source.read(*map(int, pair)) for pair in zip(records.image[first], records.view[first], strict=True)
     ]
     tokenizer = load_network(Tokenizer, finished.config.tokenizer).requires_grad_(False)
-    latent = tokenizer.encode(torch.from_numpy(to_model_range(np.stack(pixels))))
+    latent = tokenizer.encode(to_model_range(np.stack(pixels), planes=True))
     batch = {name: torch.from_numpy(array) for name, array in records.batch(range(size)).items()}
     quantized = quantize_for_training(
         latent, batch["structure"], tokenizer.dequantizer, commitment_weight=0.25, soft_assignment=False
@@ -82,7 +84,8 @@ def test_manifest_counts_what_the_records_hold(finished):
     records = RecordDataset.open(finished.folder.root)
     manifest = read_manifest(finished.folder.root)
     layout = StageLayout(16)
-    usage = [len(np.unique(records.content_ids[:, layout.tokens(stage)])) / 64 for stage in range(5)]
+    ids = np.concatenate(records.shards)["content_ids"]
+    usage = [len(np.unique(ids[:, layout.tokens(stage)])) / 64 for stage in range(5)]
     assert manifest["codebook_usage"] == usage
     assert manifest["class_histogram"] == np.bincount(records.label).tolist()
     assert (manifest["num_images"], manifest["num_views"], manifest["num_records"]) == (297, 2, 594)
@@ -99,11 +102,12 @@ def test_plain_streaming_dataset_opens_it(case, finished):
     streaming = StreamingDataset(local=str(finished.folder.root), batch_size=1)
     assert len(streaming) == len(records)
     assert len(list(finished.folder.root.glob("*.mds"))) > case.NUM_UNITS
+    stored = np.concatenate(records.shards)
     for index in range(0, len(records), 7):
         sample = streaming[index]
         assert sample["image"] == records.image[index]
-        assert np.array_equal(sample["structure"], records.structure[index])
-        assert np.array_equal(sample["content_ids"], records.content_ids[index])
+        assert np.array_equal(sample["structure"], stored["structure"][index])
+        assert np.array_equal(sample["content_ids"], stored["content_ids"][index])
 
 
 def test_merging_again_changes_no_byte(case, finished):

@@ -119,9 +119,9 @@ def test_missing_parts_are_named(root):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "judge"}, "split: found 'judge' with kind 'imagenet'"),
-        ({"split": "all"}, "split: found 'all' with kind 'imagenet'"),
-        ({"kind": "folder", "label_file": "x"}, "label_file: found 'x' with kind 'folder'"),
+        ({"split": "judge"}, "source.split is 'judge'; expected train or test .* with source.kind=imagenet"),
+        ({"split": "all"}, "source.split is 'all'; expected train or test"),
+        ({"kind": "folder", "label_file": "x"}, "source.label_file is 'x'; expected null with source.kind=folder"),
     ],
 )
 def test_impossible_settings_are_named(root, changes, message):

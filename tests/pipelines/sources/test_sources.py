@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
 from image_sources import write_class_folders
 from PIL import Image
 
-from pipelines.sources import SourceConfig, load_images, open_source, to_model_range
+from pipelines.sources import SourceConfig, load_images, open_source
 
 
 def test_digit_splits_are_disjoint_stratified_and_fixed():
@@ -105,7 +106,7 @@ def test_every_colour_model_becomes_the_wanted_channels(tmp_path, mode):
 def test_folder_splits_are_disjoint_stratified_and_seeded(tmp_path):
     root = write_class_folders(tmp_path, {"a": 20, "b": 40})
 
-    def opened(split: str, seed: int = 0):
+    def opened(split: Any, seed: int = 0):
         return open_source(SourceConfig(kind="folder", path=str(root), split=split, seed=seed))
 
     parts = {split: opened(split) for split in ("train", "judge", "test")}
@@ -130,12 +131,3 @@ def test_sources_travel_to_other_processes(tmp_path):
         source = open_source(config)
         copy = pickle.loads(pickle.dumps(source))
         assert np.array_equal(copy.read(1, 0), source.read(1, 0))
-
-
-def test_model_range():
-    images = np.array([0, 255], dtype=np.uint8).reshape(1, 1, 2, 1).repeat(2, axis=1)
-    values = to_model_range(images)
-    assert values.shape == (1, 1, 2, 2)
-    assert values.dtype == np.float32
-    assert values.min() == -1.0
-    assert values.max() == 1.0

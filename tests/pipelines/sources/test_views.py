@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +21,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 54, 3), dtype=np.uint8))
 
 
-def views(picture: Image.Image, count: int, policy: str, **changes) -> list[np.ndarray]:
+def views(picture: Image.Image, count: int, policy: Any, **changes) -> list[np.ndarray]:
     config = SourceConfig(
         image_size=SIDE,
         image_channels=3,
@@ -82,9 +84,12 @@ def test_views_of_one_decoding_are_those_of_many(tmp_path, picture, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"view_policy": "ten_crop", "num_views": 11}, "num_views: found 11, but 'ten_crop' has 10"),
-        ({"view_policy": "center", "flip": True}, "flip: found true with view_policy 'center'"),
-        ({"view_policy": "shift", "flip": True}, "flip: found true"),
+        (
+            {"view_policy": "ten_crop", "num_views": 11},
+            "source.num_views is 11; expected 10 at most with source.view_policy=ten_crop",
+        ),
+        ({"view_policy": "center", "flip": True}, "source.flip is True; expected false with source.view_policy=center"),
+        ({"view_policy": "shift", "flip": True}, "source.flip is True; expected false"),
     ],
 )
 def test_impossible_views_are_named(changes, message):

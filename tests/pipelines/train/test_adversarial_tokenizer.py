@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from record_training import launch
 from torch import Tensor
 from torchvision.models import vgg16
 
@@ -170,7 +169,7 @@ def decisions(tokenizer: Tokenizer, latent_BLC: Tensor) -> tuple[Tensor, Tensor]
 
 
 @pytest.mark.cluster
-def test_two_ranks_of_zero_2_give_the_losses_of_one_process(repository, judges, tmp_path, monkeypatch):
+def test_two_ranks_of_zero_2_give_the_losses_of_one_process(two_ranks, judges, tmp_path, monkeypatch):
     """What rounds differently, here or on another processor, must neither turn a decision nor grow from step to step.
 
     The paper's learning rate, and an eps that keeps Adam from making whole steps of gradients that are rounding alone;
@@ -202,7 +201,7 @@ def test_two_ranks_of_zero_2_give_the_losses_of_one_process(repository, judges, 
         loop=replace(config.loop, engine="deepspeed", threads_per_rank=1),
         deepspeed=DeepSpeedConfig(zero_stage=2),
     )
-    launch(repository, ranks, num_ranks=2, module="pipelines.train.tokenizer")
+    two_ranks.run(train_tokenizer, ranks)
     for found, expected in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
         for name in ("loss", "adversarial", "discriminator", "lecam", "adversary_loss"):
             assert found[name] == pytest.approx(expected[name], rel=1e-5 if name != "lecam" else 1e-4), name

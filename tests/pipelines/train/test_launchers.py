@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_training import build_task, tiny_config
+from tiny_training import build_task, run, tiny_config
 
 from cluster.session import free_port
 from nvg.errors import UserError
@@ -86,35 +86,31 @@ def test_deepspeed_launcher_all_zero_stages_and_resume(repository, tmp_path, exp
         run_training(long_config(tmp_path / "zero1"), build_task)
 
 
-def test_another_number_of_ranks_takes_every_zero_stage_up(repository, tmp_path, expected_long):
+def test_another_number_of_ranks_takes_every_zero_stage_up(two_ranks, tmp_path, expected_long):
     """Two ranks, then one, then two again for 20 steps; every loss is that of one rank throughout."""
-    settings = [f"run_folder={tmp_path}", "stages=[0,1,2,3]", f"optimizer.total_images={LONG_IMAGES}"]
-    for num_ranks, last_step in ((2, 2), (1, 4), (2, 24)):
-        command = [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
-        done = launch(repository, command, *settings, f"loop.stop_after_steps={last_step}")
-        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    config = replace(long_config(tmp_path), stages=[0, 1, 2, 3])
+    for here, last_step in ((two_ranks.run, 2), (lambda function, given: function(given), 4), (two_ranks.run, 24)):
+        here(run, replace(config, loop=replace(config.loop, engine="deepspeed", stop_after_steps=last_step)))
     for stage in range(4):
         assert losses(tmp_path / f"zero{stage}") == pytest.approx(expected_long, rel=1e-5)
         assert not list((tmp_path / f"zero{stage}" / "checkpoints").glob("*.tmp"))
 
 
-def test_signal_to_the_launcher_saves_on_both_ranks_and_resumes(repository, tmp_path, expected):
+def test_signal_to_the_launcher_saves_on_both_ranks_and_resumes(repository, two_ranks, tmp_path, expected):
     command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     first = launch(repository, command, f"run_folder={tmp_path}", "fault=term")
     assert first.returncode != 0
     assert "tiny: stopped after step 6 of 12" in first.stdout + first.stderr
-    second = launch(repository, command, f"run_folder={tmp_path}")
-    assert second.returncode == 0, second.stderr[-3000:]
+    two_ranks.run(run, tiny_config(tmp_path, engine="deepspeed"))
     assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)
 
 
-def test_killed_rank_ends_the_launch_at_once_and_the_same_command_goes_on(repository, tmp_path, expected):
+def test_killed_rank_ends_the_launch_at_once_and_the_same_training_goes_on(repository, two_ranks, tmp_path, expected):
     command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     first = launch(repository, command, f"run_folder={tmp_path}", "fault=kill")
     assert first.returncode != 0
     assert not psutil.pid_exists(int((tmp_path / "fault").read_text()))
-    second = launch(repository, command, f"run_folder={tmp_path}")
-    assert second.returncode == 0, second.stderr[-3000:]
+    two_ranks.run(run, tiny_config(tmp_path, engine="deepspeed"))
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert losses(tmp_path) == pytest.approx(expected, rel=1e-5)

@@ -60,13 +60,20 @@ def expected(records, tmp_path_factory) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_deepspeed_launcher_stopped_and_resumed_gives_the_losses_of_one_process(
-    repository, records, expected, tmp_path, kind
+def test_two_ranks_stopped_and_resumed_give_the_losses_of_one_process(
+    repository, records, expected, two_ranks, tmp_path, kind
 ):
+    """Content under launchers of its own, structure on ranks that are there already."""
     config = record_config(records, tmp_path / kind, kind)
-    launch(repository, config, "loop.stop_after_steps=3", num_ranks=2)
+    if kind == "content":
+        launch(repository, config, "loop.stop_after_steps=3", num_ranks=2)
+    else:
+        two_ranks.run(train_generator, replace(config, loop=replace(config.loop, stop_after_steps=3)))
     assert losses(tmp_path / kind) == pytest.approx(expected[kind][:3], rel=1e-5)
-    launch(repository, config, num_ranks=2)
+    if kind == "content":
+        launch(repository, config, num_ranks=2)
+    else:
+        two_ranks.run(train_generator, config)
     assert losses(tmp_path / kind) == pytest.approx(expected[kind], rel=1e-5)
     sessions = json.loads((tmp_path / kind / "provenance.json").read_text())["sessions"]
     assert len(sessions) == 2
@@ -77,17 +84,14 @@ def shared_segments() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if re.match(r"\d{6}_", name)}
 
 
-def test_streaming_loader_gives_the_same_losses_for_one_rank_and_two_which_copy_the_records(
-    repository, records, tmp_path
-):
+def test_streaming_loader_copies_the_records_and_gives_one_rank_and_two_the_same_losses(repository, records, tmp_path):
     before = shared_segments()
-    here = DataConfig(path=str(records), loader="streaming", views_per_epoch="all")
-    copied = replace(here, path=str(tmp_path / "copied"), remote=str(records))
-    for num_ranks, data in ((1, here), (2, copied)):
-        config = record_config(records, tmp_path / f"ranks-{num_ranks}", data=data)
-        launch(repository, config, num_ranks=num_ranks)
     shards = sorted(path.name for path in records.glob("*.mds"))
-    assert sorted(path.name for path in (tmp_path / "copied").glob("*.mds")) == shards
+    for num_ranks in (1, 2):
+        copies = tmp_path / f"copied-{num_ranks}"
+        data = DataConfig(path=str(copies), remote=str(records), loader="streaming", views_per_epoch="all")
+        launch(repository, record_config(records, tmp_path / f"ranks-{num_ranks}", data=data), num_ranks=num_ranks)
+        assert sorted(path.name for path in copies.glob("*.mds")) == shards
     one = losses(tmp_path / "ranks-1")
     assert len(one) == NUM_STEPS
     assert losses(tmp_path / "ranks-2") == pytest.approx(one, rel=1e-5)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.pixels import to_uint8
 from eval.scores.metrics import peak_signal_to_noise
 from nvg.checkpoints import load_network
+from nvg.pixels import to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig
-from pipelines.sources import load_images, open_source, to_model_range
+from pipelines.sources import load_images, open_source
 from pipelines.train.tokenizer import train_tokenizer
 
 STEPS = 300
@@ -52,5 +52,5 @@ def test_digits_are_learned_by_heart(num_images, tmp_path):
     images = load_images(open_source(config.source), range(1)).images
     assert len(images) == num_images
     with torch.inference_mode():
-        found = to_uint8(tokenizer.reconstruct(torch.from_numpy(to_model_range(images))), "round")
+        found = to_uint8(tokenizer.reconstruct(to_model_range(images, planes=True)), "round")
     assert peak_signal_to_noise(found, images).mean() >= 30.0

@@ -15,7 +15,7 @@ from golden_training import CODEBOOK_SIZE, NUM_IMAGES, SPACE, GoldenRunConfig, b
 from nvg.records import RecordDataset, RecordLayout
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import Batch, BatchSource
-from pipelines.batches.records import record_source
+from pipelines.batches.records import generator_source
 from pipelines.train.launch import run_training
 
 STEP = 3  # neither the first nor one that logs, validates, draws or saves
@@ -71,7 +71,7 @@ def records() -> RecordDataset:
 
 
 def test_one_plain_step_is_followed_in_few_files(repository, tmp_path):
-    watched = Watched(record_source(records(), DataConfig()), root=f"{repository / 'pipelines'}/")
+    watched = Watched(generator_source(records(), DataConfig()), root=f"{repository / 'pipelines'}/")
     config = GoldenRunConfig(kind="content", run_folder=str(tmp_path))
     config = replace(config, loop=replace(config.loop, log_every_steps=10, stop_after_steps=5))
     try:
