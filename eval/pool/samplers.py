@@ -136,7 +136,7 @@ class GeneratorSampler:
         if spec.precision == "bf16":
             for network in (self.content, self.structure):
                 if network is not None:
-                    network.trunk.forward = torch.autocast(self.device.type, torch.bfloat16)(network.trunk.forward)
+                    network.trunk.matmul_dtype = torch.bfloat16
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(

@@ -65,7 +65,8 @@ class Trunk(nn.Module):
     """`depth` single-stream blocks under one conditioning vector and one table of rotations.
 
     With `recompute_activations` the backward pass computes each block again instead of keeping what it needs: the same
-    numbers, a third more work, a fraction of the memory. No block draws random numbers.
+    numbers, a third more work, a fraction of the memory. No block draws random numbers. With `matmul_dtype` the blocks'
+    matrix products are in that precision (autocast), whatever the caller's is; None leaves it to the caller.
 
     Paper: Eq. (9), App. A.4 (15 w² weights a block)
     """
@@ -76,6 +77,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(SingleStreamBlock(width, mlp_ratio) for _ in range(depth))
         self.recompute_activations = False
+        self.matmul_dtype: torch.dtype | None = None
         self.register_buffer("rates", drop_path_rates(depth, depth, drop_path_rate), persistent=False)
 
     def forward(
@@ -98,6 +100,19 @@ class Trunk(nn.Module):
         Returns:
             float32 (N, S, D).
         """
+        if self.matmul_dtype is None:
+            return self._run(x_NSD, vec_ND, table_NSP2, drop_path_ND, hidden)
+        with torch.autocast(x_NSD.device.type, self.matmul_dtype):
+            return self._run(x_NSD, vec_ND, table_NSP2, drop_path_ND, hidden)
+
+    def _run(
+        self,
+        x_NSD: Tensor,
+        vec_ND: Tensor,
+        table_NSP2: Tensor,
+        drop_path_ND: Tensor | None,
+        hidden: HiddenTokens | None,
+    ) -> Tensor:
         scales = None if drop_path_ND is None else branch_scales(drop_path_ND, self.rates)
         x_NSD = x_NSD.float()
         for number, block in enumerate(self.blocks):

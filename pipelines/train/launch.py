@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 import nvg
+from cluster.actors import require_resources
 from cluster.ranks import Ranks, leave_process_group
 from cluster.session import SessionConfig, cluster_session
 from nvg.errors import UserError
@@ -95,7 +96,9 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
         import ray.train.torch
         from ray import cloudpickle
 
-        _require_resources(config.launch, ray.cluster_resources())
+        resources = worker_resources(config.launch)
+        keys = {name: (f"launch.{name.lower()}s_per_worker", share) for name, share in resources.items()}
+        require_resources(keys, "launch.num_workers", config.launch.num_workers)
         trainer = ray.train.torch.TorchTrainer(
             _train_on_worker,
             train_loop_config={
@@ -106,7 +109,7 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.launch.num_workers,
                 use_gpu=config.launch.gpus_per_worker > 0,
-                resources_per_worker=worker_resources(config.launch),
+                resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
                 name=f"nvg-{run_folder.name}",
@@ -165,16 +168,6 @@ def _worker_environment(config: RunConfig) -> dict[str, str]:
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": python_path()}
     no_gpu = config.launch.gpus_per_worker == 0 and not torch.cuda.is_available()
     return variables | ({"DS_ACCELERATOR": "cpu"} if no_gpu else {})
-
-
-def _require_resources(launch: LaunchConfig, found: Mapping[str, float]) -> None:
-    for name, share in worker_resources(launch).items():
-        needed, there = share * launch.num_workers, found.get(name, 0.0)
-        if needed > there:
-            raise UserError(
-                f"the training asks for {needed:g} {name} (launch.num_workers={launch.num_workers} times {share:g}), "
-                f"the whole Ray cluster has {there:g}; lower one of them or use a larger cluster"
-            )
 
 
 def _own_message(error: BaseException) -> str | None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from tiny_training import build_task, run, tiny_config
 
-from cluster.session import free_port
+from cluster.session import ClusterError, free_port
 from nvg.errors import UserError
 from pipelines.checkpoints import find_damage
 from pipelines.run_folder import read_metrics
@@ -137,7 +137,7 @@ def test_ray_train(ray_session, tmp_path, expected, monkeypatch):
 
 def test_ray_train_that_does_not_fit_the_cluster_is_refused(ray_session, tmp_path):
     config = replace(tiny_config(tmp_path), launch=LaunchConfig(launcher="ray", num_workers=64))
-    with pytest.raises(UserError, match=r"64 CPU .* the whole Ray cluster has 4"):
+    with pytest.raises(ClusterError, match=r"launch.num_workers is 64, which takes 64 CPUs .* expected at most 4"):
         run_training(config, build_task)
 
 
