@@ -228,4 +228,4 @@ def test_submit_starts_a_cluster_and_returns_the_commands_exit_code(tmp_path):
     assert "/dev/shm" in good.stdout
     bad = run_nvg("submit", "--", "nvg", "precompute", "nonsense=1", timeout_s=240)
     assert bad.returncode == EXIT_USER_ERROR, bad.stderr
-    assert "'nonsense'" in bad.stdout
+    assert "remove nonsense" in bad.stdout
