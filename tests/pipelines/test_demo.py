@@ -78,10 +78,10 @@ def kill_when(process: subprocess.Popen[str], there: Path) -> None:
 @pytest.mark.parametrize(
     ("short", "least_read"),  # 0.1 by chance; the default training reaches 0.95
     [
-        (lengths(12_800, 25_600, 16_000), 0.3),
+        ([*lengths(9_600, 19_200, 12_800), "evaluation.guidance_one=false"], 0.3),
         pytest.param(lengths(19_200, 38_400, 25_600), 0.45, marks=pytest.mark.long),
     ],
-    ids=["a-twelfth", "an-eighth"],
+    ids=["a-sixteenth", "an-eighth"],
 )
 def test_digits_stopped_half_way_and_started_again(short, least_read, tmp_path):
     """Enough training to read some of the digits, and to fail if a step of the chain were wrong."""
