@@ -76,17 +76,17 @@ def kill_when(process: subprocess.Popen[str], there: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("short", "least_read"),  # 0.1 by chance; the default training reaches 0.95
+    ("short", "killed_at", "least_read"),  # 0.1 is read by chance; the default training reaches 0.95
     [
-        ([*lengths(9_600, 19_200, 12_800), "evaluation.guidance_one=false"], 0.3),
-        pytest.param(lengths(19_200, 38_400, 25_600), 0.45, marks=pytest.mark.long),
+        ([*lengths(9_600, 25_600, 16_000), "evaluation.guidance_one=false"], "driver.yaml", 0.3),
+        pytest.param(lengths(19_200, 38_400, 25_600), "metrics.jsonl", 0.45, marks=pytest.mark.long),
     ],
-    ids=["a-sixteenth", "an-eighth"],
+    ids=["a-twelfth", "an-eighth"],
 )
-def test_digits_stopped_half_way_and_started_again(short, least_read, tmp_path):
+def test_digits_stopped_half_way_and_started_again(short, killed_at, least_read, tmp_path):
     """Enough training to read some of the digits, and to fail if a step of the chain were wrong."""
     folder = tmp_path / "demo"
-    kill_when(start_demo(folder, *short), folder / "content" / "metrics.jsonl")
+    kill_when(start_demo(folder, *short), folder / "content" / killed_at)
     tokenizer_before = (folder / "tokenizer" / "checkpoints" / "latest").stat().st_mtime_ns
     records_before = (folder / "records" / "index.json").stat().st_mtime_ns
     output = finish(start_demo(folder, *short))
