@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 # `$temp_dir/session_<date>_<time>_<pid>/sockets/plasma_store` must fit into a Unix socket's 107 bytes.
-MAX_TEMP_DIR_BYTES = 40
+_MAX_TEMP_DIR_BYTES = 40
 MIN_OBJECT_STORE_BYTES = 80 * 2**20
-CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 
 # What Ray's own processes read at start. A value already in the environment wins.
-SESSION_ENVIRONMENT = {
+_SESSION_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # written out, since Ray's default moves from release to release
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers without a GPU keep CUDA_VISIBLE_DEVICES as it was
@@ -26,7 +26,7 @@ SESSION_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_raylet_start_wait_time_s": "120",  # 30 s by default: too short on a busy machine
 }
-GCS_PORT_VARIABLE = "RAY_GCS_SERVER_PORT"
+_GCS_PORT_VARIABLE = "RAY_GCS_SERVER_PORT"
 
 
 class ClusterError(ValueError):
@@ -76,8 +76,8 @@ class SessionConfig:
                 f"{MIN_OBJECT_STORE_BYTES} or more, or null to let Ray choose",
             ),
             "temp_dir": (
-                temp_dir is None or (os.path.isabs(temp_dir) and num_bytes <= MAX_TEMP_DIR_BYTES),
-                f"an absolute path of at most {MAX_TEMP_DIR_BYTES} bytes, not {num_bytes}, since Ray's socket names "
+                temp_dir is None or (os.path.isabs(temp_dir) and num_bytes <= _MAX_TEMP_DIR_BYTES),
+                f"an absolute path of at most {_MAX_TEMP_DIR_BYTES} bytes, not {num_bytes}, since Ray's socket names "
                 "below it are limited to 107",
             ),
             "threads_per_worker": (self.threads_per_worker >= 1, "1 or more"),
@@ -109,7 +109,7 @@ class ClusterSession:
 
 def session_environment(config: SessionConfig) -> dict[str, str]:
     """Variables that Ray's processes read when they start, without those the environment already sets."""
-    wanted = {**SESSION_ENVIRONMENT, "RAY_AUTH_MODE": config.auth_mode}
+    wanted = {**_SESSION_ENVIRONMENT, "RAY_AUTH_MODE": config.auth_mode}
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -159,7 +159,7 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         }
     try:
         _check_reachable(address)
-        with _variable(GCS_PORT_VARIABLE, head.rpartition(":")[2]):
+        with _variable(_GCS_PORT_VARIABLE, head.rpartition(":")[2]):
             ray.init(address, **arguments)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(_failure_message(address, error)) from error
@@ -200,7 +200,7 @@ def _check_reachable(address: str) -> None:
     """Refuse an address nobody listens at, at once: Ray itself would retry for minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _failure_message(address: str, error: Exception) -> str:

@@ -24,12 +24,12 @@ from cluster.head import local_head
 from cluster.session import ClusterError, SessionConfig, session_environment
 
 # Never part of an upload: the job server refuses more than 100 MiB, and outputs are not code.
-UPLOAD_EXCLUDES = ["/runs/", "/build/", "/dist/", "/wandb/", "/tests/data/", "*.egg-info/", "*.safetensors"]
-STOP_WAIT_S = 120
-STATUS_POLL_S = 0.5
-STATUS_TIMEOUT_S = 60.0
-AGENT_TIMEOUT_S = 180.0  # its imports take this long on a busy machine
-NO_AGENT_YET = "No available agent"
+_UPLOAD_EXCLUDES = ["/runs/", "/build/", "/dist/", "/wandb/", "/tests/data/", "*.egg-info/", "*.safetensors"]
+_STOP_WAIT_S = 120
+_STATUS_POLL_S = 0.5
+_STATUS_TIMEOUT_S = 60.0
+_AGENT_TIMEOUT_S = 180.0  # its imports take this long on a busy machine
+_NO_AGENT_YET = "No available agent"
 EXIT_STOPPED = 143
 
 
@@ -50,7 +50,7 @@ class JobConfig:
 
     address: str | None = None
     working_dir: str | None = None
-    excludes: list[str] = field(default_factory=lambda: list(UPLOAD_EXCLUDES))
+    excludes: list[str] = field(default_factory=lambda: list(_UPLOAD_EXCLUDES))
     env_vars: dict[str, str] = field(default_factory=dict)
     submission_id: str | None = None
     num_cpus: float = 0
@@ -108,7 +108,7 @@ def job_environment(config: JobConfig) -> dict[str, str]:
 
     The path of this interpreter is given only where the job shares this machine's files.
     """
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"}
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S), "PYTHONUNBUFFERED": "1"}
     if config.working_dir is None:
         programs = os.path.dirname(sys.executable)
         environment["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -150,15 +150,15 @@ def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Cal
 
 def _send(client, **job) -> None:
     """Submit the job; a head that has only just started may not have its agent yet and says so."""
-    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    deadline = time.monotonic() + _AGENT_TIMEOUT_S
     while True:
         try:
             client.submit_job(**job)
             return
         except RuntimeError as error:
-            if NO_AGENT_YET not in str(error) or time.monotonic() > deadline:
+            if _NO_AGENT_YET not in str(error) or time.monotonic() > deadline:
                 raise
-        time.sleep(STATUS_POLL_S)  # the job server has no call that waits
+        time.sleep(_STATUS_POLL_S)  # the job server has no call that waits
 
 
 async def _follow(client, submission_id: str, write: Callable[[str], object]) -> None:
@@ -170,7 +170,7 @@ def _exit_code(client, submission_id: str) -> int:
     """Exit code of a job whose log has ended; the job server is asked until it has noted the end."""
     from ray.job_submission import JobStatus
 
-    deadline = time.monotonic() + STATUS_TIMEOUT_S + STOP_WAIT_S
+    deadline = time.monotonic() + _STATUS_TIMEOUT_S + _STOP_WAIT_S
     while True:
         info = client.get_job_info(submission_id)
         if info.status.is_terminal():
@@ -180,7 +180,7 @@ def _exit_code(client, submission_id: str) -> int:
                 f"The log of job {submission_id!r} has ended but its status is still {info.status}; "
                 f"ask `ray job status {submission_id}`."
             )
-        time.sleep(STATUS_POLL_S)  # the job server has no call that waits
+        time.sleep(_STATUS_POLL_S)  # the job server has no call that waits
     if info.status == JobStatus.STOPPED:
         return EXIT_STOPPED
     if info.driver_exit_code is not None:

@@ -24,26 +24,26 @@ from cluster.files import sync_path, write_atomically
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 
-MARKER = "COMPLETE"
-LATEST = "latest"
-PREFIX = "step-"
+_MARKER = "COMPLETE"
+_LATEST = "latest"
+_PREFIX = "step-"
 
 
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint after `step` steps."""
-    return f"{PREFIX}{step:08d}"
+    return f"{_PREFIX}{step:08d}"
 
 
-def step_of(folder: Path) -> int | None:
+def _step_of(folder: Path) -> int | None:
     """Step in a checkpoint folder's name; None for temporary and set-aside ones."""
-    digits = folder.name.removeprefix(PREFIX)
-    return int(digits) if folder.name.startswith(PREFIX) and digits.isdigit() else None
+    digits = folder.name.removeprefix(_PREFIX)
+    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdigit() else None
 
 
 def begin(checkpoints: Path, step: int) -> Path:
     """Make the temporary folder `step-XXXXXXXX.tmp` (main rank), removing what a killed run left."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    for left_over in checkpoints.glob(f"{PREFIX}*.tmp"):
+    for left_over in checkpoints.glob(f"{_PREFIX}*.tmp"):
         shutil.rmtree(left_over)
     temporary = temporary_folder(checkpoints, step)
     temporary.mkdir()
@@ -83,13 +83,13 @@ def commit(temporary: Path, sealed: Sequence[dict[str, dict[str, Any]]] = ()) ->
     files |= seal(temporary, [path for path in written if path.relative_to(temporary).as_posix() not in files])
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
         sync_path(folder)
-    write_atomically(temporary / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True).encode())
+    write_atomically(temporary / _MARKER, json.dumps({"files": files}, indent=1, sort_keys=True).encode())
     final = temporary.with_suffix("")
     if final.exists():  # a damaged one of the same step: set aside, not mixed
         _set_aside(final)
     os.replace(temporary, final)
     sync_path(final.parent)
-    write_atomically(final.parent / LATEST, f"{final.name}\n".encode())
+    write_atomically(final.parent / _LATEST, f"{final.name}\n".encode())
     return final
 
 
@@ -107,11 +107,11 @@ def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
         hashes: also read every file and compare its hash, not only sizes.
     """
     try:
-        files = json.loads((folder / MARKER).read_text())["files"]
+        files = json.loads((folder / _MARKER).read_text())["files"]
     except OSError:
-        return f"{MARKER} is missing"
+        return f"{_MARKER} is missing"
     except (json.JSONDecodeError, KeyError, TypeError):
-        return f"{MARKER} is not readable"
+        return f"{_MARKER} is not readable"
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -142,7 +142,7 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside:
     """
     if not checkpoints.is_dir():
         return None
-    folders = sorted((path for path in checkpoints.iterdir() if step_of(path) is not None), reverse=True)
+    folders = sorted((path for path in checkpoints.iterdir() if _step_of(path) is not None), reverse=True)
     damaged: dict[Path, str] = {}
     for folder in folders:
         reason = find_damage(folder)
@@ -170,7 +170,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"no run or checkpoint at {path}: the folder does not exist")
-    if step_of(path) is not None or (path / MARKER).exists():
+    if _step_of(path) is not None or (path / _MARKER).exists():
         reason = find_damage(path)
         if reason is not None:
             raise UserError(f"checkpoint {path} is damaged: {reason}; give the run folder to use an older one")
@@ -178,7 +178,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     warnings: list[str] = []
     folder = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path, warnings.append)
     if folder is None:
-        raise UserError(f"{path} holds no checkpoint; expected {path}/checkpoints/{PREFIX}XXXXXXXX")
+        raise UserError(f"{path} holds no checkpoint; expected {path}/checkpoints/{_PREFIX}XXXXXXXX")
     return folder
 
 
@@ -203,9 +203,9 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) ->
         keep_last: newest that stay.
         keep_every_steps: those at multiples of this stay for good.
     """
-    folders = sorted(path for path in checkpoints.iterdir() if step_of(path) is not None)
+    folders = sorted(path for path in checkpoints.iterdir() if _step_of(path) is not None)
     for folder in folders[:-keep_last]:
-        step = step_of(folder)
+        step = _step_of(folder)
         if keep_every_steps is not None and step is not None and step % keep_every_steps == 0:
             continue
         # Renamed first: a delete that is cut off must not leave something that looks like a checkpoint.

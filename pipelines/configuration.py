@@ -30,7 +30,7 @@ from nvg.errors import UserError
 T = TypeVar("T")
 Setting = str | Mapping[str, Any]
 
-EXTENDS = "extends"
+_EXTENDS = "extends"
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"  # beside the packages: clone and wheel alike
 
 
@@ -144,11 +144,11 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path} must hold `key: value` lines at its top level; found a list or a single value.")
-    base = content.pop(EXTENDS, None)
+    base = content.pop(_EXTENDS, None)
     if base is None:
         return content
     if not isinstance(base, str) or find_config(base) in (*above, path):
-        raise ConfigError(f"{path}: {EXTENDS!r} is {base!r}; it must name another file, and no file in a circle.")
+        raise ConfigError(f"{path}: {_EXTENDS!r} is {base!r}; it must name another file, and no file in a circle.")
     merged = OmegaConf.merge(_read_yaml(find_config(base), (*above, path)), content)
     assert isinstance(merged, DictConfig)
     return merged

@@ -27,8 +27,8 @@ from pipelines.sources.folders import folder_channels
 from pipelines.train.drivers import PairRunConfig, train_generators
 from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 
-TIMES_FILE = "times.json"
-STEP_CONFIGS_FOLDER = "configs"
+_TIMES_FILE = "times.json"
+_STEP_CONFIGS_FOLDER = "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,8 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> Path:
     config = _with_own_images(config)
     folder = Path(config.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_step_configs(config, folder / STEP_CONFIGS_FOLDER)
-    times = _StepTimes(folder / TIMES_FILE, console)
+    _keep_step_configs(config, folder / _STEP_CONFIGS_FOLDER)
+    times = _StepTimes(folder / _TIMES_FILE, console)
     with cluster_session(config.session):
         with times.step("tokenizer"):
             train_tokenizer(config.tokenizer)

@@ -19,10 +19,10 @@ from rich.table import Table
 from pipelines.configuration import CONFIG_FOLDER
 
 GIB = 2**30
-MIN_SHARED_MEMORY_BYTES = GIB  # Ray's object store and DeepSpeed's buffers of the demo
-MIN_FREE_DISK_BYTES = 2 * GIB
-MIN_MEMORY_BYTES = 6 * GIB  # the demo's processes together
-STYLES = {"ok": "green", "note": "yellow", "missing": "red"}
+_MIN_SHARED_MEMORY_BYTES = GIB  # Ray's object store and DeepSpeed's buffers of the demo
+_MIN_FREE_DISK_BYTES = 2 * GIB
+_MIN_MEMORY_BYTES = 6 * GIB  # the demo's processes together
+_STYLES = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run_doctor(console: Console | None = None, folder: Path = Path()) -> int:
     checks = list(_examine(folder))
     table = Table("what", "found", "", "advice", title="nvg doctor", title_justify="left")
     for check in checks:
-        style = STYLES[check.verdict]
+        style = _STYLES[check.verdict]
         table.add_row(check.subject, check.found, f"[{style}]{check.verdict}[/]", check.advice)
     (console or Console()).print(table)
     return int(any(check.verdict == "missing" for check in checks))
@@ -63,8 +63,8 @@ def _examine(folder: Path) -> Iterator[Check]:
     yield _configs()
     yield _cores()
     yield _memory()
-    yield _room("/dev/shm", Path("/dev/shm"), MIN_SHARED_MEMORY_BYTES, "start the container with --shm-size=2g")
-    yield _room("disk here", folder, MIN_FREE_DISK_BYTES, "free some space or run from another disk")
+    yield _room("/dev/shm", Path("/dev/shm"), _MIN_SHARED_MEMORY_BYTES, "start the container with --shm-size=2g")
+    yield _room("disk here", folder, _MIN_FREE_DISK_BYTES, "free some space or run from another disk")
     yield _devices()
 
 
@@ -128,8 +128,8 @@ def _memory() -> Check:
     if limit.is_file() and limit.read_text().strip().isdigit():
         total = min(total, int(limit.read_text()))
     found = f"{total / GIB:.1f} GiB"
-    if total < MIN_MEMORY_BYTES:
-        return Check("memory", found, "note", f"the demo uses up to {MIN_MEMORY_BYTES // GIB} GiB")
+    if total < _MIN_MEMORY_BYTES:
+        return Check("memory", found, "note", f"the demo uses up to {_MIN_MEMORY_BYTES // GIB} GiB")
     return Check("memory", found)
 
 

@@ -40,13 +40,13 @@ from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
 
-RELEASE_FILE = "release.json"
+_RELEASE_FILE = "release.json"
 LICENCE_NOTICE = (
     "The authors of the paper publish their weights under a licence that forbids commercial use. It also holds for the "
     "files made from them here. Read its terms where you got the weights, before you use them or pass them on. "
     "The licence of this project covers its code alone."
 )
-BEGINNINGS = {"ema": EMA_GENERATOR, "model": BARE_GENERATOR}
+_BEGINNINGS = {"ema": EMA_GENERATOR, "model": BARE_GENERATOR}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def plan_import(config: ImportReleaseConfig) -> list[str]:
     if config.generator:
         read = f"read the {'EMA' if config.ema else 'bare'} weights of {config.generator}"
         steps.append(f"{read}, check them, write {config.output}/content and structure")
-    return [*steps, f"write {RELEASE_FILE} with the licence notice beside the weights"]
+    return [*steps, f"write {_RELEASE_FILE} with the licence notice beside the weights"]
 
 
 def import_release(config: ImportReleaseConfig, report: Callable[[str], object] = print) -> Path:
@@ -164,7 +164,7 @@ def _write(source: _Source, output: Path) -> None:
     for network in source.networks:
         folder = output / _folder(network)
         save_weights(folder, network.tensors, asdict(network.config), network.kind, _name(network, source))
-        write_atomically(folder / RELEASE_FILE, card)
+        write_atomically(folder / _RELEASE_FILE, card)
 
 
 def _card(source: _Source) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _generators(content: Path, structure: Path, rope_ids_dtype: torch.dtype) -> 
     """The EMA and the bare weights, as far as both folders have them."""
     heads = [_read(RepaHead, "repa", content, "repa")] if (content / "repa.safetensors").is_file() else []
     tensors: dict[str, Tensor] = {}
-    for name, beginning in BEGINNINGS.items():
+    for name, beginning in _BEGINNINGS.items():
         if all((folder / f"{name}.safetensors").is_file() for folder in (content, structure)):
             networks = [
                 _read(ContentGenerator, "content", content, name),
@@ -255,7 +255,7 @@ def _read(network_type: type[nn.Module], kind: str, folder: Path, name: str) -> 
 
 def _import_card(folder: Path) -> dict[str, Any]:
     """What the import wrote beside the weights; empty for weights trained here."""
-    path = folder / RELEASE_FILE
+    path = folder / _RELEASE_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

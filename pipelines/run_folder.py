@@ -26,9 +26,9 @@ from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
 METRICS_FILE = "metrics.jsonl"
-CONFIG_FILE = "config.yaml"
-PROVENANCE_FILE = "provenance.json"
-LOCK_FILE = ".lock"
+_CONFIG_FILE = "config.yaml"
+_PROVENANCE_FILE = "provenance.json"
+_LOCK_FILE = ".lock"
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
@@ -52,8 +52,8 @@ def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> Non
 
     Only once the start is accepted, under the run's lock: a refused one changes nothing.
     """
-    write_atomically(run_folder / CONFIG_FILE, dump_config(config).encode())
-    path = run_folder / PROVENANCE_FILE
+    write_atomically(run_folder / _CONFIG_FILE, dump_config(config).encode())
+    path = run_folder / _PROVENANCE_FILE
     sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
     sessions.append(
         {
@@ -92,7 +92,7 @@ def run_lock(run_folder: Path, ranks: Ranks) -> Iterator[None]:
         run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
-    with open(run_folder / LOCK_FILE, "w") as lock:
+    with open(run_folder / _LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

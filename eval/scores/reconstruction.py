@@ -20,7 +20,7 @@ from nvg.errors import UserError
 from nvg.pixels import ImageArray, to_model_range, to_uint8
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
-LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
+_LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
 
 
 @torch.inference_mode()
@@ -99,10 +99,10 @@ def check_lpips(files: Mapping[str, str], side: int) -> None:
     """
     for trunk, path in files.items():
         lpips_hash(trunk, path)
-        if side < LEAST_SIDES[trunk]:
+        if side < _LEAST_SIDES[trunk]:
             raise UserError(
                 f"{trunk}_weights: found images of {side} pixels, LPIPS with this network expects at least "
-                f"{LEAST_SIDES[trunk]}; leave {trunk}_weights empty"
+                f"{_LEAST_SIDES[trunk]}; leave {trunk}_weights empty"
             )
     load_lpips(files)
 

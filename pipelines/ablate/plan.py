@@ -18,7 +18,7 @@ from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureR
 from pipelines.train.tokenizer import TokenizerRunConfig
 
 _BASE = "base"
-SPLITS = ("train", "test")
+_SPLITS = ("train", "test")
 _CONTENT_SWITCHES = ("content_input", "prediction", "structure_rope")
 _STRUCTURE_SWITCHES = ("structure_input", "structure_rope")
 
@@ -108,7 +108,7 @@ def make_plan(config: AblateConfig) -> AblationPlan:
     """
     kinds = [kind for kind in STRUCTURES if kind in config.variants.values()]
     tokenizers = {kind: _tokenizer(config, kind) for kind in kinds}
-    records = {(kind, split): _records(config, kind, split) for kind in kinds for split in SPLITS}
+    records = {(kind, split): _records(config, kind, split) for kind in kinds for split in _SPLITS}
     switches = {name: _switches(name) for name in sorted(config.variants, key=lambda name: name != _BASE)}
     trainings: dict[str, GeneratorRunConfig] = {}
     cells: list[Cell] = []

@@ -31,7 +31,7 @@ from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 
 SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
 _SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
-SCORES_FILE = "scores.jsonl"
+_SCORES_FILE = "scores.jsonl"
 _WEIGHTS_FOLDER = "weights"
 _SWEPT = ("content_guidance", "structure_guidance", "top_p_last", "num_flow_steps")
 
@@ -163,7 +163,7 @@ def plan_follow(config: FollowConfig) -> list[str]:
         f"look at {config.content} and {config.structure or 'no structure generator'} every {config.poll_s:g} s, {end}",
         f"after every {config.eval_every_images:,} images copy the newest whole checkpoints, draw "
         f"{config.pool.num_samples} samples of their {config.weights} weights, score them against {config.reference}",
-        f"append a line to {config.output}/{SCORES_FILE}",
+        f"append a line to {config.output}/{_SCORES_FILE}",
     ]
 
 
@@ -195,13 +195,13 @@ def run_follow(
                 continue
             rows.append(_score(config, found, output, console))
             text = "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows)
-            write_atomically(output / SCORES_FILE, text.encode())
-    return output / SCORES_FILE
+            write_atomically(output / _SCORES_FILE, text.encode())
+    return output / _SCORES_FILE
 
 
 def read_scores(output: Path) -> list[dict[str, Any]]:
     """What was scored so far, oldest first."""
-    path = output / SCORES_FILE
+    path = output / _SCORES_FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 

@@ -33,7 +33,7 @@ from pipelines.evaluate.table import print_file, print_table, print_time
 from pipelines.sources import SourceConfig
 
 SCHEMA_VERSION = 1
-SHEET_FILE = "reconstructions.png"
+_SHEET_FILE = "reconstructions.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def plan_evaluate_tokenizer(config: EvaluateTokenizerConfig) -> list[str]:
         "LPIPS: " + (", ".join(config.lpips) or "left out, neither vgg_weights nor alex_weights names a file"),
         f"join or start Ray ({config.session.address}) and reconstruct on {pool.num_actors} worker(s), "
         f"{pool.chunk_size} per chunk",
-        f"write {RESULTS_FILE} and {SHEET_FILE} in {config.output}",
+        f"write {RESULTS_FILE} and {_SHEET_FILE} in {config.output}",
     ]
 
 
@@ -111,7 +111,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
             picture = reconstruction_picture(
                 tokenizer, images, source.labels, num_pictures=config.num_pictures, rounding=config.rounding
             )
-            write_atomically(output / SHEET_FILE, picture)
+            write_atomically(output / _SHEET_FILE, picture)
         with timed(seconds, "feature network"), threads(num_threads):  # last, since it may have to be trained
             extractor = extractor_for(config, replace(config.source, split="train"))
         job = ReconstructionJob(
@@ -141,7 +141,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
     path = write_results(output, results)
     _print_scores(results, console)
     print_file(console, "results ", path)
-    print_file(console, "pictures", output / SHEET_FILE)
+    print_file(console, "pictures", output / _SHEET_FILE)
     return results
 
 

@@ -18,7 +18,7 @@ from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenera
 from pipelines.train.task import TrainingTask
 
 ModelConfig = ContentGeneratorConfig | StructureGeneratorConfig
-BACKWARD = 2.0  # operations of the backward pass for each of the forward pass
+_BACKWARD = 2.0  # operations of the backward pass for each of the forward pass
 
 # Dense bf16 operations a second, as the makers state them, by a part of the device's name.
 PEAK_FLOPS = {
@@ -62,7 +62,7 @@ def flops_per_image(model: ModelConfig, stages_per_image: int | None) -> float:
         network = _build(model)
         _forward(network)
     share = tokens_per_image(network, stages_per_image) / tokens_per_image(network, None)
-    return (1 + BACKWARD) * counter.get_total_flops() * share
+    return (1 + _BACKWARD) * counter.get_total_flops() * share
 
 
 def count_work(

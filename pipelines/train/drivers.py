@@ -37,12 +37,12 @@ from pipelines.train.interrupt import on_stop_signals
 from pipelines.train.launch import python_path, worker_resources
 from pipelines.train.loop import CHECKPOINTS_FOLDER
 
-LOG_FILE = "driver.log"
+_LOG_FILE = "driver.log"
 DRIVER_CONFIG_FILE = "driver.yaml"
 STOP_TIMEOUT_S = 120.0  # enough for a checkpoint
-NUM_LOG_LINES = 20
+_NUM_LOG_LINES = 20
 POLL_S = 0.5
-ALL = "trainings"
+_ALL = "trainings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def training_process(run: RunConfig, environment: dict[str, str]) -> Iterator[su
     write_atomically(config_file, dump_config(run).encode())
     module = "pipelines.train.generator" if isinstance(run, GeneratorRunConfig) else "pipelines.train.tokenizer"
     command = [sys.executable, "-m", module, "--config", str(config_file)]
-    with open(folder / LOG_FILE, "ab") as log:
+    with open(folder / _LOG_FILE, "ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
@@ -195,10 +195,10 @@ def _is_of(config_file: Path, run: RunConfig) -> bool:
 
 def _failure_text(name: str, run: RunConfig, code: int) -> str:
     """What to say about a failed training: the end of its log, and what to do."""
-    log = Path(run.run_folder).resolve() / LOG_FILE
+    log = Path(run.run_folder).resolve() / _LOG_FILE
     lines = log.read_text(errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    end = lines[starts[-1] :] if starts else lines[-NUM_LOG_LINES:]
+    end = lines[starts[-1] :] if starts else lines[-_NUM_LOG_LINES:]
     return (
         f"training {name} failed (exit code {code}):\n  " + "\n  ".join(end) + f"\nits whole log is {log}; the others "
         "were stopped too. Once the cause is gone, start the same command again to go on from the newest checkpoints"
@@ -217,9 +217,9 @@ class _Display:
         for name in runs:
             self._read(name)
         self.apart = len(runs) <= num_parallel
-        done = self.steps if self.apart else {ALL: sum(self.steps.values())}
+        done = self.steps if self.apart else {_ALL: sum(self.steps.values())}
         self.bars = ProgressBars(
-            totals if self.apart else {ALL: sum(totals.values())}, completed=done, unit="steps", console=console
+            totals if self.apart else {_ALL: sum(totals.values())}, completed=done, unit="steps", console=console
         )
 
     def __enter__(self) -> _Display:
@@ -236,7 +236,7 @@ class _Display:
             if self.apart:
                 self.bars.update(name, self.steps[name], self.status[name])
         if not self.apart:
-            self.bars.update(ALL, sum(self.steps.values()), f"{self._remaining()}  {', '.join(running)}")
+            self.bars.update(_ALL, sum(self.steps.values()), f"{self._remaining()}  {', '.join(running)}")
 
     def finished(self, name: str) -> None:
         """A training has ended well."""

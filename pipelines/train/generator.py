@@ -35,10 +35,10 @@ from pipelines.train.task import SampleSheets, TrainingTask
 
 logger = logging.getLogger(__name__)
 KEY = "init_from"
-CLASS_EMBEDDING = "class_embedding.weight"
-MEASURED = "canvas_scales"
-FREE = {"num_classes", MEASURED, "drop_path_rate"}  # the rest says what the weights mean
-FIXED_BY_RECORDS = ("num_classes", "num_positions", "latent_channels", "codebook_size", "canvas_scales")
+_CLASS_EMBEDDING = "class_embedding.weight"
+_MEASURED = "canvas_scales"
+_FREE = {"num_classes", _MEASURED, "drop_path_rate"}  # the rest says what the weights mean
+_FIXED_BY_RECORDS = ("num_classes", "num_positions", "latent_channels", "codebook_size", "canvas_scales")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def fill_from_manifest(model: ModelConfig, manifest: dict[str, Any]) -> ModelCon
     defaults = type(model)()
     fixed: dict[str, Any] = {}
     for item in dataclasses.fields(model):
-        if item.name not in FIXED_BY_RECORDS:
+        if item.name not in _FIXED_BY_RECORDS:
             continue
         given, found = getattr(model, item.name), manifest[item.name]
         if given not in (getattr(defaults, item.name), found):
@@ -267,7 +267,7 @@ def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> Non
     differences = [
         f"{key}: {value!r} there, {wanted[key]!r} here"
         for key, value in asdict(found).items()
-        if key not in FREE and value != wanted[key]
+        if key not in _FREE and value != wanted[key]
     ]
     if differences:
         raise UserError(
@@ -277,7 +277,7 @@ def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> Non
         )
     own = network.state_dict()
     if found.num_classes != network.config.num_classes:
-        tensors[CLASS_EMBEDDING] = own[CLASS_EMBEDDING]
+        tensors[_CLASS_EMBEDDING] = own[_CLASS_EMBEDDING]
         logger.warning(
             "%s: %s was trained on %d classes, this run has %d: the class embedding begins anew, the rest is taken",
             KEY,
@@ -285,8 +285,8 @@ def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> Non
             found.num_classes,
             network.config.num_classes,
         )
-    if MEASURED in own:
-        tensors[MEASURED] = own[MEASURED]
+    if _MEASURED in own:
+        tensors[_MEASURED] = own[_MEASURED]
     check_fit(tensors, network, f"{folder}/{name}.safetensors")
     network.load_state_dict(tensors)
 

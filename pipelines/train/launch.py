@@ -31,8 +31,8 @@ from pipelines.train.task import TrainingTask
 
 Config = TypeVar("Config", bound=RunConfig)
 TaskBuilder = Callable[[Config], TrainingTask]
-RAY_FOLDER = "ray"
-CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
+_RAY_FOLDER = "ray"
+_CODE_ROOT = Path(nvg.__file__).resolve().parents[1]
 
 
 def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
@@ -49,7 +49,7 @@ def run_training(config: Config, build_task: TaskBuilder[Config]) -> Path:
         UserError, TrainingStopped: see `train`; under Ray, a worker met it, or the cluster has too few resources.
     """
     if config.launch.launcher == "ray":
-        return train_through_ray(config, build_task)
+        return _train_through_ray(config, build_task)
     return run_on_this_rank(config, build_task, request_in(Path(config.run_folder)))
 
 
@@ -84,7 +84,7 @@ def command(
     return code
 
 
-def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
+def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
     """Train with `config.launch.num_workers` ranks on the cluster; see `run_training`."""
     run_folder = Path(config.run_folder).resolve()
     left_over = request_in(run_folder)
@@ -113,7 +113,7 @@ def train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             ),
             run_config=ray.train.RunConfig(
                 name=f"nvg-{run_folder.name}",
-                storage_path=str(run_folder / RAY_FOLDER),
+                storage_path=str(run_folder / _RAY_FOLDER),
                 failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
                 worker_runtime_env={"env_vars": _worker_environment(config)},
             ),
@@ -160,7 +160,7 @@ def _num_cpus(launch: LaunchConfig) -> int:
 
 def python_path() -> str:
     """PYTHONPATH for a process that imports the project's packages."""
-    return os.pathsep.join(filter(None, [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]))
+    return os.pathsep.join(filter(None, [str(_CODE_ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
 def _worker_environment(config: RunConfig) -> dict[str, str]:

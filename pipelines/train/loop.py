@@ -29,13 +29,13 @@ from pipelines.train.state import TrainerState, flatten
 from pipelines.train.step import Step, StepNumbers
 from pipelines.train.task import TrainingTask
 
-FIRST_STEP = 1 << 30  # noise of held-out batches is never that of a training step
+_FIRST_STEP = 1 << 30  # noise of held-out batches is never that of a training step
 CHECKPOINTS_FOLDER = "checkpoints"
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def held_out_loss(step: Step, source: BatchSource, max_images: int) -> float:
+def _held_out_loss(step: Step, source: BatchSource, max_images: int) -> float:
     """Mean loss over whole global batches, the same images and noise at every call (all ranks, in evaluation mode).
 
     Args:
@@ -47,7 +47,7 @@ def held_out_loss(step: Step, source: BatchSource, max_images: int) -> float:
     stream = source.batches(start_step=0, global_batch=step.global_batch, seed=0, ranks=step.ranks)
     losses: list[Tensor] = []
     for index in range(max(1, wanted // step.global_batch)):
-        for batch, noise in step.micro_batches(next(stream), seed=0, step=FIRST_STEP + index):
+        for batch, noise in step.micro_batches(next(stream), seed=0, step=_FIRST_STEP + index):
             losses.append(step.main.engine.forward(batch, noise)[0])
     return float(step.ranks.mean(torch.stack(losses).double().mean()))
 
@@ -191,7 +191,7 @@ class _Session:
             return {}
         with self.clock.span("validation"):
             self.step.set_training(False)
-            loss = held_out_loss(self.step, self.task.validation, self.config.loop.max_validation_images)
+            loss = _held_out_loss(self.step, self.task.validation, self.config.loop.max_validation_images)
             self.step.set_training(True)
         return {"validation_loss": loss}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GIB = 2.0**30
 
 
-def generator_model(config: GeneratorRunConfig) -> ModelConfig:
+def _generator_model(config: GeneratorRunConfig) -> ModelConfig:
     """The architecture with what the records fix, where they are there already.
 
     Raises:
@@ -38,7 +38,7 @@ def generator_work(config: GeneratorRunConfig) -> TrainingWork:
     from pipelines.train.costs import count_work
 
     return count_work(
-        generator_model(config),
+        _generator_model(config),
         stages_per_image=config.loss.stages_per_image,
         precision=config.loop.precision,
         recompute_activations=config.compute.recompute_activations,

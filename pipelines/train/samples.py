@@ -22,7 +22,7 @@ from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import newest_valid, weights_folder
 from pipelines.train.config import SampleSheetConfig
 
-ROUNDING = "round"
+_ROUNDING = "round"
 logger = logging.getLogger(__name__)
 
 
@@ -98,7 +98,7 @@ class GeneratorSheets:
             config=SamplingConfig(),
             given=None if structure is not None else self._given(labels_B),
         )
-        paintings = paint_sequences(tokenizer, drawn, labels_B, ROUNDING, count=num_images)
+        paintings = paint_sequences(tokenizer, drawn, labels_B, _ROUNDING, count=num_images)
         return painting_rows(paintings).light
 
     def _partner(self, device: torch.device) -> ContentGenerator | StructureGenerator | None:

@@ -29,9 +29,9 @@ from pipelines import checkpoints
 from pipelines.train.state import TrainerState, require_same
 from pipelines.train.step import Step
 
-NUM_PROCESSES = 4
-NUM_LINES = 8
-SHARDED = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
+_NUM_PROCESSES = 4
+_NUM_LINES = 8
+_SHARDED = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
 logger = logging.getLogger(__name__)
 
 
@@ -179,7 +179,7 @@ def _needs_conversion(folder: Path, found: TrainerState, expected: TrainerState)
         return False
     if found.engine == expected.engine == "deepspeed-zero0":  # every rank holds everything
         return False
-    if found.engine in SHARDED and expected.engine in SHARDED:
+    if found.engine in _SHARDED and expected.engine in _SHARDED:
         return True
     raise UserError(
         f"{folder} was written by {found.world_size} rank(s) of {found.engine}, this run has {expected.world_size} of "
@@ -210,7 +210,7 @@ def _universal_folder(checkpoint: Path) -> Path:
 
 
 def _convert_engine(source: Path, target: Path) -> None:
-    processes = str(min(NUM_PROCESSES, os.cpu_count() or 1))
+    processes = str(min(_NUM_PROCESSES, os.cpu_count() or 1))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(source), "--output_folder", str(target)]
     command += ["--num_extract_workers", processes, "--num_merge_workers", processes]
@@ -218,7 +218,7 @@ def _convert_engine(source: Path, target: Path) -> None:
     environment = environment_of_no_rank(DS_ACCELERATOR="cpu")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = "\n  ".join((done.stdout + done.stderr).splitlines()[-NUM_LINES:])
+        last = "\n  ".join((done.stdout + done.stderr).splitlines()[-_NUM_LINES:])
         raise UserError(
             f"the optimizer states in {source} could not be converted for another number of ranks:\n  {last}\n"
             f"start with as many ranks as before, or convert by hand to see more: {shlex.join(command)}"

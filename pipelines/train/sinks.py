@@ -14,8 +14,8 @@ from cluster.files import write_atomically
 from nvg.errors import UserError
 from pipelines.train.config import WandbConfig
 
-WANDB_ID_FILE = "wandb-id.txt"
-TENSORBOARD_FOLDER = "tensorboard"
+_WANDB_ID_FILE = "wandb-id.txt"
+_TENSORBOARD_FOLDER = "tensorboard"
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +51,7 @@ def open_sinks(
     if wandb.enabled and (page := _open_wandb(wandb, run_folder, settings)) is not None:
         sinks.append(page)
     if tensorboard:
-        sinks.append(_Tensorboard(run_folder / TENSORBOARD_FOLDER, first_step))
+        sinks.append(_Tensorboard(run_folder / _TENSORBOARD_FOLDER, first_step))
     return sinks
 
 
@@ -120,7 +120,7 @@ def _open_wandb(config: WandbConfig, run_folder: Path, settings: dict[str, Any])
 
 def _wandb_id(run_folder: Path) -> str:
     """Id of this run on its page, drawn once and kept: run folders of the same name are different runs."""
-    file = run_folder / WANDB_ID_FILE
+    file = run_folder / _WANDB_ID_FILE
     if not file.is_file():
         write_atomically(file, uuid.uuid4().hex.encode())
     return file.read_text().strip()
