@@ -5,6 +5,7 @@ Legend: N sequences, S tokens, D model width.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -100,31 +101,20 @@ class Trunk(nn.Module):
         Returns:
             float32 (N, S, D).
         """
-        if self.matmul_dtype is None:
-            return self._run(x_NSD, vec_ND, table_NSP2, drop_path_ND, hidden)
-        with torch.autocast(x_NSD.device.type, self.matmul_dtype):
-            return self._run(x_NSD, vec_ND, table_NSP2, drop_path_ND, hidden)
-
-    def _run(
-        self,
-        x_NSD: Tensor,
-        vec_ND: Tensor,
-        table_NSP2: Tensor,
-        drop_path_ND: Tensor | None,
-        hidden: HiddenTokens | None,
-    ) -> Tensor:
-        scales = None if drop_path_ND is None else branch_scales(drop_path_ND, self.rates)
-        x_NSD = x_NSD.float()
-        for number, block in enumerate(self.blocks):
-            scale_N = None if scales is None else scales[number]
-            if self.recompute_activations and torch.is_grad_enabled():
-                x_NSD = checkpoint(
-                    block, x_NSD, vec_ND, table_NSP2, scale_N, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x_NSD = block(x_NSD, vec_ND, table_NSP2, scale_N)
-            if hidden is not None and number + 1 == hidden.after_block:
-                hidden.tokens_NSD = x_NSD
+        precision = nullcontext() if self.matmul_dtype is None else torch.autocast(x_NSD.device.type, self.matmul_dtype)
+        with precision:
+            scales = None if drop_path_ND is None else branch_scales(drop_path_ND, self.rates)
+            x_NSD = x_NSD.float()
+            for number, block in enumerate(self.blocks):
+                scale_N = None if scales is None else scales[number]
+                if self.recompute_activations and torch.is_grad_enabled():
+                    x_NSD = checkpoint(
+                        block, x_NSD, vec_ND, table_NSP2, scale_N, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    x_NSD = block(x_NSD, vec_ND, table_NSP2, scale_N)
+                if hidden is not None and number + 1 == hidden.after_block:
+                    hidden.tokens_NSD = x_NSD
         return x_NSD
 
 
