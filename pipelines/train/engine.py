@@ -87,7 +87,26 @@ class TrainingEngine(Protocol):
         ...
 
 
-class _Plain:
+class _Wrapping:
+    """What is the same of an engine of our own and one of DeepSpeed: parameters are whole on every rank."""
+
+    engine: Any
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def was_step_applied(self) -> bool:
+        return self.engine.was_step_applied()
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(value)
+
+
+class _Plain(_Wrapping):
     """`nvg.training.PlainEngine`: one process, no process group, nothing to compile."""
 
     folder_name = "plain"
@@ -107,22 +126,9 @@ class _Plain:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             return self.engine(batch, noise)
 
-    def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss)
-
     def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
         self.engine.step()
         return self.engine.get_global_grad_norm() if last and want_grad_norm else None
-
-    def was_step_applied(self) -> bool:
-        return self.engine.was_step_applied()
-
-    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    @torch.no_grad()
-    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        parameter.copy_(value)
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +148,7 @@ class _Plain:
         self.engine.global_steps = state["global_steps"]
 
 
-class _DeepSpeed:
+class _DeepSpeed(_Wrapping):
     """`deepspeed.initialize` around the objective, with our AdamW as client optimizer."""
 
     folder_name = "deepspeed"
@@ -158,7 +164,6 @@ class _DeepSpeed:
         )
         self.objective, self.modules, self.device = objective, trained_modules(objective), ranks.device
         self.optimizer: Any = build_optimizer(self.modules, optimizer, ranks.device)
-        self.engine: Any
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
@@ -170,23 +175,10 @@ class _DeepSpeed:
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.engine(batch, noise)
 
-    def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss)
-
     def step(self, *, last: bool, want_grad_norm: bool) -> float | None:
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if last and want_grad_norm else None
         return None if norm is None else float(norm)
-
-    def was_step_applied(self) -> bool:
-        return self.engine.was_step_applied()
-
-    def whole_parameters(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    @torch.no_grad()
-    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        parameter.copy_(value)
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for module in self.modules for parameter in module.parameters()]
