@@ -78,7 +78,7 @@ def kill_when(process: subprocess.Popen[str], there: Path) -> None:
 @pytest.mark.parametrize(
     ("short", "killed_at", "least_read"),  # 0.1 is read by chance; the default training reaches 0.95
     [
-        ([*lengths(9_600, 25_600, 16_000), "evaluation.guidance_one=false"], "driver.yaml", 0.3),
+        ([*lengths(6_400, 24_000, 16_000), "evaluation.guidance_one=false"], "driver.yaml", 0.3),
         pytest.param(lengths(19_200, 38_400, 25_600), "metrics.jsonl", 0.45, marks=pytest.mark.long),
     ],
     ids=["a-twelfth", "an-eighth"],
