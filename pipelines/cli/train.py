@@ -59,12 +59,12 @@ def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
 
 
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
-    from pipelines.train.generator import GeneratorRunConfig, train_generator
+    from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun, train_generator
     from pipelines.train.plan import plan_costs, plan_training
 
     def plan(run: GeneratorRunConfig) -> list[str]:
         steps = plan_training(f"the {kind} generator", f"records of {run.data.path}", run)
         return [*steps, *plan_costs(run, run.launch.num_workers)]
 
-    own = {"kind": kind} if config else {"kind": kind, "run_folder": f"runs/{kind}"}
-    execute(GeneratorRunConfig, plan, train_generator, config, [own, *(overrides or [])], dry_run)
+    schema = {"content": ContentRun, "structure": StructureRun}[kind]
+    execute(schema, plan, train_generator, config, overrides, dry_run)

@@ -86,11 +86,11 @@ class GeneratorRunConfig(RunConfig):
     def read_as(cls, values: Mapping[str, Any]) -> type[GeneratorRunConfig]:
         """The schema of a file, for `load_config`."""
         kinds = {"content": ContentRun, "structure": StructureRun}
-        if cls is not GeneratorRunConfig:
-            return cls
-        kind = values.get("kind", "content")
+        kind = values.get("kind") or ("structure" if cls is StructureRun else "content")
         if kind not in kinds:
             raise refuse("kind", kind, "content or structure")
+        if not issubclass(kinds[kind], cls):
+            raise refuse("kind", kind, "the other generator's here", f"use nvg train {kind}")
         return kinds[kind]
 
     @property

@@ -95,14 +95,29 @@ def test_every_command_shows_configuration_and_plan_and_starts_nothing(command, 
 
 def test_options_and_single_values_win_over_the_file_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.yaml").write_text("kind: structure\nrun_folder: from-file\n")
-    shown = CliRunner().invoke(app, ["train", "content", "--dry-run", "--config", "own.yaml"]).output
-    assert "\nkind: content\n" in shown
+    (tmp_path / "own.yaml").write_text("run_folder: from-file\nloop: {seed: 3}\n")
+    shown = CliRunner().invoke(app, ["train", "structure", "--dry-run", "--config", "own.yaml", "loop.seed=4"]).output
+    assert "\nkind: structure\n" in shown
     assert "\nrun_folder: from-file\n" in shown
+    assert "\n  seed: 4\n" in shown
     given = ["--structure-mask", "a: ${b}.png", "--mask-foreground", "0", "control.mask_foreground=1"]
     shown = CliRunner().invoke(app, ["sample", "--dry-run", *given]).output
     assert "structure_mask: 'a: ${b}.png'" in shown
     assert "mask_foreground: 1" in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("structure", "kind is 'structure'; expected the other generator's here; use nvg train structure"),
+        ("contents", "kind is 'contents'; expected content or structure"),
+    ],
+)
+def test_a_file_of_another_generator_is_refused(kind, message, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"kind: {kind}\n")
+    done = run_nvg("train", "content", "--config", str(tmp_path / "own.yaml"), "--dry-run")
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_dry_run_shows_configuration_and_plan():
