@@ -279,7 +279,7 @@ def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
     is_csv = path.lower().endswith(".csv") or len(lines[0].split()) < 2
     divider = next((divider for divider in ",;\t" if is_csv and divider in lines[0]), None)
     try:
-        rows = list(csv.reader(lines, delimiter=divider)) if divider else [line.split() for line in lines]
+        rows = list(csv.reader(lines, delimiter=divider, strict=True)) if divider else [line.split() for line in lines]
     except csv.Error as error:
         raise UserError(
             f"{path}: cannot be read as lines of names and classes: {error}; look for a lone quote"
@@ -287,7 +287,7 @@ def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
     label_of = {composed(folder): label for folder, label in label_of.items()}
     labels: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        if not row or (number == 1 and row[0] == "ImageId"):
+        if not row or (number == 1 and row[0].strip(" ,;") == "ImageId"):
             continue
         if len(row) < 2:
             raise UserError(
@@ -295,7 +295,7 @@ def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
                 "of ILSVRC's own ground truth are not in the order of the class folders: use a file that names images "
                 f"and folders, as {LABEL_FILES[0]} does"
             )
-        stem, label = _stem(row[0].strip()), _label((row[1].split() or [""])[0], label_of)
+        stem, label = _stem(row[0].strip(" ,;")), _label((row[1].split() or [""])[0], label_of)
         if label is None or stem in labels:
             what = f"image {stem} twice" if label is not None else f"class {row[1]!r}"
             raise UserError(

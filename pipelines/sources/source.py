@@ -205,7 +205,7 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
     """Read those views of every image into memory; rows of one image are neighbours.
 
     Raises:
-        UserError: more inputs are bad than `max_bad_fraction` allows, or none is left.
+        UserError: more inputs are bad than `max_bad_fraction` allows, none is left, or a file cannot be reached.
     """
     rows: list[np.ndarray] = []
     origin: list[tuple[int, int]] = []
@@ -217,6 +217,11 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
             skipped.append(SkippedInput(source.keys[index], str(error)))
             check_bad_inputs(skipped, source)
             continue
+        except OSError as error:
+            raise UserError(
+                f"{key_line(source.keys[index])} in {source.config.path}: cannot be read: {error.strerror or error}; "
+                "bring it back, or give the right to read it"
+            ) from error
         rows += images
         origin += [(index, view) for view in views]
     check_bad_inputs(skipped, source)
