@@ -94,8 +94,8 @@ class Listing:
         if doubled:
             shown = ", ".join(f"{key_line(key)} is {key_line(first)}" for first, key in doubled[:_NUM_NAMED])
             raise UserError(
-                f"{self.root}: found {len(doubled)} image files in two classes by links ({shown}), expected each in "
-                "one; remove the links of one class, or give all images as one class folder"
+                f"{self.root}: found {len(doubled)} image files in two class folders by links ({shown}), expected each "
+                "in one; remove the links of one of them, or give all images as one class folder"
             )
 
 

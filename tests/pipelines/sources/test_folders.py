@@ -68,14 +68,16 @@ def test_a_link_never_takes_the_place_of_what_it_leads_to(tmp_path):
 def test_an_image_in_two_classes_is_refused(tmp_path, target):
     root = write_class_folders(tmp_path, {"a": 1, "b": 1})
     (root / "b/x.png").symlink_to(target)
-    with pytest.raises(UserError, match=r"found 1 image files in two classes by links \(b/x\.png\S* is a/000\.png\)"):
+    with pytest.raises(
+        UserError, match=r"found 1 image files in two class folders by links \(b/x\.png\S* is a/000\.png\)"
+    ):
         opened(root)
 
 
 def test_a_class_folder_under_two_names_is_refused(tmp_path):
     root = write_class_folders(tmp_path, {"cat": 3})
     (root / "kitty").symlink_to("cat")
-    with pytest.raises(UserError, match="found 3 image files in two classes"):
+    with pytest.raises(UserError, match="found 3 image files in two class folders"):
         opened(root)
 
 
