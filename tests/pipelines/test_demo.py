@@ -124,10 +124,8 @@ def write_shapes(folder: Path) -> None:
 
 
 def test_ones_own_class_folders(tmp_path):
-    images, folder = (
-        tmp_path / "😀 shapes",
-        tmp_path / "Würfel 猫 😀 [x] #1",
-    )  # names that YAML or Ray could stumble over
+    # names that YAML or Ray could stumble over
+    images, folder = tmp_path / "😀 shapes", tmp_path / "Würfel 猫 😀 [x]"
     write_shapes(images)
     finish(start_demo(folder, "--data", str(images), *TINY))
     manifest = json.loads((folder / "records" / "manifest.json").read_text())
