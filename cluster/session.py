@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 # `$temp_dir/session_<date>_<time>_<pid>/sockets/plasma_store` must fit into a Unix socket's 107 bytes.
 _MAX_TEMP_DIR_BYTES = 40
@@ -167,6 +168,11 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         yield _describe(started=address == "local")
     finally:
         ray.shutdown()
+
+
+def ascii_name(name: str) -> str:
+    """A name for Ray, which takes ASCII alone for tags and runs: what is not ASCII as in a URL."""
+    return "".join(letter if letter.isascii() else quote(letter, errors="surrogateescape") for letter in name)
 
 
 def free_port() -> int:

@@ -143,6 +143,7 @@ def guard(run: Callable[[], object], *, start: str = "nvg: ") -> int:
         Exit code.
     """
     try:
+        _require_utf8()
         run()
     except SystemExit as end:  # typer's way to end
         return int(end.code or 0)
@@ -163,6 +164,22 @@ def guard(run: Callable[[], object], *, start: str = "nvg: ") -> int:
         )
         return EXIT_USER_ERROR
     return 0
+
+
+def _require_utf8() -> None:
+    """Names and texts are UTF-8 all through: a name that this process cannot spell would be trouble much later."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise UserError(
+            f"the encoding of file names is {encoding!r} here; expected 'utf-8'; set LC_ALL=C.UTF-8 or PYTHONUTF8=1 in "
+            "the environment"
+        )
+    for argument in sys.argv[1:]:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise UserError(
+                f"an argument is {argument!a}; expected text in UTF-8; rename the file or folder, or give a link to it "
+                "that has a name in UTF-8"
+            )
 
 
 def _show_plan(config: object, steps: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ class SampleConfig:
         weights: which weights of the generators.
         rounding: `round` or `release` (cut off), from network output to bytes.
         device: `auto` takes a GPU where there is one.
-        output: folder for the images, the grid and the stages of the first few.
+        output: folder for the images, called by label and number, the grid and the stages of the first few.
     """
 
     run: str = "runs/demo"
@@ -83,7 +83,7 @@ def run_sampling(run: str) -> list[str]:
     file = Path(run) / _EVALUATION_FILE
     if not file.is_file():
         return []
-    sampling = yaml.safe_load(file.read_text()).get("sampling")
+    sampling = yaml.safe_load(file.read_text(encoding="utf-8")).get("sampling")
     return [f"sampling={json.dumps(sampling)}"] if sampling else []
 
 
@@ -143,7 +143,7 @@ def sample_images(config: SampleConfig) -> Path:
         write_atomically(output / STAGES_FILE, stages.light)
     for image, label, number in zip(images, labels, numbers, strict=True):
         pixels = image[..., 0] if image.shape[-1] == 1 else image
-        Image.fromarray(pixels).save(output / f"{names[label]}-{number:03d}.png")
+        Image.fromarray(pixels).save(output / f"{label}-{number:03d}.png")
     shown = np.isin(np.arange(len(names)), classes)
     remap = np.cumsum(shown) - 1
     asked = [name for name, keep in zip(names, shown, strict=True) if keep]

@@ -343,4 +343,5 @@ def _text(
     align: str = "center",
 ) -> None:
     width, height = figure.get_size_inches()
-    figure.text(x / width, 1 - y / height, text, color=colour, fontsize=size, fontweight=weight, ha=align, va="center")
+    look = {"color": colour, "fontsize": size, "fontweight": weight, "ha": align, "va": "center"}
+    figure.text(x / width, 1 - y / height, text, parse_math=False, **look)  # a class may be called "$"

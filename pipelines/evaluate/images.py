@@ -34,7 +34,7 @@ def load_data(source: SourceConfig) -> EvaluationData:
     Raises:
         UserError: a part is missing or empty, or has too many bad images.
     """
-    opened = {name: open_source(replace(source, split=name)) for name in ("train", "judge", "test")}
+    opened = {name: open_source(replace(source, split=name), tell=True) for name in ("train", "judge", "test")}
     loaded = {name: _image_set(part) for name, part in opened.items()}
     views = range(source.num_views)
     return EvaluationData(
@@ -65,7 +65,7 @@ def open_filled(source: SourceConfig) -> ImageSource:
     Raises:
         UserError: it holds fewer.
     """
-    opened = open_source(source)
+    opened = open_source(source, tell=True)
     if len(opened) < 2:
         raise UserError(
             f"source.split is {source.split!r}, which holds {len(opened)} image(s); expected at least two; change "

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
 from cluster.progress import ProgressBars
-from cluster.session import cluster_session
+from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
@@ -65,7 +65,7 @@ def precompute(
     tokenizer_folder = weights_folder("tokenizer", config.tokenizer)
     tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
     _require_fitting_images(config, tokenizer)
-    source = open_source(config.source)
+    source = open_source(config.source, tell=True)
     _require_storable(source, tokenizer)
     tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
     repa = open_repa_stream(config.repa, "cpu")
@@ -190,7 +190,7 @@ class _Metrics:
         self._skipped = Gauge("nvg_precompute_skipped", "Inputs that were no readable image.", (tag,))
         self._units_left = Gauge("nvg_precompute_units_left", "Units neither finished nor given up.", (tag,))
         for metric in (self._images, self._images_per_s, self._skipped, self._units_left):
-            metric.set_default_tags({tag: dataset})
+            metric.set_default_tags({tag: ascii_name(dataset)})
         self._began = time.monotonic()
         self._num_images, self._num_left, self._num_skipped = 0, num_units, num_skipped
         self._show()

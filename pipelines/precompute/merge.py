@@ -26,7 +26,7 @@ from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, DatasetFolder, Plan, beside, writing
 from pipelines.precompute.unit import CanvasSums
-from pipelines.sources import ImageSource
+from pipelines.sources import ImageSource, count_headings, key_line
 
 
 def merge_parts(
@@ -67,7 +67,7 @@ def merge_parts(
     for stream in beside(folder.root, plan.description):
         _merge_beside(folder, units, stream)
     with writing(folder.root):
-        write_atomically(folder.root / SOURCES_FILE, ("\n".join(source.keys) + "\n").encode("utf-8"))
+        write_atomically(folder.root / SOURCES_FILE, "".join(f"{key_line(key)}\n" for key in source.keys).encode())
         save_weights(
             folder.root,
             tokenizer.dequantizer.state_dict(),
@@ -153,6 +153,7 @@ def _manifest(
         "canvas_scales": _canvas_scales(ordered),
         **usage.shares(),
         "skipped": skipped,
+        **({"passed_over": count_headings(source.passed_over)} if source.passed_over else {}),
         "library_versions": _versions(ordered),
     }
 

@@ -3,12 +3,12 @@
 In reading order; importing the package opens the first three alone, neither Pillow nor torch:
 
 * `config`: what to read, `SourceConfig`
-* `source`: what every source offers (`ImageSource`), how a split is chosen, bad inputs, `load_images`
+* `source`: what every source offers (`ImageSource`), how it is told (`describe`), splits, bad inputs, `load_images`
 * `opening`: from a description to the source
 * `digits`, `folders`, `tars`: the kinds
-* `class_names`: names and order of class folders
+* `class_names`: names and order of classes; how text that users wrote is read
 * `views`: from an image file to the views a model sees
-* `locations`: files here and in stores
+* `locations`: files here and in stores; the one walk that lists them
 """
 
 from pipelines.sources.config import SourceConfig
@@ -19,6 +19,8 @@ from pipelines.sources.source import (
     LoadedImages,
     SkippedInput,
     check_bad_inputs,
+    count_headings,
+    key_line,
     load_images,
 )
 
@@ -29,6 +31,8 @@ __all__ = [
     "SkippedInput",
     "SourceConfig",
     "check_bad_inputs",
+    "count_headings",
+    "key_line",
     "load_images",
     "open_source",
 ]

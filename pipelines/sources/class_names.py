@@ -1,15 +1,24 @@
-"""What the class folders of a data set are called, and in which order they are numbered."""
+"""Names and order of classes, of class folders and of the labels in tar shards; and how text that users wrote is read.
+
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one; anything else is refused with its line.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from nvg.errors import UserError
 from pipelines.sources.locations import is_file, join, location_of, read_bytes
 
 CLASS_MAP_FILES = ("classes.json", "classes.txt")
+_NAMES_OF_LABELS_FILE = "classes.txt"
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
 def class_names_of(
@@ -31,8 +40,8 @@ def class_names_of(
     """
     file = find_one(root, path, files, "class_map")
     if file is None:
-        return {name: name for name in folders}
-    named = _read_class_map(file)
+        return {name: name if _in_utf8(name) else ascii(name)[1:-1] for name in folders}
+    named = _read_class_map(file, folders)
     for kind, names in (
         ("class folders that it does not name", set(folders) - set(named)),
         (f"classes without a folder in {root}", set(named) - set(folders)),
@@ -40,38 +49,105 @@ def class_names_of(
         if names:
             shown = ", ".join(sorted(names)[:5]) + (" …" if len(names) > 5 else "")
             raise UserError(f"{file}: found {len(names)} {kind} ({shown}); change the map or the folders")
-    counts = Counter(named.values())
-    return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in named.items()}
+    return dict(zip(named, _told_apart(list(named.values()), list(named)), strict=True))
 
 
-def _read_class_map(path: str) -> dict[str, str]:
+def class_names_of_labels(root: str, num_classes: int) -> list[str]:
+    """Display name of each label: the lines of `classes.txt` in `root`, or else the numbers.
+
+    Equal names are told apart by their labels; empty lines at the end are no classes.
+
+    Raises:
+        UserError: the file cannot be read, or names too few classes or one without a name.
+    """
+    path = join(root, _NAMES_OF_LABELS_FILE)
+    if not is_file(path):
+        return [str(label) for label in range(num_classes)]
+    names = [line.strip() for line in text_lines(read_text(path, "the class names"))]
+    while names and not names[-1]:
+        names.pop()
+    if len(names) < num_classes:
+        raise UserError(
+            f"{path}: found {len(names)} class names, expected at least {num_classes}: the shards hold label "
+            f"{num_classes - 1}"
+        )
+    for number, name in enumerate(names, start=1):
+        check_class_name(name, f"{path}, line {number}")
+    return _told_apart(names, [str(label) for label in range(len(names))])
+
+
+def _told_apart(names: Sequence[str], by: Sequence[str]) -> list[str]:
+    counts = Counter(map(composed, names))
+    return [name if counts[composed(name)] == 1 else f"{name} ({what})" for name, what in zip(names, by, strict=True)]
+
+
+def notes_on_folders(root: str, folders: Sequence[str]) -> list[str]:
+    """What surprises in the names of class folders: their order, names that look alike, names of splits.
+
+    Args:
+        root: location of the class folders.
+        folders: their names, by label.
+    """
+    notes: list[str] = []
+    if len({re.sub(r"\d+", "0", name) for name in folders}) == 1 and list(folders) == sorted(folders):
+        counted = sorted(folders, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(20), name))
+        moved = [label for label, pair in enumerate(zip(folders, counted, strict=True)) if pair[0] != pair[1]]
+        if moved:
+            notes.append(
+                f"class folders are sorted as text: label {moved[0]} is folder {folders[moved[0]]!r}, not "
+                f"{counted[moved[0]]!r}; for another order write it into {CLASS_MAP_FILES[1]} beside them, a folder's "
+                "name in each line"
+            )
+    alike: dict[str, list[str]] = {}
+    for name in folders:
+        alike.setdefault(composed(name).casefold(), []).append(name)
+    notes += [
+        f"class folders {', '.join(map(ascii, names))} differ in case or in the form of their accents alone, and are "
+        f"{len(names)} classes; join them where one is meant"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    splits = [name for name in folders if name.casefold() in _SPLIT_NAMES]
+    if len(splits) > 1 and len(splits) == len(folders):
+        first = next((name for name in splits if name.casefold().startswith("train")), splits[0])
+        notes.append(
+            f"the classes are called {', '.join(splits)}, like parts of a data set; if they are, set "
+            f"source.path={join(root, first)}, or source.kind=imagenet for train/ and val/ with class folders in them"
+        )
+    return notes
+
+
+def _read_class_map(path: str, folders: Sequence[str]) -> dict[str, str]:
     """Folder name → display name, in the file's order.
 
     `.json` is an object. Any other file has lines of a folder name and a display name, divided by a tab, or else by the
-    first space; a folder's name alone stands for itself.
+    first space; a folder's name alone stands for itself. Where that gives no folder that is there, the name is divided
+    where one ends, also at a comma or a semicolon. A folder whose accents are composed in another way is found.
     """
-    try:
-        text = read_bytes(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the class map cannot be read: {error}; change source.class_map") from error
-    pairs = _json_pairs(text, path) if path.lower().endswith(".json") else _text_pairs(text)
+    text = read_text(path, "the class map", "source.class_map")
+    there, found = set(folders), {composed(folder): folder for folder in folders}
+    is_json = path.lower().endswith(".json")
+    pairs = [
+        (folder if folder in there else found.get(composed(folder), folder), name)
+        for folder, name in (_json_pairs(text, path) if is_json else _text_pairs(text, found.keys()))
+    ]
     repeated = [folder for folder, count in Counter(folder for folder, _ in pairs).items() if count > 1]
     if repeated or not pairs:
-        found = f"{repeated[0]!r} twice" if repeated else "no class"
-        raise UserError(f"{path}: found {found}, expected each class folder once")
+        what = f"{repeated[0]!r} twice" if repeated else "no class"
+        raise UserError(f"{path}: found {what}, expected each class folder once")
     for _, name in pairs:
         check_class_name(name, path)
     return dict(pairs)
 
 
 def check_class_name(name: str, path: str) -> None:
-    """Refuse a name that cannot be part of a file's name, as samples are called by their class.
+    """Refuse a name that does not show in a line of a table or a picture.
 
     Raises:
-        UserError: it holds a slash or a character that cannot be printed; names the file it is from, `path`.
+        UserError: it is empty or holds a character that cannot be printed; names the file it is from, `path`.
     """
-    if "/" in name or not name.isprintable():
-        raise UserError(f"{path}: found the class name {name!r}, expected printable characters and no slash")
+    if not name or not name.isprintable():
+        raise UserError(f"{path}: found the class name {name!r}, expected printable characters")
 
 
 def find_one(root: str, path: str | None, names: Sequence[str], key: str) -> str | None:
@@ -107,9 +183,72 @@ def _json_pairs(text: str, path: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _text_pairs(text: str) -> list[tuple[str, str]]:
+def _text_pairs(text: str, folders: Container[str]) -> list[tuple[str, str]]:
+    """Folder and display name of each line; `folders` are those there are, composed."""
     pairs: list[tuple[str, str]] = []
-    for line in filter(str.strip, text.splitlines()):
-        folder, _, name = line.strip().partition("\t" if "\t" in line.strip() else " ")
+    for line in filter(None, map(str.strip, text_lines(text))):
+        folder, _, name = line.partition("\t" if "\t" in line else " ")
+        if composed(folder) not in folders:
+            ends = [len(line), *(match.start() for match in re.finditer(r"[\t ,;]", line))]
+            end = max((end for end in ends if composed(line[:end]) in folders), default=len(folder))
+            folder, name = line[:end], line[end + 1 :]
         pairs.append((folder, name.strip() or folder))
     return pairs
+
+
+def composed(text: str) -> str:
+    """The same letters with their accents composed, as most systems write them; a Mac's file names are not."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _in_utf8(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
+
+
+def read_text(location: str, what: str, key: str = "") -> str:
+    """The text of a file that a user wrote; see `decode_text`.
+
+    Args:
+        location: the file.
+        what: what it is, for messages.
+        key: the setting to change, if there is one.
+    """
+    try:
+        data = read_bytes(location)
+    except OSError as error:
+        change = f"; change {key}" if key else ""
+        raise UserError(f"{location}: {what} cannot be read: {error}{change}") from error
+    return decode_text(data, location)
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Bytes as text: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        UserError: they are neither; names the line, and the text as `name`.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-16" if wide else "utf-8", "replace")
+        found = f"byte 0x{data[error.start]:02x} after {before.rpartition(chr(10))[2][-20:]!r}"
+        raise UserError(
+            f"{name}, line {before.count(chr(10)) + 1}: found {found}, expected text in UTF-8; save it again as UTF-8 "
+            "(it may be in Latin-1 or Windows-1252)"
+        ) from error
+    if "\0" in text:
+        raise UserError(
+            f"{name}: found zero bytes, expected text in UTF-8; save it again as UTF-8 (it may be in UTF-16)"
+        )
+    return text
+
+
+def text_lines(text: str) -> list[str]:
+    """Lines as every editor counts them, without their ends."""
+    return io.StringIO(text, newline=None).read().split("\n")
+
+
+def whole_number(text: str) -> int | None:
+    """The number that digits say, with or without a sign; None for anything else, such as 1_0 or 1e3."""
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None

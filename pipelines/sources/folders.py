@@ -10,27 +10,39 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from nvg.errors import UserError
-from pipelines.sources.class_names import CLASS_MAP_FILES, class_names_of, find_one
+from pipelines.sources.class_names import (
+    CLASS_MAP_FILES,
+    class_names_of,
+    composed,
+    find_one,
+    notes_on_folders,
+    read_text,
+    text_lines,
+    whole_number,
+)
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.locations import (
     is_file,
     is_folder,
+    is_same,
     join,
-    list_files,
-    list_folders,
+    junk_heading,
+    list_folder,
     location_of,
     name_of,
     read_bytes,
+    walk,
 )
-from pipelines.sources.source import BadImage, ListedSource
+from pipelines.sources.source import BadImage, ListedSource, SkippedInput, key_line
 from pipelines.sources.views import decode_image, views_of_file
 
 _TRAIN, _VALIDATION = "train", "val"
@@ -46,16 +58,45 @@ class Listing:
     Attributes:
         root: location that the keys are relative to.
         class_names: name of each class, by label.
-        entries: key, label and bytes of each file, images or not.
         folders: folder of each class below the root; empty where images do not lie by class.
         fingerprint_lines: what decides labels beside the keys themselves.
+        entries: key, label and bytes of each file, images or not.
+        broken: key → why, of those entries that are no files.
+        passed_over, notes: see `ImageSource`.
     """
 
     root: str
     class_names: list[str]
-    entries: list[tuple[str, int, int]]
     folders: list[str]
     fingerprint_lines: list[str]
+    entries: list[tuple[str, int, int]] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    passed_over: list[SkippedInput] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add_files(self, below: Mapping[str, int]) -> None:
+        """Walk folders below the root; each file has the label of its folder.
+
+        Raises:
+            UserError: a folder cannot be listed, or an image is in two of them.
+        """
+        names: dict[int, str] = {}
+        doubled: list[tuple[str, str]] = []
+        for folder, label in below.items():
+            found = walk(self.root, folder)
+            self.entries.extend((key, label, size) for key, size, _ in found.files)
+            self.entries.extend((key, label, 0) for key in found.broken)
+            self.broken.update(found.broken)
+            self.passed_over.extend(SkippedInput(*item) for item in found.passed_over.items())
+            for key, _, real in found.files:
+                if real is not None and (first := names.setdefault(real, key)) != key and _named_like_image(key):
+                    doubled.append((first, key))
+        if doubled:
+            shown = ", ".join(f"{key_line(key)} is {key_line(first)}" for first, key in doubled[:_NUM_NAMED])
+            raise UserError(
+                f"{self.root}: found {len(doubled)} image files in two class folders by links ({shown}), expected each "
+                "in one; remove the links of one of them, or give all images as one class folder"
+            )
 
 
 class FolderSource(ListedSource):
@@ -70,8 +111,9 @@ class FolderSource(ListedSource):
 
     def __init__(self, config: SourceConfig, listing: Listing) -> None:
         self.config, self.root, self.class_names = config, listing.root, listing.class_names
+        self.passed_over, self.notes = listing.passed_over, listing.notes
         keys = [key for key, _, _ in listing.entries]
-        bad = _named_unlike_images(keys)
+        bad = {**_named_unlike_images(keys), **listing.broken}
         _require_images(listing, bad)
         labels, sizes = [label for _, label, _ in listing.entries], [size for _, _, size in listing.entries]
         self.choose(keys, labels, sizes, bad, listing.fingerprint_lines)
@@ -83,29 +125,54 @@ class FolderSource(ListedSource):
 
 
 def list_class_folders(config: SourceConfig) -> Listing:
-    """The files of a folder of class folders, searched recursively; hidden files and folders are ignored.
+    """The files of a folder of class folders, searched recursively; hidden files and folders are passed over.
 
     Raises:
-        UserError: the folder is missing or has no class folders, or its class map does not fit.
+        UserError: the folder is missing, has no class folders or one that cannot be listed, its class map does not fit,
+            or an image is in two classes.
     """
     root = location_of(str(config.path))
-    named = class_names_of(root, _class_folders(root), config.class_map)
-    entries = [(key, label, size) for label, name in enumerate(named) for key, size in list_files(root, name)]
-    return Listing(root, list(named.values()), entries, list(named), _class_order_lines(list(named)))
+    folders, loose = _class_folders(root)
+    named = class_names_of(root, folders, config.class_map)
+    listing = _listing(root, named, [*named], loose)
+    listing.add_files({folder: label for label, folder in enumerate(named)})
+    return listing
 
 
-def _class_folders(location: str) -> list[str]:
-    """Names of the class folders, sorted."""
+def _listing(root: str, named: dict[str, str], folders: list[str], loose: list[SkippedInput], at: str = "") -> Listing:
+    """A listing without its files; class folders lie in `root`, or in its folder `at`."""
+    notes = notes_on_folders(join(root, at) if at else root, list(named))
+    loose = [SkippedInput(join(at, item.key), item.reason) if at else item for item in loose]
+    lines = _class_order_lines(list(named))
+    return Listing(root, list(named.values()), folders, lines, passed_over=loose, notes=notes)
+
+
+def _class_folders(location: str) -> tuple[list[str], list[SkippedInput]]:
+    """Names of the class folders, sorted, and what lies beside them."""
     if not is_folder(location):
         found = "a file" if is_file(location) else "nothing"
         raise UserError(f"{location}: found {found}, expected a folder of class folders; change the source's path")
-    names = list_folders(location)
+    names: list[str] = []
+    beside: list[SkippedInput] = []
+    for entry in list_folder(location):
+        if heading := junk_heading(entry.name):
+            beside.append(SkippedInput(entry.name, heading))
+        elif entry.kind == "folder":
+            names.append(entry.name)
+        elif entry.is_link and entry.kind == "broken" and not _named_like_image(entry.name):
+            raise UserError(
+                f"{join(location, key_line(entry.name))}: found a {entry.why}, expected a class folder: without it the "
+                "classes after it would get other labels; mount what is missing, or remove the link"
+            )
+        elif entry.name not in (*CLASS_MAP_FILES, _SYNSET_FILE):
+            kind = "image" if _named_like_image(entry.name) else "file"
+            beside.append(SkippedInput(entry.name, f"{kind} beside the class folders"))
     if not names:
         raise UserError(
-            f"{location}: found no class folders, expected one folder per class with its images inside; put the images "
-            "of a set without classes into a single folder in it"
+            f"{location}: found no class folders and {len(beside)} files, expected one folder per class with its "
+            "images inside; put the images of a set without classes into a single folder in it"
         )
-    return names
+    return names, beside
 
 
 def _class_order_lines(folders: list[str]) -> list[str]:
@@ -124,7 +191,7 @@ def folder_channels(root: Path, *, max_images: int = 200) -> int:
         UserError: the folder is missing or has no class folders.
     """
     location = location_of(str(root))
-    keys = [key for name in _class_folders(location) for key, _ in list_files(location, name)]
+    keys = [key for name in _class_folders(location)[0] for key, _, _ in walk(location, name).files]
     for key in keys[:: max(1, len(keys) // max_images)]:
         try:
             pixels = np.asarray(decode_image(read_bytes(join(location, key)), 3))
@@ -137,14 +204,22 @@ def folder_channels(root: Path, *, max_images: int = 200) -> int:
 
 def _named_unlike_images(keys: list[str]) -> dict[str, str]:
     """Keys that cannot be images or cannot be listed, with the reason."""
-    image_suffixes = frozenset(Image.registered_extensions())
     bad: dict[str, str] = {}
     for key in keys:
         if "\n" in key or "\r" in key:
             bad[key] = "line break in the file name"
-        elif os.path.splitext(key)[1].lower() not in image_suffixes:
+        elif not _named_like_image(key):
             bad[key] = "not an image by its name"
     return bad
+
+
+@cache
+def _image_suffixes() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())
+
+
+def _named_like_image(key: str) -> bool:
+    return os.path.splitext(key)[1].lower() in _image_suffixes()
 
 
 def _require_images(listing: Listing, bad: dict[str, str]) -> None:
@@ -153,9 +228,10 @@ def _require_images(listing: Listing, bad: dict[str, str]) -> None:
     good = Counter(label for key, label, _ in listing.entries if key not in bad)
     for label, folder in enumerate(listing.folders):
         if good[label] == 0:
+            first = next((f" ({key_line(key)}: {bad[key]})" for key, of, _ in listing.entries if of == label), "")
             raise UserError(
-                f"class folder {join(listing.root, folder)}: found {found[label]} files and no image among them, "
-                "expected at least one; add images or remove the folder"
+                f"class folder {key_line(join(listing.root, folder))}: found {found[label]} files and no image among "
+                f"them{first}, expected at least one; add images or remove the folder"
             )
 
 
@@ -166,15 +242,16 @@ def list_imagenet(config: SourceConfig) -> Listing:
         UserError: a folder is missing, labels are missing or ambiguous, or listed images are not there.
     """
     root = location_of(str(config.path))
-    folders = _class_folders(join(root, _TRAIN))
+    folders, loose = _class_folders(join(root, _TRAIN))
     named = class_names_of(root, folders, config.class_map, (*CLASS_MAP_FILES, _SYNSET_FILE))
     label_of = {folder: label for label, folder in enumerate(named)}
-    lines = _class_order_lines(list(named))
     part = _TRAIN if config.split == "train" else _VALIDATION
-    if part == _TRAIN or _in_class_folders(root, set(named)):
-        below = [f"{part}/{name}" for name in named]
-        entries = [(key, label, size) for label, name in enumerate(below) for key, size in list_files(root, name)]
-        return Listing(root, list(named.values()), entries, below, lines)
+    by_class, loose = (True, loose) if part == _TRAIN else _in_class_folders(root, set(named))
+    below = [f"{part}/{name}" for name in named] if by_class else []
+    listing = _listing(root, named, below, loose, part)
+    if by_class:
+        listing.add_files({folder: label for label, folder in enumerate(below)})
+        return listing
     path = find_one(root, config.label_file, LABEL_FILES, "label_file")
     if path is None:
         raise UserError(
@@ -182,27 +259,35 @@ def list_imagenet(config: SourceConfig) -> Listing:
             f"one of {', '.join(LABEL_FILES)} in {root}; set source.label_file"
         )
     labels = _read_label_file(path, label_of)
-    entries = _labelled(list_files(root, _VALIDATION), labels, path)
+    listing.passed_over.clear()
+    listing.add_files({_VALIDATION: -1})
+    _check_labels([key for key, _, _ in listing.entries], labels, path)
+    listing.entries[:] = [(key, labels[_stem(name_of(key))], size) for key, _, size in listing.entries]
     digest = hashlib.sha256(repr(sorted(labels.items())).encode()).hexdigest()
-    return Listing(root, list(named.values()), entries, [], [*lines, f"labels {digest}"])
+    listing.fingerprint_lines.append(f"labels {digest}")
+    return listing
 
 
 def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
     """Label of each flat image, by file name without ending.
 
-    The file has a line for each image: its name and its class, divided by a space, a tab or a comma. A class is a class
-    folder's name or its number from 0; what follows it is ignored, and so is a first line of headings (as in
-    `LOC_val_solution.csv`).
+    The file has a line for each image: its name and its class, divided by a comma, a semicolon, a tab or spaces. A
+    class is a class folder's name or its number from 0; what follows it is ignored, and so is a first line of headings
+    (as in `LOC_val_solution.csv`).
     """
+    lines = text_lines(read_text(path, "the label file", "source.label_file"))
+    is_csv = path.lower().endswith(".csv") or len(lines[0].split()) < 2
+    divider = next((divider for divider in ",;\t" if is_csv and divider in lines[0]), None)
     try:
-        text = read_bytes(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the label file cannot be read: {error}; change source.label_file") from error
-    delimiter = "," if path.lower().endswith(".csv") else None
-    rows = list(csv.reader(text.splitlines())) if delimiter else [line.split() for line in text.splitlines()]
+        rows = list(csv.reader(lines, delimiter=divider, strict=True)) if divider else [line.split() for line in lines]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: cannot be read as lines of names and classes: {error}; look for a lone quote"
+        ) from error
+    label_of = {composed(folder): label for folder, label in label_of.items()}
     labels: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        if not row or (number == 1 and row[0] == "ImageId"):
+        if not row or (number == 1 and row[0].strip(" ,;") == "ImageId"):
             continue
         if len(row) < 2:
             raise UserError(
@@ -210,7 +295,7 @@ def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
                 "of ILSVRC's own ground truth are not in the order of the class folders: use a file that names images "
                 f"and folders, as {LABEL_FILES[0]} does"
             )
-        stem, label = _stem(row[0]), _label((row[1].split() or [""])[0], label_of)
+        stem, label = _stem(row[0].strip(" ,;")), _label((row[1].split() or [""])[0], label_of)
         if label is None or stem in labels:
             what = f"image {stem} twice" if label is not None else f"class {row[1]!r}"
             raise UserError(
@@ -221,21 +306,27 @@ def _read_label_file(path: str, label_of: dict[str, int]) -> dict[str, int]:
     return labels
 
 
-def _in_class_folders(root: str, names: set[str]) -> bool:
-    """Whether `val/` holds class folders; they must then be those of `train/`."""
+def _in_class_folders(root: str, names: set[str]) -> tuple[bool, list[SkippedInput]]:
+    """Whether `val/` holds class folders, which must then be those of `train/`; and what lies beside them."""
     folder = join(root, _VALIDATION)
     if not is_folder(folder):
         raise UserError(f"{folder}: found nothing, expected the validation images; change the source's path or split")
-    found = set(list_folders(folder))
+    if is_same(folder, join(root, _TRAIN)):
+        raise UserError(f"{folder}: is the same folder as {_TRAIN}/, expected images that no training has seen")
+    beside: list[SkippedInput] = []
+    found: set[str] = set()
+    if any(entry.kind == "folder" and not junk_heading(entry.name) for entry in list_folder(folder)):
+        folders, beside = _class_folders(folder)
+        found = set(folders)
     if found and found != names:
         shown = ", ".join(sorted(found ^ names)[:_NUM_NAMED])
         raise UserError(f"{folder}: its class folders are not those of {_TRAIN}/ ({shown}, …); expected the same")
-    return bool(found)
+    return bool(found), beside
 
 
-def _labelled(files: Sequence[tuple[str, int]], labels: dict[str, int], path: str) -> list[tuple[str, int, int]]:
-    """Files with their labels, each image listed and each listed image there."""
-    stems = [_stem(name_of(key)) for key, _ in files]
+def _check_labels(keys: Sequence[str], labels: Mapping[str, int], path: str) -> None:
+    """Each image must be in the label file once, and each of its names must be an image."""
+    stems = [_stem(name_of(key)) for key in keys]
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     for kind, names in (
         ("images of the same name", repeated),
@@ -243,19 +334,19 @@ def _labelled(files: Sequence[tuple[str, int]], labels: dict[str, int], path: st
         ("labels without an image", sorted(set(labels) - set(stems))),
     ):
         if names:
-            shown = ", ".join(names[:_NUM_NAMED]) + (", …" if len(names) > _NUM_NAMED else "")
+            shown = ", ".join(map(key_line, names[:_NUM_NAMED])) + (", …" if len(names) > _NUM_NAMED else "")
             raise UserError(
                 f"{path}: found {len(names)} {kind} ({shown}), expected one label for each image; copy the images "
                 "again or change source.label_file"
             )
-    return [(key, labels[stem], size) for (key, size), stem in zip(files, stems, strict=True)]
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    return composed(name.rpartition(".")[0] or name)
 
 
 def _label(text: str, label_of: dict[str, int]) -> int | None:
-    if text in label_of:
-        return label_of[text]
-    return int(text) if text.isdecimal() and int(text) < len(label_of) else None
+    if composed(text) in label_of:
+        return label_of[composed(text)]
+    number = whole_number(text)
+    return number if number is not None and 0 <= number < len(label_of) else None

@@ -16,7 +16,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from nvg.errors import UserError
-from pipelines.sources.class_names import check_class_name
+from pipelines.sources.class_names import class_names_of_labels, decode_text, whole_number
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.locations import (
     folder_of,
@@ -36,7 +36,6 @@ from pipelines.sources.views import views_of_file
 
 _LABEL_EXTENSIONS = ("cls", "json")
 _BLOCK_BYTES = tarfile.BLOCKSIZE
-_CLASS_NAMES_FILE = "classes.txt"
 _COUNTS_FILE = "index.json"
 
 
@@ -156,7 +155,7 @@ class WebdatasetSource(ListedSource):
                 labels.append(label)
                 places.append((number, *place))
         kept = self.choose(keys, labels, [num_bytes for _, _, num_bytes in places], bad)
-        self.class_names = _class_names(folder_of(self.shards[0]), max(labels, default=-1) + 1)
+        self.class_names = class_names_of_labels(folder_of(self.shards[0]), max(labels, default=-1) + 1)
         self._places = [places[index] for index in kept]
 
     def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
@@ -205,31 +204,17 @@ def _image_place(sample: _TarSample, image_extensions: set[str]) -> tuple[int, i
 
 def _label(sample: _TarSample) -> int:
     if "cls" in sample.labels:
-        value: object = sample.labels["cls"].decode("ascii", "replace").strip()
+        value: object = decode_text(sample.labels["cls"], f"{sample.key}.cls").strip()
     elif "json" in sample.labels:
-        content = json.loads(sample.labels["json"])
-        value = content.get("label") if isinstance(content, dict) else content
+        content = json.loads(decode_text(sample.labels["json"], f"{sample.key}.json"))
+        if isinstance(content, dict) and "label" not in content:
+            raise ValueError(f"found {', '.join(map(repr, content)) or 'nothing'} in .json, expected a key 'label'")
+        value = content["label"] if isinstance(content, dict) else content
     else:
         raise ValueError(f"found members {sorted(sample.members)}, expected a label in .cls or .json")
-    try:
-        label = int(str(value))
-    except ValueError:
-        raise ValueError(f"found label {value!r}, expected an integer") from None
+    label = whole_number(str(value))
+    if label is None:
+        raise ValueError(f"found label {value!r}, expected an integer")
     if not 0 <= label < 1 << 16:
         raise ValueError(f"found label {label}, expected 0 to 65535")
     return label
-
-
-def _class_names(folder: str, num_classes: int) -> list[str]:
-    path = join(folder, _CLASS_NAMES_FILE)
-    if not is_file(path):
-        return [str(label) for label in range(num_classes)]
-    names = read_bytes(path).decode().splitlines()
-    if len(names) < num_classes:
-        raise UserError(
-            f"{path}: found {len(names)} class names, expected at least {num_classes}: the shards hold label "
-            f"{num_classes - 1}"
-        )
-    for name in names:
-        check_class_name(name, path)
-    return names

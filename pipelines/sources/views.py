@@ -18,7 +18,7 @@ from PIL import Image
 
 from nvg.randomness import Purpose, uniforms
 from pipelines.sources.config import SourceConfig, shift_reach
-from pipelines.sources.source import BadImage
+from pipelines.sources.source import BadImage, key_bytes
 
 _DECODING_ERRORS = (
     OSError,  # includes UnidentifiedImageError and truncated files
@@ -207,9 +207,9 @@ def _target_slice(offset: int, size: int) -> slice:
 
 def _key_number(key: str) -> int:
     """63 bits of a picture's name: the same crop wherever it stands in the data set."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(key_bytes(key)).digest()[:8], "little") >> 1
 
 
 def _generator(seed: int, key: str, stream: int) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{stream}/{key}".encode()).digest()
+    digest = hashlib.sha256(key_bytes(f"{seed}/{stream}/{key}")).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

@@ -19,7 +19,7 @@ import torch
 import nvg
 from cluster.actors import require_resources
 from cluster.ranks import Ranks, leave_process_group
-from cluster.session import SessionConfig, cluster_session
+from cluster.session import SessionConfig, ascii_name, cluster_session
 from nvg.errors import UserError
 from pipelines.checkpoints import resolve_checkpoint
 from pipelines.entry import EXIT_STOPPED, TrainingStopped, program
@@ -112,7 +112,7 @@ def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
                 resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
-                name=f"nvg-{run_folder.name}",
+                name=ascii_name(f"nvg-{run_folder.name}"),
                 storage_path=str(run_folder / _RAY_FOLDER),
                 failure_config=ray.train.FailureConfig(max_failures=config.launch.max_failures),
                 worker_runtime_env={"env_vars": _worker_environment(config)},

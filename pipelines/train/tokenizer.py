@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from cluster.ranks import Ranks
 from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
@@ -91,10 +92,10 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
             f"source.image_size, source.image_channels are {found}, model.image_size, "
             f"model.image_channels are {expected}; set them equal"
         )
-    validation = None
+    validation, is_main = None, Ranks.read().is_main
     if config.validation_split is not None and config.loop.validate_every_steps is not None:
         held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
-        validation = image_source(open_source(held_out), "all", config.loading)
+        validation = image_source(open_source(held_out, tell=is_main), "all", config.loading)
     perceptual = load_perceptual_distance(config.judges.vgg_weights) if config.loss.perceptual_weight > 0 else None
     discriminator = None
     if config.loss.adversarial_weight > 0:
@@ -108,7 +109,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
         window_numbers=objective.watch.close,
         model_config=dataclasses.asdict(model),
         loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
-        batches=image_source(open_source(source), config.views_per_epoch, config.loading),
+        batches=image_source(open_source(source, tell=is_main), config.views_per_epoch, config.loading),
         validation=validation,
     )
 

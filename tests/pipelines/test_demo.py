@@ -124,9 +124,10 @@ def write_shapes(folder: Path) -> None:
 
 
 def test_ones_own_class_folders(tmp_path):
-    write_shapes(tmp_path / "shapes")
-    folder = tmp_path / "demo"
-    finish(start_demo(folder, "--data", str(tmp_path / "shapes"), *TINY))
+    # names that YAML or Ray could stumble over
+    images, folder = tmp_path / "😀 shapes", tmp_path / "Würfel 猫 😀 [x]"
+    write_shapes(images)
+    finish(start_demo(folder, "--data", str(images), *TINY))
     manifest = json.loads((folder / "records" / "manifest.json").read_text())
     assert manifest["class_names"] == ["bar", "disc", "ring"]
     results = json.loads((folder / "evaluation" / "results.json").read_text())

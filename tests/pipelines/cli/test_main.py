@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
+from image_sources import write_class_folders
 from typer.testing import CliRunner
 
 from nvg.errors import UserError
 from pipelines.cli.evaluate import networks_of
 from pipelines.cli.main import app
+from pipelines.configuration import dump_config, load_config
+from pipelines.demo import DemoConfig
 from pipelines.entry import EXIT_STOPPED, EXIT_USER_ERROR, TrainingStopped, guard, program
 
 COMMANDS = [
@@ -244,3 +248,33 @@ def test_submit_starts_a_cluster_and_returns_the_commands_exit_code(tmp_path):
     bad = run_nvg("submit", "--", "nvg", "precompute", "nonsense=1", timeout_s=240)
     assert bad.returncode == EXIT_USER_ERROR, bad.stderr
     assert "remove nonsense" in bad.stdout
+
+
+@pytest.mark.parametrize("name", ["😀 smile", "Würfel 猫 [x] #1", "a: b, {c}"])
+def test_ones_own_images_may_lie_in_a_folder_of_any_name(tmp_path, name):
+    write_class_folders(tmp_path / name, {"a": 1, "b": 1})
+    result = CliRunner().invoke(app, ["demo", "--data", str(tmp_path / name), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert f"the folder source {tmp_path / name} for" in result.output
+    file = tmp_path / "demo.yaml"  # each step is given its configuration in a file
+    file.write_text(dump_config(DemoConfig(data=str(tmp_path / name))), encoding="utf-8")
+    assert load_config(DemoConfig, file).data == str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("variables", "argument", "says"),
+    [
+        (
+            {"LC_ALL": "POSIX", "PYTHONUTF8": "0"},
+            "run=é",
+            "the encoding of file names is 'ascii' here; expected 'utf-8'",
+        ),
+        ({"LC_ALL": "C.UTF-8"}, b"run=caf\xe9", r"an argument is 'run=caf\udce9'; expected text in UTF-8"),
+    ],
+)
+def test_names_that_this_process_cannot_spell_are_refused(variables, argument, says):
+    command = [sys.executable, "-m", "pipelines.cli.main", "sample", argument, "--dry-run"]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, check=False, timeout=60)
+    assert done.returncode == EXIT_USER_ERROR
+    assert says in done.stderr.decode()
+    assert b"Traceback" not in done.stderr

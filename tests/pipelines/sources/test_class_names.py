@@ -68,7 +68,7 @@ def test_equal_display_names_are_told_apart(root):
         ("classes.json", "[1]", "expected an object of names"),
         ("classes.json", '{"n01": "a", "n01": "b"}', "found 'n01' twice"),
         ("classes.json", "{", "the class map is not JSON"),
-        ("classes.txt", "n01 cat/dog\nn02\nn03\n", "found the class name 'cat/dog'"),
+        ("classes.txt", "n01 cat\x1bdog\nn02\nn03\n", r"found the class name 'cat\\x1bdog'"),
     ],
 )
 def test_maps_that_do_not_fit_are_named(root, name, text, says):

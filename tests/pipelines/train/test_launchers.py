@@ -125,11 +125,12 @@ def test_torchrun(repository, tmp_path, expected):
 
 def test_ray_train(ray_session, tmp_path, expected, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
-    config = tiny_config(tmp_path / "run", engine="deepspeed")
+    run_folder = tmp_path / "Würfel 猫 😀 [x] #1"  # Ray takes ASCII alone for its names
+    config = tiny_config(run_folder, engine="deepspeed")
     config = replace(config, launch=LaunchConfig(launcher="ray", num_workers=2, max_failures=0))
     checkpoint = run_training(config, build_task)
-    assert checkpoint == tmp_path / "run" / "checkpoints" / "step-00000012"
-    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+    assert checkpoint == run_folder / "checkpoints" / "step-00000012"
+    assert losses(run_folder) == pytest.approx(expected, rel=1e-5)
 
     with pytest.raises(UserError, match=r"configuration has changed\n  model.depth: checkpoint 2, this run 3"):
         run_training(replace(config, depth=3), build_task)
