@@ -192,8 +192,8 @@ def _add_member(index: TarIndex, member: tarfile.TarInfo, file: BinaryIO, path: 
         start = posixpath.dirname(name) if member.issym() else ""
         index.links.append((sample, extension, posixpath.join(start, member.linkname)))
     elif not is_whole:
-        kind = "sparse file" if member.issparse() else f"member of type {ascii(member.type)[2:-1]}"
-        sample.faults[extension] = f"{name} is a {kind}, expected a regular file"
+        kind = "a sparse file" if member.issparse() else f"of type {ascii(member.type)[2:-1]}"
+        sample.faults[extension] = f"no regular file: {name} is {kind}"
     elif extension in LABEL_EXTENSIONS:
         sample.labels[extension] = file.read(num_bytes)
 
@@ -217,7 +217,7 @@ def _resolve_links(index: TarIndex, file: BinaryIO) -> None:
             target = posixpath.normpath(targets[target])
         name = sample.members[extension][0]
         if target not in places:
-            sample.faults[extension] = f"{name} is a link to {linked}, which is no file of this archive"
+            sample.faults[extension] = f"link to no file of the archive: {name} to {linked}"
             continue
         offset, num_bytes = places[target]
         sample.members[extension] = (name, offset, num_bytes)

@@ -73,9 +73,9 @@ class WebdatasetSource(ListedSource):
                     f"{path}: got {num_samples} samples, expected {expected} by {_COUNTS_FILE}; copy it again"
                 )
             _list_samples(listed, index, number, path)
-            self.passed_over += [_skipped(f"{name_of(path)}/{name}", reason) for name, reason in index.passed_over]
+            self.passed_over += [SkippedInput(f"{name_of(path)}/{name}", reason) for name, reason in index.passed_over]
             if not index.samples:
-                self.passed_over.append(_skipped(name_of(path), "shard without samples"))
+                self.passed_over.append(SkippedInput(name_of(path), "shard without samples"))
         kept = self.choose(listed.keys, listed.labels, [num_bytes for _, _, num_bytes in listed.places], listed.bad)
         folder = folder_of(self.shards[0])
         self.class_names = _class_names(folder, max(listed.labels, default=-1) + 1)
@@ -95,10 +95,6 @@ def _read_member(path: str, offset: int, num_bytes: int) -> bytes:
     if len(data) != num_bytes:
         raise OSError(f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use")
     return data
-
-
-def _skipped(name: str, reason: str) -> SkippedInput:
-    return SkippedInput(ascii(name)[1:-1], reason)
 
 
 def _find_shards(path: str) -> tuple[list[str], list[SkippedInput]]:
@@ -123,7 +119,7 @@ def _find_shards(path: str) -> tuple[list[str], list[SkippedInput]]:
     for shard in shards:
         first = first_of.setdefault(_identity(shard), shard)
         if first != shard:
-            passed_over.append(_skipped(name_of(shard), f"repeated: the same file as {name_of(first)}"))
+            passed_over.append(SkippedInput(name_of(shard), f"repeated: the same file as {name_of(first)}"))
     return list(first_of.values()), passed_over
 
 
@@ -134,8 +130,8 @@ def _shards_in(folder: str) -> tuple[list[str], list[SkippedInput]]:
     compressed = [name for name in found if _COMPRESSED.search(name) and "/" not in name]
     if compressed:
         raise UserError(
-            f"{folder}: found {len(compressed)} compressed shards ({', '.join(compressed[:3])}), expected "
-            "uncompressed tars, which are read at random; unpack them (gunzip, unzstd, …) or move them away"
+            f"{folder}: found compressed shards ({', '.join(compressed[:3])}{', …' if len(compressed) > 3 else ''}), "
+            "expected uncompressed tars, which are read at random; unpack them (gunzip, unzstd, …) or move them away"
         )
     for name in found:
         is_shard = name.lower().endswith(".tar")
@@ -143,7 +139,7 @@ def _shards_in(folder: str) -> tuple[list[str], list[SkippedInput]]:
             names.append(name)
         else:
             reason = LEFT_BY_OTHERS if JUNK.search(name) else _BELOW if is_shard else "not a shard by its name"
-            passed_over.append(_skipped(name, reason))
+            passed_over.append(SkippedInput(name, reason))
     return names, passed_over
 
 
@@ -185,7 +181,7 @@ def _list_samples(listed: _Listed, index: TarIndex, number: int, path: str) -> N
         try:
             _, offset, num_bytes = _image_member(sample, images)
             label = _label(sample)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             names = [sample.members[name][0] for name in images] if len(images) > 1 else [sample.key]
             for name in names:
                 listed.bad[f"{shard}/{name}"] = str(error)
@@ -228,18 +224,16 @@ def _image_member(sample: TarSample, images: Sequence[str]) -> tuple[str, int, i
     if "\n" in sample.key or "\r" in sample.key:
         raise ValueError("line break in the name")
     if is_hidden(sample.key):
-        raise ValueError(
-            "its name begins with a dot, as of hidden files, or leads out of the archive; write it under another"
-        )
+        raise ValueError("hidden or outside: a part of its name begins with a dot; write it under another name")
     if len(images) > 1 and any("." in name for name in images):
         names = [sample.members[name][0] for name in images[:2]]
         raise ValueError(
-            f"one of {len(images)} images of one sample, as webdataset takes the name up to the first dot for the "
-            f"sample's ({sample.key}: {', '.join(names)}); rename them with no dot but the extension's"
+            f"merged sample: one of {len(images)} images whose names are the same up to the first dot, which ends a "
+            f"sample's name ({', '.join(names)}); rename them with no dot but the extension's"
         )
     if len(images) != 1:
-        faults = f" ({'; '.join(sample.faults.values())})" if sample.faults else ""
-        raise ValueError(f"found {len(images)} image members among {sorted(sample.members)}, expected one{faults}")
+        found = f"found {len(images)} image members among {sorted(sample.members)}, expected one"
+        raise ValueError("; ".join([*sample.faults.values(), f"no single image: {found}"]))
     if images[0] in sample.faults:
         raise ValueError(sample.faults[images[0]])
     return sample.members[images[0]]
@@ -249,18 +243,21 @@ def _label(sample: TarSample) -> int:
     if "cls" in sample.members:
         value: object = _label_content(sample, "cls").decode("utf-8-sig", "replace").strip()
     elif "json" in sample.members:
-        value = json.loads(_label_content(sample, "json"))
+        try:
+            value = json.loads(_label_content(sample, "json"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no label: .json is not JSON: {error}") from None
         if isinstance(value, dict):
             if "label" not in value:
-                raise ValueError(f'found no "label" among {list(value)[:5]} in .json, expected an integer')
+                raise ValueError(f'no label: found {list(value)[:5]} in .json, expected a key "label"')
             value = value["label"]
     else:
-        raise ValueError(f"found members {sorted(sample.members)}, expected a label in .cls or .json")
+        raise ValueError(f"no label: found members {sorted(sample.members)}, expected a label in .cls or .json")
     if not _LABEL.fullmatch(str(value)):
-        raise ValueError(f"found label {value!r}, expected an integer")
+        raise ValueError(f"no label: found {value!r}, expected an integer")
     label = int(str(value))
     if not 0 <= label < 1 << 16:
-        raise ValueError(f"found label {label}, expected 0 to 65535")
+        raise ValueError(f"no label: found {label}, expected 0 to 65535")
     return label
 
 
