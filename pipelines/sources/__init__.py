@@ -6,6 +6,7 @@ In reading order; importing the package opens the first three alone, neither Pil
 * `source`: what every source offers (`ImageSource`), how it is told (`describe`), splits, bad inputs, `load_images`
 * `opening`: from a description to the source
 * `digits`, `folders`, `tars`: the kinds
+* `shards`: what is in a tar, and where
 * `class_names`: names and order of classes; how text that users wrote is read
 * `views`: from an image file to the views a model sees
 * `locations`: files here and in stores; the one walk that lists them

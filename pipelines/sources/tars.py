@@ -1,19 +1,20 @@
 """Webdataset tar shards: an image and a label per sample, read at random through an index of offsets.
 
-The index takes one pass over the headers of a shard: what is inside, where, and whether it is whole.
+Every member is part of a sample, a folder, named as passed over, or a bad input.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from PIL import Image
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
 from nvg.errors import UserError
 from pipelines.sources.class_names import class_names_of_labels, decode_text, whole_number
@@ -23,98 +24,21 @@ from pipelines.sources.locations import (
     is_file,
     is_folder,
     join,
-    list_files,
     location_of,
     name_of,
-    open_binary,
     read_bytes,
     read_range,
-    size_of,
+    walk,
 )
-from pipelines.sources.source import ListedSource
+from pipelines.sources.shards import TarIndex, TarSample, index_tar, is_hidden
+from pipelines.sources.source import ListedSource, SkippedInput
 from pipelines.sources.views import views_of_file
 
-_LABEL_EXTENSIONS = ("cls", "json")
-_BLOCK_BYTES = tarfile.BLOCKSIZE
+_DOTTED_LABELS = (".cls", ".json")
+_CLASS_NAMES_FILE = "classes.txt"
 _COUNTS_FILE = "index.json"
-
-
-@dataclass
-class _TarSample:
-    """One sample of a shard.
-
-    Attributes:
-        key: name shared by its members.
-        members: extension → (offset in the tar, size in bytes).
-        labels: content of its label members, by extension.
-    """
-
-    key: str
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    labels: dict[str, bytes] = field(default_factory=dict)
-
-
-def _index_tar(path: str) -> list[_TarSample]:
-    """The samples of a shard, in order of first appearance, whatever the order of their members.
-
-    It is an uncompressed tar in the webdataset convention: members of a sample share the name up to the first dot.
-
-    Raises:
-        UserError: the file is missing, truncated or no tar, or a member appears twice.
-    """
-    samples: dict[str, _TarSample] = {}
-    num_members, end = 0, 0
-    try:
-        file_bytes = size_of(path)
-        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                num_members += 1
-                end = member.offset_data + _padded(member.size if member.isreg() else 0)
-                if end > file_bytes:
-                    raise _truncated(path, file_bytes, end, num_members)
-                base, extension = base_plus_ext(member.name)
-                if not member.isreg() or base is None or extension is None or _is_hidden(member.name):
-                    continue
-                extension = extension.lower()
-                sample = samples.setdefault(base, _TarSample(base))
-                if extension in sample.members:
-                    raise UserError(f"{path}: member {member.name} appears twice; write the shard again")
-                sample.members[extension] = (member.offset_data, member.size)
-                content = archive.extractfile(member) if extension in _LABEL_EXTENSIONS else None
-                if content is not None:
-                    sample.labels[extension] = content.read()
-            end = archive.offset
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except tarfile.TarError as error:
-        if num_members == 0 and file_bytes >= _BLOCK_BYTES:
-            raise UserError(f"{path}: found no tar archive ({error}), expected an uncompressed tar") from error
-        raise _truncated(path, file_bytes, end + _BLOCK_BYTES, num_members) from error
-    if file_bytes < end + _BLOCK_BYTES:
-        raise _truncated(path, file_bytes, end + 2 * _BLOCK_BYTES, num_members)
-    return list(samples.values())
-
-
-def _read_member(path: str, offset: int, num_bytes: int) -> bytes:
-    data = read_range(path, offset, num_bytes)
-    if len(data) != num_bytes:
-        raise OSError(f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use")
-    return data
-
-
-def _truncated(path: str, file_bytes: int, expected_bytes: int, num_members: int) -> UserError:
-    return UserError(
-        f"{path}: truncated: got {file_bytes} bytes, expected at least {expected_bytes} "
-        f"(the end of archive was not reached after {num_members} members); copy or write the shard again"
-    )
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part != "." for part in name.split("/"))
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|lz|z|br)|t(gz|bz|bz2|xz|zst|lz))$", re.IGNORECASE)
+_BELOW = "shard in a folder below"
 
 
 class WebdatasetSource(ListedSource):
@@ -124,39 +48,36 @@ class WebdatasetSource(ListedSource):
     of `classes.txt` beside the shards, or else the numbers. An `index.json` in webdataset's index format
     ({"shardlist": [{"url", "nsamples"}]}) beside them is checked against what the shards hold.
 
+    A link is the bytes of the member that it leads to; an image that is met again so is passed over.
+
     Raises:
-        UserError: no shards, a truncated shard, a wrong count, or too many samples without image or label.
+        UserError: no shards, a truncated or damaged shard, a wrong count, an image in two classes, or too many samples
+            without image or label.
     """
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        self.shards = _find_shards(str(config.path))
-        image_extensions = {name.lstrip(".") for name in Image.registered_extensions()}
+        self.shards, self.passed_over = _find_shards(str(config.path))
         expected_counts = _expected_counts(folder_of(self.shards[0]))
-        keys: list[str] = []
-        labels: list[int] = []
-        places: list[tuple[int, int, int]] = []
-        bad: dict[str, str] = {}
+        listed = _Listed()
         for number, path in enumerate(self.shards):
-            samples = _index_tar(path)
-            expected = expected_counts.get(name_of(path), len(samples))
-            if expected != len(samples):
+            index = index_tar(path)
+            num_samples = sum(sample.is_regular for sample in index.samples.values())
+            expected = expected_counts.get(name_of(path), num_samples)
+            if expected != num_samples:
                 raise UserError(
-                    f"{path}: got {len(samples)} samples, expected {expected} by {_COUNTS_FILE}; copy it again"
+                    f"{path}: got {num_samples} samples, expected {expected} by {_COUNTS_FILE}; copy it again"
                 )
-            for sample in samples:
-                key = f"{name_of(path)}/{sample.key}"
-                keys.append(key)
-                try:
-                    place = _image_place(sample, image_extensions)
-                    label = _label(sample)
-                except ValueError as error:
-                    bad[key], label, place = str(error), -1, (0, 0)
-                labels.append(label)
-                places.append((number, *place))
-        kept = self.choose(keys, labels, [num_bytes for _, _, num_bytes in places], bad)
-        self.class_names = class_names_of_labels(folder_of(self.shards[0]), max(labels, default=-1) + 1)
-        self._places = [places[index] for index in kept]
+            _list_samples(listed, index, number, path)
+            self.passed_over += [SkippedInput(f"{name_of(path)}/{name}", reason) for name, reason in index.passed_over]
+            if not index.samples:
+                self.passed_over.append(SkippedInput(name_of(path), "shard without samples"))
+        kept = self.choose(listed.keys, listed.labels, [num_bytes for _, _, num_bytes in listed.places], listed.bad)
+        folder = folder_of(self.shards[0])
+        self.class_names = class_names_of_labels(folder, max(listed.labels, default=-1) + 1)
+        if not is_file(join(folder, _CLASS_NAMES_FILE)):
+            self.notes = _notes_on_gaps(sorted({label for label in listed.labels if label >= 0}))
+        self._places = [listed.places[index] for index in kept]
 
     def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
         """See `ImageSource.read_views`."""
@@ -165,21 +86,198 @@ class WebdatasetSource(ListedSource):
         return views_of_file(data, config=self.config, key=self.keys[index], views=views)
 
 
-def _find_shards(path: str) -> list[str]:
+def _read_member(path: str, offset: int, num_bytes: int) -> bytes:
+    data = read_range(path, offset, num_bytes)
+    if len(data) != num_bytes:
+        raise OSError(f"{path}: got {len(data)} bytes at {offset}, expected {num_bytes}; it changed while in use")
+    return data
+
+
+def _find_shards(path: str) -> tuple[list[str], list[SkippedInput]]:
+    """Locations of the shards, and what lies beside them."""
     folder = location_of(path)
+    passed_over: list[SkippedInput] = []
     if is_folder(folder):
-        names = [name for name, _ in list_files(folder) if "/" not in name and name.endswith(".tar")]
+        names, passed_over = _shards_in(folder)
         shards = [join(folder, name) for name in names]
     else:
         shards = [location_of(url) for url in expand_urls(path)]
     if not shards:
-        raise UserError(f"{path}: found no *.tar files, expected webdataset shards; change the source's path")
+        below = sorted({folder_of(item.key) for item in passed_over if item.reason == _BELOW})
+        advice = f"it has shards in {', '.join(below)}: give one of these" if below else "change the source's path"
+        raise UserError(f"{path}: found no *.tar files, expected webdataset shards; {advice}")
     for shard in shards:
         if not is_file(shard):
             raise UserError(f"{shard}: found no such file, expected a webdataset shard; change the source's path")
     if len(set(map(name_of, shards))) < len(shards):
         raise UserError(f"{path}: two shards have the same file name, expected different names")
-    return shards
+    first_of: dict[object, str] = {}
+    for shard in shards:
+        first = first_of.setdefault(_identity(shard), shard)
+        if first != shard:
+            passed_over.append(SkippedInput(name_of(shard), f"repeated: the same file as {name_of(first)}"))
+    return list(first_of.values()), passed_over
+
+
+def _shards_in(folder: str) -> tuple[list[str], list[SkippedInput]]:
+    names: list[str] = []
+    seen = walk(folder)
+    passed_over = [SkippedInput(name, reason) for name, reason in seen.passed_over.items()]
+    found = [name for name, _, _ in seen.files if name not in (_CLASS_NAMES_FILE, _COUNTS_FILE)]
+    for name, reason in seen.broken.items():
+        if name.lower().endswith(".tar"):
+            raise UserError(f"{join(folder, name)}: {reason}; expected a webdataset shard; repair or remove it")
+        passed_over.append(SkippedInput(name, reason))
+    compressed = [name for name in found if _COMPRESSED.search(name) and "/" not in name]
+    if compressed:
+        raise UserError(
+            f"{folder}: found compressed shards ({', '.join(compressed[:3])}{', …' if len(compressed) > 3 else ''}), "
+            "expected uncompressed tars, which are read at random; unpack them (gunzip, unzstd, …) or move them away"
+        )
+    for name in found:
+        is_shard = name.lower().endswith(".tar")
+        if is_shard and "/" not in name:
+            names.append(name)
+        else:
+            passed_over.append(SkippedInput(name, _BELOW if is_shard else "not a shard by its name"))
+    return names, passed_over
+
+
+def _identity(shard: str) -> object:
+    """The same for two names of one file."""
+    if "://" in shard:
+        return shard
+    status = os.stat(shard)
+    return status.st_dev, status.st_ino
+
+
+@dataclass
+class _Listed:
+    """Inputs of all shards.
+
+    Attributes:
+        keys, labels: of each; -1 where it is bad.
+        places: number of the shard, offset and bytes of the image.
+        bad: reasons, by key.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def add(self, key: str, label: int, place: tuple[int, int, int]) -> None:
+        self.keys.append(key)
+        self.labels.append(label)
+        self.places.append(place)
+
+
+def _list_samples(listed: _Listed, index: TarIndex, number: int, path: str) -> None:
+    """Add the samples of a shard; a bad one that holds several images is as many bad inputs."""
+    shard = name_of(path)
+    first_of: dict[int, tuple[str, int]] = {}
+    for sample in index.samples.values():
+        images, further = _images_of(sample)
+        try:
+            _, offset, num_bytes = _image_member(sample, images)
+            label = _label(sample)
+        except ValueError as error:
+            names = [sample.members[name][0] for name in images] if len(images) > 1 else [sample.key]
+            for name in names:
+                listed.bad[f"{shard}/{name}"] = str(error)
+                listed.add(f"{shard}/{name}", -1, (number, 0, 0))
+            continue
+        first, label_of_first = first_of.setdefault(offset, (sample.key, label))
+        if label_of_first != label:
+            raise UserError(
+                f"{path}: found the image of {first} (label {label_of_first}) again in {sample.key} (label {label}), "
+                "a link; expected one label for an image; remove one of the two"
+            )
+        if first != sample.key:
+            index.passed_over.append((sample.key, f"repeated: the same image as {first}"))
+            continue
+        listed.add(f"{shard}/{sample.key}", label, (number, offset, num_bytes))
+        index.passed_over += [(sample.members[name][0], "further member of a sample") for name in further]
+
+
+def _images_of(sample: TarSample) -> tuple[list[str], list[str]]:
+    """Extensions of a sample's images, and of what it holds beside its one image that could be one.
+
+    An image called `seg.png` accompanies one called `jpg`, but not if it comes with a label of its own: then several
+    samples were merged, whose names hold dots.
+    """
+    known = _image_extensions()
+    plain = [name for name in sample.members if name in known]
+    dotted = [name for name in sample.members if "." in name and name.rpartition(".")[2] in known]
+    labelled = {name.rpartition(".")[0] for name in sample.members if name.endswith(_DOTTED_LABELS)} - {""}
+    if len(plain) == 1 and not any(name.rpartition(".")[0] in labelled for name in dotted):
+        return plain, [*dotted, *([""] if "" in sample.members else [])]
+    return plain + dotted, []
+
+
+@cache
+def _image_extensions() -> frozenset[str]:
+    return frozenset(name.lstrip(".") for name in Image.registered_extensions())
+
+
+def _image_member(sample: TarSample, images: Sequence[str]) -> tuple[str, int, int]:
+    if "\n" in sample.key or "\r" in sample.key:
+        raise ValueError("line break in the name")
+    if is_hidden(sample.key):
+        raise ValueError("hidden or outside: a part of its name begins with a dot; write it under another name")
+    if len(images) > 1 and any("." in name for name in images):
+        names = [sample.members[name][0] for name in images[:2]]
+        raise ValueError(
+            f"merged sample: one of {len(images)} images whose names are the same up to the first dot, which ends a "
+            f"sample's name ({', '.join(names)}); rename them with no dot but the extension's"
+        )
+    if len(images) != 1:
+        found = f"found {len(images)} image members among {sorted(sample.members)}, expected one"
+        raise ValueError("; ".join([*sample.faults.values(), f"no single image: {found}"]))
+    if images[0] in sample.faults:
+        raise ValueError(sample.faults[images[0]])
+    return sample.members[images[0]]
+
+
+def _label(sample: TarSample) -> int:
+    if "cls" in sample.members:
+        value: object = _label_content(sample, "cls").strip()
+    elif "json" in sample.members:
+        try:
+            value = json.loads(_label_content(sample, "json"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no label: .json is not JSON: {error}") from None
+        if isinstance(value, dict):
+            if "label" not in value:
+                raise ValueError(f'no label: found {list(value)[:5]} in .json, expected a key "label"')
+            value = value["label"]
+    else:
+        raise ValueError(f"no label: found members {sorted(sample.members)}, expected a label in .cls or .json")
+    label = whole_number(str(value))
+    if label is None:
+        raise ValueError(f"no label: found {value!r}, expected an integer")
+    if not 0 <= label < 1 << 16:
+        raise ValueError(f"no label: found {label}, expected 0 to 65535")
+    return label
+
+
+def _label_content(sample: TarSample, extension: str) -> str:
+    if extension in sample.faults:
+        raise ValueError(sample.faults[extension])
+    return decode_text(sample.labels[extension], f"{sample.key}.{extension}")
+
+
+def _notes_on_gaps(labels: Sequence[int]) -> list[str]:
+    """Without names a class is there because a label says so: those in between may be a mistake."""
+    missing = sorted(set(range(labels[-1] + 1)) - set(labels))
+    if not missing:
+        return []
+    shown = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
+    return [
+        f"found {len(labels)} labels from {labels[0]} to {labels[-1]}, so {labels[-1] + 1} classes, of which "
+        f"{len(missing)} have no image ({shown}); number the classes from 0 without gaps, or name them all in "
+        f"{_CLASS_NAMES_FILE} beside the shards where that is meant"
+    ]
 
 
 def _expected_counts(folder: str) -> dict[str, int]:
@@ -191,30 +289,3 @@ def _expected_counts(folder: str) -> dict[str, int]:
         return {name_of(shard["url"]): int(shard["nsamples"]) for shard in shards}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an index of webdataset shards ({error!r}); repair or remove it") from error
-
-
-def _image_place(sample: _TarSample, image_extensions: set[str]) -> tuple[int, int]:
-    if "\n" in sample.key or "\r" in sample.key:
-        raise ValueError("line break in the name")
-    found = [name for name in sorted(sample.members) if name in image_extensions]
-    if len(found) != 1:
-        raise ValueError(f"found {len(found)} image members among {sorted(sample.members)}, expected one")
-    return sample.members[found[0]]
-
-
-def _label(sample: _TarSample) -> int:
-    if "cls" in sample.labels:
-        value: object = decode_text(sample.labels["cls"], f"{sample.key}.cls").strip()
-    elif "json" in sample.labels:
-        content = json.loads(decode_text(sample.labels["json"], f"{sample.key}.json"))
-        if isinstance(content, dict) and "label" not in content:
-            raise ValueError(f"found {', '.join(map(repr, content)) or 'nothing'} in .json, expected a key 'label'")
-        value = content["label"] if isinstance(content, dict) else content
-    else:
-        raise ValueError(f"found members {sorted(sample.members)}, expected a label in .cls or .json")
-    label = whole_number(str(value))
-    if label is None:
-        raise ValueError(f"found label {value!r}, expected an integer")
-    if not 0 <= label < 1 << 16:
-        raise ValueError(f"found label {label}, expected 0 to 65535")
-    return label
