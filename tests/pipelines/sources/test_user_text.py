@@ -179,11 +179,11 @@ def test_labels_of_tars_in_any_encoding(tmp_path, label, ending):
 @pytest.mark.parametrize(
     ("label", "ending", "says"),
     [
-        (b'{"caption": "a cat", "url": "x"}', "json", "found 'caption', 'url' in .json, expected a key 'label'"),
-        (b'{"label": null}', "json", "found label None, expected an integer"),
-        (b'{"label": "1_0"}', "json", "found label '1_0', expected an integer"),
-        (b"1_0", "cls", "found label '1_0', expected an integer"),
-        ("\uff11".encode(), "cls", "found label '\uff11', expected an integer"),
+        (b'{"caption": "a cat", "url": "x"}', "json", "found ['caption', 'url'] in .json, expected a key"),
+        (b'{"label": null}', "json", "no label: found None, expected an integer"),
+        (b'{"label": "1_0"}', "json", "no label: found '1_0', expected an integer"),
+        (b"1_0", "cls", "no label: found '1_0', expected an integer"),
+        ("\uff11".encode(), "cls", "no label: found '\uff11', expected an integer"),
         (b"\xe4", "cls", "0.cls, line 1: found byte 0xe4"),
     ],
 )
