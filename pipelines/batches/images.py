@@ -34,6 +34,7 @@ from pipelines.sources import (
     check_bad_inputs,
     load_images,
 )
+from pipelines.sources.source import split_rule
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
     return {
         "source_fingerprint": source.fingerprint,
         "split": config.split,
-        "split_seed": config.seed,
+        "split_seed": config.seed,  # decides views; it decided the split as well when the name was chosen
+        **split_rule(config),
         "image_size": config.image_size,
         "image_channels": config.image_channels,
         "num_views": config.num_views,

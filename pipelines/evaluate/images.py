@@ -23,6 +23,7 @@ from pipelines.sources import (
     load_images,
     open_source,
 )
+from pipelines.sources.source import split_rule
 
 
 def load_data(source: SourceConfig) -> EvaluationData:
@@ -112,8 +113,7 @@ class SourceImages:
             "fingerprint": self.source.fingerprint,
             "split": config.split,
             "seed": config.seed,
-            "judge_fraction": config.judge_fraction,
-            "test_fraction": config.test_fraction,
+            **split_rule(config),
             "view": f"0 ({config.view_policy})",
             "image_size": config.image_size,
             "image_channels": config.image_channels,

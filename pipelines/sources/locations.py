@@ -6,12 +6,25 @@ A location is a string, so that sources travel to other processes as they are. W
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 
 from nvg.errors import UserError
+
+_STAMP_ENTRIES = (
+    "ETag",
+    "etag",
+    "content_md5",
+    "md5Hash",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
 
 
 def location_of(path: str) -> str:
@@ -105,6 +118,32 @@ def list_files(location: str, below: str = "") -> list[tuple[str, int]]:
             if not name.startswith(".") and os.path.isfile(path):
                 found.append((path[len(root) :].lstrip("/"), os.stat(path).st_size))
     return sorted(found)
+
+
+def stamps_of(folder: str, names: Sequence[str]) -> list[str]:
+    """For each file below a folder what is another text once it was written again: size, and time or etag.
+
+    A file that is not there has an empty one. Of a store it is one listing, however many files.
+    """
+    system, root = _store(folder)
+    if system is None:
+        return [_local_stamp(os.path.join(root, name)) for name in names]
+    entries = system.info(f"{root}/{names[0]}") if len(names) == 1 else None
+    found = system.find(root, detail=True) if entries is None else {f"{root}/{names[0]}": entries}
+    return [_store_stamp(found.get(f"{root}/{name}", {})) for name in names]
+
+
+def _local_stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size}/{status.st_mtime_ns}"
+
+
+def _store_stamp(entry: dict[str, Any]) -> str:
+    known = [entry[name] for name in _STAMP_ENTRIES if name in entry]
+    return f"{entry['size']}/{known[0] if known else ''}" if "size" in entry else ""
 
 
 def _store(location: str) -> tuple[Any, str]:

@@ -1,9 +1,10 @@
-"""What every image source offers, how a split is chosen, and the conversion of its bytes to a model's input."""
+"""What every image source offers, to which part of a split an image belongs, and images held in memory."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,9 @@ import numpy as np
 from nvg.errors import UserError
 from pipelines.sources.config import SourceConfig
 
+PARTS = ("train", "judge", "test")
 _NUM_NAMED_BAD_IMAGES = 5
+_NUM_HASHES = 2.0**64
 
 
 class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no failure of the program
@@ -35,7 +38,8 @@ class ImageSource(Protocol):
         class_names: name of each class, by label.
         labels: int64 (N,), the class of each image.
         keys: N unique names, relative to the source, without line breaks.
-        fingerprint: sha256 over sorted keys and sizes (the digits: over their content), hexadecimal.
+        fingerprint: sha256 over sorted keys (the digits: over their content), hexadecimal.
+        former_fingerprint: as records of an earlier version have it, with sizes; empty where it is the same.
         skipped: inputs of this split known not to be images when the source was opened.
         num_found: inputs found before the split, bad ones included: what `max_bad_fraction` is a share of.
     """
@@ -45,6 +49,7 @@ class ImageSource(Protocol):
     labels: np.ndarray
     keys: list[str]
     fingerprint: str
+    former_fingerprint: str
     skipped: list[SkippedInput]
     num_found: int
 
@@ -62,11 +67,29 @@ class ImageSource(Protocol):
             BadImage: the input is no readable image.
             OSError: the input cannot be read at all (vanished, no permission, failing disk).
         """
+        return self.views_of(index, self.read_bytes(index), views)
+
+    def read_bytes(self, index: int) -> bytes:
+        """The image file as it is; an OSError where it cannot be read at all."""
+        ...
+
+    def views_of(self, index: int, data: bytes, views: Sequence[int]) -> list[np.ndarray]:
+        """What `read_views` makes of the bytes that `read_bytes` gave; a BadImage where they are no image."""
+        ...
+
+    def stamps(self) -> np.ndarray:
+        """uint64 (N,): another number where a file was written since, found without reading one; 0 if none can be."""
         ...
 
 
 class ListedSource(ImageSource):
-    """A source of listed files."""
+    """A source of listed files.
+
+    Attributes:
+        without: part of the split to the labels of classes that have images elsewhere and none in it.
+    """
+
+    without: dict[str, list[int]]
 
     def choose(
         self, keys: list[str], labels: list[int], sizes: list[int], bad: Mapping[str, str], lines: Sequence[str] = ()
@@ -84,46 +107,89 @@ class ListedSource(ImageSource):
         Raises:
             UserError: none is left, or too many are bad.
         """
-        config, chosen = self.config, _of_split(keys, labels, self.config)
+        config, chosen = self.config, list(range(len(keys)))
+        self.without = {}
+        if split_rule(config):
+            parts = [part_of(key, config) for key in keys]
+            good = [(label, part) for key, label, part in zip(keys, labels, parts, strict=True) if key not in bad]
+            self.without = _classes_without(good, config)
+            chosen = [index for index in chosen if parts[index] == config.split]
         kept = [index for index in chosen if keys[index] not in bad]
         self.num_found = len(keys)
         self.keys = [keys[index] for index in kept]
         self.labels = np.asarray([labels[index] for index in kept], dtype=np.int64)
         # ascii: a name may hold a line break or bytes of no encoding
         self.skipped = [SkippedInput(ascii(key)[1:-1], bad[key]) for key in (keys[i] for i in chosen) if key in bad]
-        self.fingerprint = _listing_fingerprint([(keys[index], sizes[index]) for index in chosen], lines)
+        self.fingerprint = _digest([*lines, *sorted(keys[index] for index in chosen)])
+        sized = [f"{key}\0{size}" for key, size in sorted((keys[index], sizes[index]) for index in chosen)]
+        self.former_fingerprint = _digest([*lines, *sized])
         check_bad_inputs(self.skipped, self)
         if not kept:
             raise UserError(
                 f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; add images, or change "
-                "source.split, source.judge_fraction or source.test_fraction"
+                "source.split, source.judge_fraction, source.test_fraction or source.split_seed"
             )
         return kept
 
 
-def _of_split(keys: Sequence[str], labels: Sequence[int], config: SourceConfig) -> list[int]:
-    """Ascending indices of the inputs of `config.split`; "train", "judge" and "test" are disjoint and cover "all".
+def split_rule(config: SourceConfig) -> dict[str, str]:
+    """How a source's images are divided, for manifests and fingerprints.
 
-    Within each class, inputs are ordered by a hash of (seed, key); the first `judge_fraction` of them are the judge's,
-    the next `test_fraction` the test's, the rest is for training. ImageNet is listed by its own division.
+    Returns:
+        {"split_rule": in words}; empty where all are taken, and for digits and ImageNet with a division of their own.
     """
-    if config.split == "all" or config.kind == "imagenet":
-        return list(range(len(keys)))
-    label_N = np.asarray(labels, dtype=np.int64)
-    chosen: list[int] = []
-    for label in np.unique(label_N):
-        members = [int(index) for index in np.flatnonzero(label_N == label)]
-        members.sort(key=lambda index: hashlib.sha256(f"{config.seed}/{keys[index]}".encode()).digest())
-        first = round(len(members) * config.judge_fraction)
-        second = first + round(len(members) * config.test_fraction)
-        parts = {"judge": members[:first], "test": members[first:second], "train": members[second:]}
-        chosen += parts[config.split]
-    return sorted(chosen)
+    undivided = config.split_by == "hash" and config.judge_fraction == config.test_fraction == 0
+    takes_all = config.split == "all" or (config.split == "train" and undivided)
+    if takes_all or config.kind in ("digits", "imagenet"):
+        return {}
+    shares = f"judge {config.judge_fraction:g}, test {config.test_fraction:g}"
+    by_hash = f"blake2b of {config.split_seed}/key; {shares}"
+    return {"split_rule": "folders" if config.split_by == "folders" else by_hash}
 
 
-def _listing_fingerprint(entries: list[tuple[str, int]], lines: Sequence[str]) -> str:
-    texts = [*lines, *(f"{key}\0{num_bytes}" for key, num_bytes in sorted(entries))]
-    return hashlib.sha256("".join(f"{text}\n" for text in texts).encode("utf-8", "surrogateescape")).hexdigest()
+def part_of(key: str, config: SourceConfig) -> str:
+    """The part that an image belongs to, "train", "judge" or "test", whatever other images there are.
+
+    By hash, the names lie evenly between 0 and 1: the lowest are the judge's, the highest the test's. So another share
+    of one part moves images between it and "train" alone.
+    """
+    if config.split_by == "folders":
+        return key.partition("/")[0]
+    place = hash_name(f"{config.split_seed}/{key}")
+    if place < config.judge_fraction * _NUM_HASHES:
+        return "judge"
+    return "test" if place >= (1.0 - config.test_fraction) * _NUM_HASHES else "train"
+
+
+def hash_name(name: str) -> int:
+    """64 bits of a name, also of a file's name that is no UTF-8."""
+    data = name.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def hash_names(names: Iterable[str]) -> np.ndarray:
+    """uint64, `hash_name` of each."""
+    return np.fromiter((hash_name(name) for name in names), dtype=np.uint64)
+
+
+def _classes_without(good: Iterable[tuple[int, str]], config: SourceConfig) -> dict[str, list[int]]:
+    """Part to the labels it lacks; parts that are meant to be empty are left out.
+
+    Args:
+        good: label and part of each image.
+        config: how they are divided.
+    """
+    found: dict[str, set[int]] = defaultdict(set)
+    for label, part in good:
+        found[part].add(label)
+    shares = {"judge": config.judge_fraction, "test": config.test_fraction}
+    meant = [part for part in PARTS if part in found or (config.split_by == "hash" and shares.get(part, 1.0) > 0)]
+    every = set().union(*found.values())
+    return {part: sorted(every - found[part]) for part in meant if every - found[part]}
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from pipelines.sources.locations import (
     read_bytes,
     read_range,
     size_of,
+    stamps_of,
 )
-from pipelines.sources.source import ListedSource
+from pipelines.sources.source import ListedSource, hash_names
 from pipelines.sources.views import views_of_file
 
 _LABEL_EXTENSIONS = ("cls", "json")
@@ -159,11 +160,19 @@ class WebdatasetSource(ListedSource):
         self.class_names = _class_names(folder_of(self.shards[0]), max(labels, default=-1) + 1)
         self._places = [places[index] for index in kept]
 
-    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """See `ImageSource.read_views`."""
+    def read_bytes(self, index: int) -> bytes:
+        """See `ImageSource.read_bytes`."""
         number, offset, num_bytes = self._places[index]
-        data = _read_member(self.shards[number], offset, num_bytes)
+        return _read_member(self.shards[number], offset, num_bytes)
+
+    def views_of(self, index: int, data: bytes, views: Sequence[int]) -> list[np.ndarray]:
+        """See `ImageSource.views_of`."""
         return views_of_file(data, config=self.config, key=self.keys[index], views=views)
+
+    def stamps(self) -> np.ndarray:
+        """See `ImageSource.stamps`; those of a shard's images change together."""
+        of_shard = [stamps_of(folder_of(shard), [name_of(shard)])[0] for shard in self.shards]
+        return hash_names(f"{of_shard[number]}/{num_bytes}" for number, _, num_bytes in self._places)
 
 
 def _find_shards(path: str) -> list[str]:

@@ -1,0 +1,111 @@
+"""Of which bytes records were made, and which images are no longer those bytes.
+
+The hash of a file as the actor read it decides. Its stamp, of size and time (in a store: the etag), only says whether
+the file has to be hashed again: a copy, a touch or a move to a store changes stamps and voids nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from cluster.files import write_atomically
+from nvg.errors import UserError
+from pipelines.sources import ImageSource
+
+INPUTS_FILE = "inputs.npy"  # a row for each line of sources.txt; in a part, for each image of its unit
+_ROW = np.dtype([("content", "u1", (16,)), ("stamp", "<u8")])
+_NUM_NAMED = 5
+
+
+def content_hash(data: bytes) -> bytes:
+    """16 bytes that name the content of a file."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def input_rows(number: int) -> np.ndarray:
+    """Rows of inputs of which nothing is known yet."""
+    return np.zeros(number, dtype=_ROW)
+
+
+def write_inputs(folder: Path, contents: Sequence[bytes], stamps: np.ndarray | np.uint64) -> None:
+    """Note hashes and stamps of a unit's images, in its order."""
+    rows = input_rows(len(contents))
+    rows["content"] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 16)
+    rows["stamp"] = stamps
+    np.save(folder / INPUTS_FILE, rows)
+
+
+def replace_inputs(folder: Path, rows: np.ndarray) -> None:
+    """Put the rows of all inputs beside the records."""
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    write_atomically(folder / INPUTS_FILE, buffer.getvalue())
+
+
+def read_inputs(folder: Path, number: int) -> np.ndarray:
+    """What is noted of `number` inputs; nothing is known of them where an earlier version wrote the records.
+
+    Raises:
+        UserError: the file is damaged, or is of another number of inputs.
+    """
+    path = folder / INPUTS_FILE
+    if not path.is_file():
+        return input_rows(number)
+    try:
+        rows = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it: changed images are then not noticed") from error
+    if rows.dtype != _ROW or rows.shape != (number,):
+        raise UserError(f"{path}: found {rows.dtype} {rows.shape}; expected a row for each of {number} images")
+    return rows
+
+
+def known(rows: np.ndarray) -> np.ndarray:
+    """bool (N,): of which inputs there is a hash."""
+    return rows["content"].any(axis=1)
+
+
+def content_digest(rows: np.ndarray) -> str:
+    """sha256 over the hashes of all inputs, hexadecimal: equal for equal bytes in equal order."""
+    return hashlib.sha256(np.ascontiguousarray(rows["content"]).tobytes()).hexdigest()
+
+
+def find_changed(
+    rows: np.ndarray, indices: np.ndarray, source: ImageSource, stamps: np.ndarray, *, num_threads: int = 8
+) -> list[int]:
+    """Images that are no longer the bytes noted of them; where they are, their rows take the new stamp.
+
+    Args:
+        rows: what is noted of the images `indices`; read again are those whose stamp is another one.
+        indices: int64, in the source.
+        source: as it is now.
+        stamps: uint64 of all its images, as they are now.
+
+    Returns:
+        Their indices in the source; an image that cannot be read any more is one of them.
+    """
+    doubtful = np.flatnonzero(known(rows) & (rows["stamp"] != stamps[indices]))
+
+    def same(row: int) -> bool:
+        try:
+            return content_hash(source.read_bytes(int(indices[row]))) == rows["content"][row].tobytes()
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="compare") as threads:
+        is_same = np.fromiter(threads.map(same, doubtful.tolist()), dtype=bool)
+    rows["stamp"][doubtful[is_same]] = stamps[indices[doubtful[is_same]]]
+    return indices[doubtful[~is_same]].tolist()
+
+
+def describe_changed(changed: Sequence[int], source: ImageSource) -> str:
+    """How many images were changed, and the first of them by name."""
+    names = ", ".join(source.keys[index] for index in changed[:_NUM_NAMED])
+    more = ", …" if len(changed) > _NUM_NAMED else ""
+    return f"{len(changed)} of {len(source)} images in {source.config.path} have changed ({names}{more})"
