@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,14 +23,18 @@ from pipelines.sources import (
     load_images,
     open_source,
 )
-from pipelines.sources.source import split_rule
+from pipelines.sources.source import hash_names, split_rule
+
+TOKENIZER_TRAINED_ON = "the tokenizer was trained on"
+_NUM_NAMED = 3
 
 
-def load_data(source: SourceConfig) -> EvaluationData:
+def load_data(source: SourceConfig, trained: Mapping[str, np.ndarray | None] | None = None) -> EvaluationData:
     """Read the three parts of a source into memory: view 0 of each image, and all views of the training images.
 
     Args:
         source: the images; its split is ignored.
+        trained: see `warnings_of_training`.
 
     Raises:
         UserError: a part is missing or empty, or has too many bad images.
@@ -45,7 +49,31 @@ def load_data(source: SourceConfig) -> EvaluationData:
         judge=loaded["judge"],
         train_views=_image_set(opened["train"], views).images if len(views) > 1 else None,
         fingerprints={name: part.fingerprint for name, part in opened.items()},
+        warnings=warnings_of_training([*opened["test"].keys, *opened["judge"].keys], trained or {}),
     )
+
+
+def warnings_of_training(keys: Sequence[str], trained: Mapping[str, np.ndarray | None]) -> list[str]:
+    """What to say where networks may have seen the images that are scored.
+
+    Args:
+        keys: names of these images.
+        trained: what was done with some images ("the tokenizer was trained on") to their hashed names; None where
+            nothing says which they were.
+    """
+    lines = []
+    for what, names in trained.items():
+        if names is None:
+            lines.append(f"nothing says which images {what}: those scored may be among them")
+            continue
+        seen = [key for key, is_seen in zip(keys, np.isin(hash_names(keys), names), strict=True) if is_seen]
+        if seen:
+            shown = ", ".join(seen[:_NUM_NAMED]) + (", …" if len(seen) > _NUM_NAMED else "")
+            lines.append(
+                f"{len(seen)} of {len(keys)} images scored as held out have the names of images that {what} "
+                f"({shown}): scores of images seen in training are too good"
+            )
+    return lines
 
 
 def extractor_for(config: ExtractorConfig, source: SourceConfig) -> ExtractorSpec:

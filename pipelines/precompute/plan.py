@@ -255,6 +255,12 @@ def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = Fals
     return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
 
 
+def read_sources(records: Path) -> list[str] | None:
+    """Names of the images that records were made of, in the order of their numbers; None where no file says."""
+    path = records / SOURCES_FILE
+    return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1] if path.is_file() else None
+
+
 def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:
     """Folders of what is stored beside the records, by a plan or manifest."""
     return [root / description["repa"]["store"]] if "repa" in description else []

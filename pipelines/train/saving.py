@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,6 +113,8 @@ def _write_weights(folder: Path, state: TrainerState, step: Step) -> None:
     alignment = getattr(task.objective, "alignment", None)
     if alignment is not None:
         save_weights(folder, alignment.head.state_dict(), asdict(alignment.head.config), "repa", name="repa")
+    if task.training_keys is not None:
+        np.save(folder / checkpoints.TRAINING_KEYS_FILE, task.training_keys)
     state.write(folder)
 
 

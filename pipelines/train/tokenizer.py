@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_dino_features, load_perceptual_distance
 from nvg.errors import UserError
@@ -18,6 +20,7 @@ from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, Tokeni
 from pipelines.batches.config import ImageLoadingConfig, ViewsPerEpoch
 from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
+from pipelines.sources.source import hash_names
 from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.launch import command, run_training
@@ -100,6 +103,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     if config.loss.adversarial_weight > 0:
         discriminator = Discriminator(load_dino_features(config.judges.dino_weights))
     objective = TokenizerObjective(Tokenizer(model), config.loss, perceptual=perceptual, discriminator=discriminator)
+    images = open_source(source)
     return TrainingTask(
         kind="tokenizer",
         objective=objective,
@@ -108,7 +112,8 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
         window_numbers=objective.watch.close,
         model_config=dataclasses.asdict(model),
         loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
-        batches=image_source(open_source(source), config.views_per_epoch, config.loading),
+        batches=image_source(images, config.views_per_epoch, config.loading),
+        training_keys=np.sort(hash_names(images.keys)),
         validation=validation,
     )
 
