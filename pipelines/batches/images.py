@@ -187,7 +187,7 @@ def _view_rows(source: ImageSource) -> np.ndarray:
 def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
     config = source.config
     return {
-        "source_fingerprint": source.fingerprint,
+        "source_fingerprint": source.sized_fingerprint,
         "split": config.split,
         "split_seed": config.seed,  # decides views; it decided the split as well when the name was chosen
         **split_rule(config),

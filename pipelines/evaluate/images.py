@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -134,11 +135,13 @@ class SourceImages:
         return len(self.source)
 
     def identity(self) -> dict[str, Any]:
-        """Fingerprint, split and everything that decides a view."""
-        config = self.source.config
+        """Fingerprint, split and everything that decides a view; another one where a file was written since."""
+        config, stamps = self.source.config, self.source.stamps()
+        written = {"stamps": hashlib.sha256(stamps.tobytes()).hexdigest()} if stamps.any() else {}
         return {
             "kind": config.kind,
             "fingerprint": self.source.fingerprint,
+            **written,
             "split": config.split,
             "seed": config.seed,
             **split_rule(config),

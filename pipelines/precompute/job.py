@@ -70,8 +70,8 @@ def precompute(
     _require_storable(source, tokenizer)
     tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
     repa = open_repa_stream(config.repa, "cpu")
-    if folder.recorded("source_fingerprint") == source.former_fingerprint:
-        source.fingerprint = source.former_fingerprint  # begun by an earlier version, with the same images
+    if folder.recorded("source_fingerprint") == source.sized_fingerprint:
+        source.fingerprint = source.sized_fingerprint  # begun by an earlier version, with the same images
     plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
     stamps = source.stamps()
     with folder.locked():
@@ -107,7 +107,7 @@ def _changed_since(folder: DatasetFolder, source: ImageSource, stamps: np.ndarra
             replace_inputs(folder.root, rows)
     unknown = int((~known(rows)).sum())
     console.print(f"{folder.root}: complete, nothing to do")
-    if unknown:
+    if unknown and stamps.any():
         console.print(
             f"of {unknown} of {len(source)} images it was not noted which bytes they had (records of an earlier "
             "version, or units left out): whether they have changed is not known"

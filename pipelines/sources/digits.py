@@ -36,9 +36,8 @@ class DigitsSource(ImageSource):
         self.keys = [f"digits/{index:04d}" for index in chosen]
         self.skipped: list[SkippedInput] = []
         self.num_found = len(chosen)
-        self.former_fingerprint = ""
         self._pixels_N88 = pixels_N88[chosen]
-        self.fingerprint = hashlib.sha256(
+        self.fingerprint = self.sized_fingerprint = hashlib.sha256(
             chosen.astype("<i8").tobytes() + self._pixels_N88.tobytes() + self.labels.astype("<i8").tobytes()
         ).hexdigest()
 

@@ -39,7 +39,7 @@ class ImageSource(Protocol):
         labels: int64 (N,), the class of each image.
         keys: N unique names, relative to the source, without line breaks.
         fingerprint: sha256 over sorted keys (the digits: over their content), hexadecimal.
-        former_fingerprint: as records of an earlier version have it, with sizes; empty where it is the same.
+        sized_fingerprint: likewise with sizes: what trainings compare, and records of an earlier version.
         skipped: inputs of this split known not to be images when the source was opened.
         num_found: inputs found before the split, bad ones included: what `max_bad_fraction` is a share of.
     """
@@ -49,7 +49,7 @@ class ImageSource(Protocol):
     labels: np.ndarray
     keys: list[str]
     fingerprint: str
-    former_fingerprint: str
+    sized_fingerprint: str
     skipped: list[SkippedInput]
     num_found: int
 
@@ -122,13 +122,12 @@ class ListedSource(ImageSource):
         self.skipped = [SkippedInput(ascii(key)[1:-1], bad[key]) for key in (keys[i] for i in chosen) if key in bad]
         self.fingerprint = _digest([*lines, *sorted(keys[index] for index in chosen)])
         sized = [f"{key}\0{size}" for key, size in sorted((keys[index], sizes[index]) for index in chosen)]
-        self.former_fingerprint = _digest([*lines, *sized])
+        self.sized_fingerprint = _digest([*lines, *sized])
         check_bad_inputs(self.skipped, self)
         if not kept:
-            raise UserError(
-                f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; add images, or change "
-                "source.split, source.judge_fraction, source.test_fraction or source.split_seed"
-            )
+            by_hash = "add images, or change source.split, source.judge_fraction, source.test_fraction or split_seed"
+            advice = by_hash if config.split_by == "hash" else f"put class folders with images into {config.split}/"
+            raise UserError(f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; {advice}")
         return kept
 
 

@@ -173,7 +173,7 @@ def test_records_of_an_earlier_version_stay_complete_and_say_what_they_do_not_kn
     root = write_class_folders(tmp_path / "images", {"a": 5, "b": 5})
     config = case.job(tmp_path, source=source_config(root))
     source = open_source(config.source)
-    source.fingerprint = source.former_fingerprint
+    source.fingerprint = source.sized_fingerprint
     folder = case.Prepared(config, source=source).run()
     edit_manifest(folder, lambda values: values.pop("source_content", None))
     (folder / INPUTS_FILE).unlink()

@@ -109,7 +109,7 @@ def test_fingerprint_follows_the_names(tmp_path):
     before = open_source(config)
     Image.new("L", (50, 50)).save(root / "a" / "000.png")
     assert open_source(config).fingerprint == before.fingerprint
-    assert open_source(config).former_fingerprint != before.former_fingerprint
+    assert open_source(config).sized_fingerprint != before.sized_fingerprint
     (root / "a" / "000.png").rename(root / "a" / "x.png")
     assert open_source(config).fingerprint != before.fingerprint
 
