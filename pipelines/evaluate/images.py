@@ -24,7 +24,7 @@ from pipelines.sources import (
     load_images,
     open_source,
 )
-from pipelines.sources.source import hash_names, split_rule
+from pipelines.sources.source import hash_names, printable, split_rule
 
 TOKENIZER_TRAINED_ON = "the tokenizer was trained on"
 _NUM_NAMED = 3
@@ -69,7 +69,7 @@ def warnings_of_training(keys: Sequence[str], trained: Mapping[str, np.ndarray |
             continue
         seen = [key for key, is_seen in zip(keys, np.isin(hash_names(keys), names), strict=True) if is_seen]
         if seen:
-            shown = ", ".join(seen[:_NUM_NAMED]) + (", …" if len(seen) > _NUM_NAMED else "")
+            shown = ", ".join(map(printable, seen[:_NUM_NAMED])) + (", …" if len(seen) > _NUM_NAMED else "")
             lines.append(
                 f"{len(seen)} of {len(keys)} images scored as held out have the names of images that {what} "
                 f"({shown}): scores of images seen in training are too good"

@@ -17,15 +17,16 @@ import numpy as np
 from cluster.files import write_atomically
 from nvg.errors import UserError
 from pipelines.sources import ImageSource
+from pipelines.sources.source import printable
 
 INPUTS_FILE = "inputs.npy"  # a row for each line of sources.txt; in a part, for each image of its unit
 _ROW = np.dtype([("content", "u1", (16,)), ("stamp", "<u8")])
 _NUM_NAMED = 5
 
 
-def content_hash(data: bytes) -> bytes:
-    """16 bytes that name the content of a file."""
-    return hashlib.blake2b(data, digest_size=16).digest()
+def content_hash(data: bytes, label: int) -> bytes:
+    """16 bytes that name an image file's content with its label: in tars a label may change alone."""
+    return hashlib.blake2b(data, digest_size=16, salt=label.to_bytes(8, "little")).digest()
 
 
 def input_rows(number: int) -> np.ndarray:
@@ -93,10 +94,12 @@ def find_changed(
     doubtful = np.flatnonzero(known(rows) & (rows["stamp"] != stamps[indices]))
 
     def same(row: int) -> bool:
+        index = int(indices[row])
         try:
-            return content_hash(source.read_bytes(int(indices[row]))) == rows["content"][row].tobytes()
+            found = content_hash(source.read_bytes(index), int(source.labels[index]))
         except OSError:
             return False
+        return found == rows["content"][row].tobytes()
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="compare") as threads:
         is_same = np.fromiter(threads.map(same, doubtful.tolist()), dtype=bool)
@@ -106,6 +109,6 @@ def find_changed(
 
 def describe_changed(changed: Sequence[int], source: ImageSource) -> str:
     """How many images were changed, and the first of them by name."""
-    names = ", ".join(source.keys[index] for index in changed[:_NUM_NAMED])
+    names = ", ".join(printable(source.keys[index]) for index in changed[:_NUM_NAMED])
     more = ", …" if len(changed) > _NUM_NAMED else ""
     return f"{len(changed)} of {len(source)} images in {source.config.path} have changed ({names}{more})"

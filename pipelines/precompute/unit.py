@@ -98,11 +98,11 @@ def _read_batches(
 
     def read(index: int) -> tuple[bytes, list[_View] | BadImage]:
         data = source.read_bytes(index)
+        content = content_hash(data, int(source.labels[index]))
         try:
-            pixels = source.views_of(index, data, views)
+            return content, [_View(index, *item) for item in enumerate(source.views_of(index, data, views))]
         except BadImage as error:
-            return content_hash(data), error
-        return content_hash(data), [_View(index, view, pixels[view]) for view in views]
+            return content, error
 
     batch: list[_View] = []
     for index, (content, result) in _read_ahead(read, indices, config):

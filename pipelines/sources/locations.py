@@ -121,7 +121,7 @@ def list_files(location: str, below: str = "") -> list[tuple[str, int]]:
 
 
 def stamps_of(folder: str, names: Sequence[str]) -> list[str]:
-    """For each file below a folder what is another text once it was written again: size, and time or etag.
+    """For each file below a folder what is another text once it was written again: size, and times or etag.
 
     A file that is not there has an empty one. Of a store it is one listing, however many files.
     """
@@ -138,7 +138,7 @@ def _local_stamp(path: str) -> str:
         status = os.stat(path)
     except OSError:
         return ""
-    return f"{status.st_size}/{status.st_mtime_ns}"
+    return f"{status.st_size}/{status.st_mtime_ns}/{status.st_ctime_ns}"  # the last one no tool can set back
 
 
 def _store_stamp(entry: dict[str, Any]) -> str:

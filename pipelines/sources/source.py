@@ -166,6 +166,11 @@ def hash_name(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
+def printable(key: str) -> str:
+    """A key for messages: bytes of a name that are no UTF-8 as escapes."""
+    return key.encode("utf-8", "backslashreplace").decode()
+
+
 def hash_names(names: Iterable[str]) -> np.ndarray:
     """uint64, `hash_name` of each."""
     return np.fromiter((hash_name(name) for name in names), dtype=np.uint64)
