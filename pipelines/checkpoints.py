@@ -34,7 +34,7 @@ from nvg.errors import UserError
 _MARKER = "COMPLETE"
 _LATEST = "latest"
 _PREFIX = "step-"
-TRAINER_FILE, RELEASE_FILE, TRAINING_KEYS_FILE = "trainer.json", "release.json", "training_keys.npy"
+TRAINER_FILE, RELEASE_FILE, TRAINING_KEYS_FILE = "trainer.json", "release.json", "training_keys.bin"
 logger = logging.getLogger(__name__)
 
 
@@ -257,7 +257,7 @@ def _say_unknown(what: str) -> None:
 def training_keys(folder: str | Path) -> np.ndarray | None:
     """uint64 hashes of the names of a tokenizer's training images; None where its folder does not say."""
     path = Path(folder) / TRAINING_KEYS_FILE
-    return np.load(path) if path.is_file() else None
+    return np.fromfile(path, "<u8") if path.is_file() else None
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) -> None:

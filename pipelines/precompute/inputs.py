@@ -7,7 +7,6 @@ the file has to be hashed again: a copy, a touch or a move to a store changes st
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from nvg.errors import UserError
 from pipelines.sources import ImageSource
 from pipelines.sources.source import printable
 
-INPUTS_FILE = "inputs.npy"  # a row for each line of sources.txt; in a part, for each image of its unit
+INPUTS_FILE = "inputs.bin"  # a row for each line of sources.txt; in a part, for each image of its unit
 _ROW = np.dtype([("content", "u1", (16,)), ("stamp", "<u8")])
 _NUM_NAMED = 5
 
@@ -39,32 +38,30 @@ def write_inputs(folder: Path, contents: Sequence[bytes], stamps: np.ndarray | n
     rows = input_rows(len(contents))
     rows["content"] = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 16)
     rows["stamp"] = stamps
-    np.save(folder / INPUTS_FILE, rows)
+    replace_inputs(folder, rows)
 
 
 def replace_inputs(folder: Path, rows: np.ndarray) -> None:
-    """Put the rows of all inputs beside the records."""
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    write_atomically(folder / INPUTS_FILE, buffer.getvalue())
+    """Put rows beside the records or the part that they are of."""
+    write_atomically(folder / INPUTS_FILE, rows.tobytes())
 
 
 def read_inputs(folder: Path, number: int) -> np.ndarray:
     """What is noted of `number` inputs; nothing is known of them where an earlier version wrote the records.
 
     Raises:
-        UserError: the file is damaged, or is of another number of inputs.
+        UserError: the file is of another number of inputs.
     """
     path = folder / INPUTS_FILE
     if not path.is_file():
         return input_rows(number)
-    try:
-        rows = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it: changed images are then not noticed") from error
-    if rows.dtype != _ROW or rows.shape != (number,):
-        raise UserError(f"{path}: found {rows.dtype} {rows.shape}; expected a row for each of {number} images")
-    return rows
+    data = path.read_bytes()
+    if len(data) != number * _ROW.itemsize:
+        raise UserError(
+            f"{path}: found {len(data)} bytes; expected {number * _ROW.itemsize}, {_ROW.itemsize} for each image; copy "
+            "the records again, or remove it: changed images are then not noticed"
+        )
+    return np.frombuffer(data, _ROW).copy()
 
 
 def known(rows: np.ndarray) -> np.ndarray:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,7 +113,7 @@ def _write_weights(folder: Path, state: TrainerState, step: Step) -> None:
     if alignment is not None:
         save_weights(folder, alignment.head.state_dict(), asdict(alignment.head.config), "repa", name="repa")
     if task.training_keys is not None:
-        np.save(folder / checkpoints.TRAINING_KEYS_FILE, task.training_keys)
+        task.training_keys.astype("<u8").tofile(folder / checkpoints.TRAINING_KEYS_FILE)
     state.write(folder)
 
 

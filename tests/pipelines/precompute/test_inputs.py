@@ -261,13 +261,10 @@ def test_records_of_the_former_split_are_refused_by_name(case, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(b"\x93NUMPY"), r"inputs\.npy: cannot be read"),
-        (lambda path: path.write_bytes(b""), r"inputs\.npy: cannot be read"),
-        (
-            lambda path: np.save(path, np.zeros(12)),
-            r"inputs\.npy: found float64 \(12,\); expected a row for each of 12",
-        ),
-        (lambda path: path.write_bytes(path.read_bytes()[:-16] + b"\x01" * 16), "the manifest has the digest"),
+        (lambda path: path.write_bytes(b""), r"inputs\.bin: found 0 bytes; expected 288, 24 for each image"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), r"inputs\.bin: found 289 bytes"),
+        (lambda path: path.unlink(), "the manifest has the digest"),
+        (lambda path: path.write_bytes(b"\x01" + path.read_bytes()[1:]), "the manifest has the digest"),
     ],
 )
 def test_damaged_hashes_are_named(job, damage, message):
