@@ -14,7 +14,7 @@ import fsspec
 
 from nvg.errors import UserError
 
-_STAMP_ENTRIES = (
+_STAMP_ENTRIES = [
     "ETag",
     "etag",
     "content_md5",
@@ -24,7 +24,7 @@ _STAMP_ENTRIES = (
     "last_modified",
     "updated",
     "created",
-)
+]
 
 
 def location_of(path: str) -> str:
@@ -128,8 +128,9 @@ def stamps_of(folder: str, names: Sequence[str]) -> list[str]:
     system, root = _store(folder)
     if system is None:
         return [_local_stamp(os.path.join(root, name)) for name in names]
-    entries = system.info(f"{root}/{names[0]}") if len(names) == 1 else None
-    found = system.find(root, detail=True) if entries is None else {f"{root}/{names[0]}": entries}
+    system.invalidate_cache()
+    one = f"{root}/{names[0]}" if len(names) == 1 else ""
+    found = {one: system.info(one)} if one else system.find(root, detail=True)
     return [_store_stamp(found.get(f"{root}/{name}", {})) for name in names]
 
 
