@@ -55,6 +55,7 @@ class EvaluationData:
         train_views: every view of the training images that the generators saw, in which copies are looked for;
             None takes those of `train`.
         fingerprints: name of a split to its source's fingerprint, for the protocol.
+        warnings: what makes scores of these images other than they seem.
     """
 
     class_names: list[str]
@@ -63,6 +64,7 @@ class EvaluationData:
     judge: ImageSet | None = None
     train_views: ImageArray | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def seen(self) -> ImageArray:
@@ -175,6 +177,7 @@ def evaluate(
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
+        "warnings": data.warnings,
         "protocol": _protocol(data, extractor, pools, fitted, spec.rounding),
         "seconds": seconds,
     }

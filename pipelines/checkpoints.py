@@ -8,25 +8,34 @@
 A folder without a marker, or whose files differ from it, is never loaded: the one before is. Loading
 compares the hashes of the whole folder first, because DeepSpeed's own files are pickles and are only
 trusted as our own, unchanged.
+
+A checkpoint also says what it was made of: generators the tokenizer of their records, tokenizers the names of their
+images. Whoever puts networks together compares.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.files import sync_path, write_atomically
-from nvg.checkpoints import file_hash
+from nvg.checkpoints import file_hash, load_config, weights_hash
 from nvg.errors import UserError
 
 _MARKER = "COMPLETE"
 _LATEST = "latest"
 _PREFIX = "step-"
+TRAINER_FILE, RELEASE_FILE, TRAINING_KEYS_FILE = "trainer.json", "release.json", "training_keys.bin"
+logger = logging.getLogger(__name__)
 
 
 def checkpoint_name(step: int) -> str:
@@ -194,6 +203,61 @@ def weights_folder(key: str, path: str) -> Path:
     if any(folder.glob("*.safetensors")) and not (folder / "checkpoints").is_dir():
         return folder
     return resolve_checkpoint(folder)
+
+
+def tokenizer_of(folder: str | Path) -> str | None:
+    """sha256 of the weights of the tokenizer that made a generator's records; None where its folder does not say."""
+    for file, place in ((TRAINER_FILE, ("data", "tokenizer_hash")), (RELEASE_FILE, ("tokenizer_hash",))):
+        try:
+            value = json.loads((Path(folder) / file).read_text(encoding="utf-8"))
+            for name in place:
+                value = value[name]
+            return value
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def generators(*folders: str | Path) -> dict[str, str | None]:
+    """What `require_tokenizer` compares of generators in some folders; an empty name is none."""
+    return {f"the generator in {folder}": tokenizer_of(folder) for folder in folders if folder}
+
+
+def require_tokenizer(key: str, folder: str | Path, weights: str, made_with: Mapping[str, str | None]) -> None:
+    """Refuse a tokenizer that is not the one with which everything it is used with was made.
+
+    Args:
+        key: setting that names the tokenizer.
+        folder: of its weights.
+        weights: which of them, "ema" or "model".
+        made_with: what was made with a tokenizer, in words, to that tokenizer's hash; None where it does not say, which
+            is accepted and said once.
+
+    Raises:
+        UserError: something was made with another one, or there are no weights of a tokenizer.
+    """
+    load_config(folder, "tokenizer", weights)
+    found = weights_hash(folder, weights)
+    other = [f"\n  {what}: {made:.12}…" for what, made in made_with.items() if made not in (None, found)]
+    if other:
+        raise UserError(
+            f"{key} is {folder}, whose {weights} weights have the hash {found:.12}…; expected the tokenizer with which "
+            f"these were made:{''.join(other)}\ngive that one; or, to go on with this one, precompute the records and "
+            "train the generators anew"
+        )
+    for what in (what for what, made in made_with.items() if made is None):
+        _say_unknown(what)
+
+
+@cache
+def _say_unknown(what: str) -> None:
+    logger.warning("%s: nothing says with which tokenizer it was trained; taken as it is", what)
+
+
+def training_keys(folder: str | Path) -> np.ndarray | None:
+    """uint64 hashes of the names of a tokenizer's training images; None where its folder does not say."""
+    path = Path(folder) / TRAINING_KEYS_FILE
+    return np.fromfile(path, "<u8") if path.is_file() else None
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) -> None:

@@ -13,11 +13,11 @@ from cluster.files import write_atomically
 from eval.pictures.paintings import Painting, paint_records, paint_tokenized
 from eval.pictures.sheets import painting_rows
 from nvg.bounds import at_least, check_fields
-from nvg.checkpoints import load_network, weights_hash
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import weights_folder
+from pipelines.checkpoints import require_tokenizer, weights_folder
 from pipelines.precompute.plan import SOURCES_FILE
 from pipelines.sources import SourceConfig, open_source
 
@@ -103,12 +103,8 @@ def _paint_records(config: InspectConfig, console: Console) -> list[Painting]:
     records = RecordDataset.open(Path(config.records).expanduser().absolute())
     rows = config.rows(len(records), f"records of {config.records}")
     folder = weights_folder("tokenizer", config.tokenizer)
-    found, wanted = weights_hash(folder, config.tokenizer_weights), records.manifest["tokenizer_hash"]
-    if found != wanted:
-        raise UserError(
-            f"{config.records} was written with a tokenizer of hash {wanted}, {folder} "
-            f"({config.tokenizer_weights}) has {found}; set tokenizer to the one that wrote the records"
-        )
+    made_with = {f"the records in {config.records}": records.manifest["tokenizer_hash"]}
+    require_tokenizer("tokenizer", folder, config.tokenizer_weights, made_with)
     names = (records.folder / SOURCES_FILE).read_text(encoding="utf-8").split("\n")
     for row in rows:
         class_name = records.manifest["class_names"][records.label[row]]

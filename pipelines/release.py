@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from cluster.files import sync_path, write_atomically
 from nvg.bounds import refuse
-from nvg.checkpoints import file_hash, save_weights
+from nvg.checkpoints import file_hash, save_weights, weights_hash
 from nvg.checkpoints.networks import read_network
-from nvg.checkpoints.release_files import read_release_file
+from nvg.checkpoints.release_files import read_release_file, read_release_note
 from nvg.checkpoints.release_networks import (
     AUTOENCODER_IGNORED,
     AUTOENCODER_PARTS,
@@ -38,14 +38,14 @@ from nvg.checkpoints.release_networks import (
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import weights_folder
+from pipelines.checkpoints import RELEASE_FILE, generators, require_tokenizer, tokenizer_of, weights_folder
 
-_RELEASE_FILE = "release.json"
 LICENCE_NOTICE = (
     "The authors of the paper publish their weights under a licence that forbids commercial use. It also holds for the "
     "files made from them here. Read its terms where you got the weights, before you use them or pass them on. "
     "The licence of this project covers its code alone."
 )
+_TOKENIZER_HASH = "tokenizer_hash"
 _BEGINNINGS = {"ema": EMA_GENERATOR, "model": BARE_GENERATOR}
 
 
@@ -81,6 +81,7 @@ class _Source:
     networks: list[ReleasedNetwork]
     ignored: dict[str, int]
     rope_ids_dtype: str | None = None
+    tokenizer_hash: str | None = None
 
 
 def plan_import(config: ImportReleaseConfig) -> list[str]:
@@ -91,7 +92,7 @@ def plan_import(config: ImportReleaseConfig) -> list[str]:
     if config.generator:
         read = f"read the {'EMA' if config.ema else 'bare'} weights of {config.generator}"
         steps.append(f"{read}, check them, write {config.output}/content and structure")
-    return [*steps, f"write {_RELEASE_FILE} with the licence notice beside the weights"]
+    return [*steps, f"write {RELEASE_FILE} with the licence notice beside the weights"]
 
 
 def import_release(config: ImportReleaseConfig, report: Callable[[str], object] = print) -> Path:
@@ -119,10 +120,13 @@ def import_release(config: ImportReleaseConfig, report: Callable[[str], object] 
         raise UserError(f"{', '.join(taken)} exists; remove it or choose another --output")
     part = output / ".import.part"
     shutil.rmtree(part, ignore_errors=True)
+    tokenizer_hash: str | None = None
     for source in sources:
         for family, count in source.ignored.items():
             report(f"{source.path.name}: ignored {count} tensor(s) of {family}*")
-        _write(source, part)
+        _write(source, part, tokenizer_hash)
+        if config.autoencoder and source is sources[0]:  # a generator beside it is of this one
+            tokenizer_hash = weights_hash(part / "tokenizer", "ema")
     for folder in folders:
         (part / folder).replace(output / folder)
         report(f"wrote {output / folder}")
@@ -145,6 +149,7 @@ def _read_generator(path: Path, ema: bool) -> _Source:
         networks=generators_of_release(tensors, str(path)),
         ignored=ignored,
         rope_ids_dtype=str(tensors["rope_ids"].dtype).removeprefix("torch."),
+        tokenizer_hash=read_release_note(path, _TOKENIZER_HASH),
     )
 
 
@@ -159,12 +164,14 @@ def _name(network: ReleasedNetwork, source: _Source) -> str:
     return "model" if network.kind != "tokenizer" and source.weights == "bare" else "ema"
 
 
-def _write(source: _Source, output: Path) -> None:
-    card = json.dumps(_card(source), indent=2).encode()
+def _write(source: _Source, output: Path, tokenizer_hash: str | None) -> None:
+    tokenizer_hash = source.tokenizer_hash or tokenizer_hash
+    facts = {**_card(source), **({"tokenizer_hash": tokenizer_hash} if tokenizer_hash else {})}
+    card = json.dumps(facts, indent=2).encode()
     for network in source.networks:
         folder = output / _folder(network)
         save_weights(folder, network.tensors, asdict(network.config), network.kind, _name(network, source))
-        write_atomically(folder / _RELEASE_FILE, card)
+        write_atomically(folder / RELEASE_FILE, card)
 
 
 def _card(source: _Source) -> dict[str, Any]:
@@ -225,7 +232,10 @@ def export_release(config: ExportReleaseConfig, report: Callable[[str], object] 
     if config.output:
         content = weights_folder("run", str(Path(config.run) / "content"))
         structure = weights_folder("run", str(Path(config.run) / "structure"))
-        card = _import_card(content)
+        made_with = generators(content, structure)
+        if (Path(config.run) / "tokenizer").is_dir():
+            require_tokenizer("run", weights_folder("run", str(Path(config.run) / "tokenizer")), "ema", made_with)
+        card = {**_import_card(content), _TOKENIZER_HASH: tokenizer_of(content)}
         tensors = _generators(content, structure, getattr(torch, card.get("rope_ids_dtype", "float32")))
         _save(tensors, Path(config.output), card, report)
 
@@ -255,7 +265,7 @@ def _read(network_type: type[nn.Module], kind: str, folder: Path, name: str) -> 
 
 def _import_card(folder: Path) -> dict[str, Any]:
     """What the import wrote beside the weights; empty for weights trained here."""
-    path = folder / _RELEASE_FILE
+    path = folder / RELEASE_FILE
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -264,6 +274,8 @@ def _save(tensors: dict[str, Tensor], path: Path, card: dict[str, Any], report: 
     if "licence" in card:
         report(card["licence"])
         checkpoint["licence"] = card["licence"]
+    if card.get(_TOKENIZER_HASH):
+        checkpoint[_TOKENIZER_HASH] = card[_TOKENIZER_HASH]
     path = path.expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")

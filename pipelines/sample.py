@@ -33,7 +33,7 @@ from nvg.granularity import StageLayout, stage_map
 from nvg.pixels import ImageArray, Rounding
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer.tokenizer import SPATIAL
-from pipelines.checkpoints import weights_folder
+from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.structure_control import Control, ControlConfig, load_control, plan_control
 
 GRID_FILE, STAGES_FILE, CONTROL_FILE, ADHERENCE_FILE = "grid.png", "stages.png", "control.png", "adherence.json"
@@ -111,22 +111,24 @@ def sample_images(config: SampleConfig) -> Path:
         UserError: networks are missing or do not fit, a class does not exist, or what is given cannot be used.
     """
     run = Path(config.run)
-    names = _class_names(run, config.weights)
+    names, tokenizer_weights = _names_and_weights(run, config.weights)
     classes = config.classes or list(range(len(names)))
     if odd := [label for label in classes if not 0 <= label < len(names)]:
         raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
     tokenizer = weights_folder("run", str(run / "tokenizer"))
-    spatial = load_config(tokenizer, "tokenizer", "ema").get("structure") == SPATIAL
+    spatial = load_config(tokenizer, "tokenizer", tokenizer_weights).get("structure") == SPATIAL
     spec = GeneratorSpec(
         tokenizer=str(tokenizer),
         content=str(weights_folder("run", str(run / "content"))),
         structure="" if spatial else str(weights_folder("run", str(run / "structure"))),
         weights=config.weights,
+        tokenizer_weights=tokenizer_weights,
         num_classes=len(names),
         sampling=config.sampling,
         seed=config.seed,
         rounding=config.rounding,
     )
+    require_tokenizer("run", tokenizer, tokenizer_weights, generators(spec.content, spec.structure))
     labels = np.repeat(classes, config.num_per_class)
     numbers = np.tile(np.arange(config.num_per_class), len(classes))
     # The k-th image of class c is sample c + k · classes of the evaluation pool, whichever classes are asked for.
@@ -158,12 +160,13 @@ def _device(wanted: str) -> str:
     return "cpu" if wanted == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
-def _class_names(run: Path, weights: str) -> list[str]:
-    """Names in the records; where a run has none (imported weights), the numbers of the classes."""
+def _names_and_weights(run: Path, weights: str) -> tuple[list[str], Literal["ema", "model"]]:
+    """Class names and the tokenizer's weights as in the records; without any (imported weights) numbers, and "ema"."""
     if (run / "records").is_dir():
-        return list(read_manifest(run / "records")["class_names"])
+        manifest = read_manifest(run / "records")
+        return list(manifest["class_names"]), manifest.get("tokenizer_weights", "ema")
     content = load_config(weights_folder("run", str(run / "content")), "content", weights)
-    return [str(label) for label in range(content["num_classes"])]
+    return [str(label) for label in range(content["num_classes"])], "ema"
 
 
 def _sample_controlled(

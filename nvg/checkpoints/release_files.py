@@ -60,6 +60,13 @@ def read_release_file(path: str | Path) -> dict[str, Tensor]:
     return {name: _map_tensor(described, content, records, f"{path}: {name}") for name, described in state.items()}
 
 
+def read_release_note(path: str | Path, name: str) -> str | None:
+    """A text that lies beside the `state_dict`, as `nvg export-release` puts it there; None where there is none."""
+    root = _unpickle(_read_archive(Path(path))[0], Path(path))
+    found = root.get(name) if isinstance(root, dict) else None
+    return found if isinstance(found, str) else None
+
+
 class _Storage(NamedTuple):
     """One storage: type, key of its bytes in the archive, number of elements."""
 

@@ -37,7 +37,7 @@ from nvg.tokenizer import Dequantizer
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.ablate.plan import AblateConfig, AblationPlan, Cell, make_plan
 from pipelines.ablate.report import Reference, write_result
-from pipelines.checkpoints import resolve_checkpoint, weights_folder
+from pipelines.checkpoints import generators, require_tokenizer, resolve_checkpoint, weights_folder
 from pipelines.evaluate.images import load_data
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
@@ -160,7 +160,7 @@ class _SampleScores:
 
 def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_classes: int) -> GeneratorSpec:
     """The networks of a variant with one seed, everything trained, and how they are sampled."""
-    return GeneratorSpec(
+    spec = GeneratorSpec(
         tokenizer=_weights(plan.tokenizers[cell.structure_kind]),
         content=_weights(plan.trainings[cell.content]),
         structure=_weights(plan.trainings[cell.structure]) if cell.structure else "",
@@ -168,6 +168,8 @@ def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_c
         sampling=sampling,
         seed=cell.seed,
     )
+    require_tokenizer("folder", spec.tokenizer, spec.tokenizer_weights, generators(spec.content, spec.structure))
+    return spec
 
 
 def _weights(run: TokenizerRunConfig | GeneratorRunConfig) -> str:

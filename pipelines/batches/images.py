@@ -34,6 +34,7 @@ from pipelines.sources import (
     check_bad_inputs,
     load_images,
 )
+from pipelines.sources.source import split_rule
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +187,10 @@ def _view_rows(source: ImageSource) -> np.ndarray:
 def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
     config = source.config
     return {
-        "source_fingerprint": source.fingerprint,
+        "source_fingerprint": source.sized_fingerprint,
         "split": config.split,
-        "split_seed": config.seed,
+        "split_seed": config.seed,  # decides views; it decided the split as well when the name was chosen
+        **split_rule(config),
         "image_size": config.image_size,
         "image_channels": config.image_channels,
         "num_views": config.num_views,

@@ -123,7 +123,7 @@ def _fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str, Any]
     """What must be equal for a run to go on with these records; flat, JSON values."""
     wanted = (
         "schema_version", "plan", "tokenizer_hash", "num_images", "num_views", "num_classes", "codebook_size",
-        "num_positions", "source_fingerprint",
+        "num_positions", "source_fingerprint", "source_content",
     )  # fmt: skip
     fingerprint: dict[str, Any] = {name: manifest[name] for name in wanted if name in manifest}
     order = "streaming" if config.loader == "streaming" else "memory"  # mapped or not, the same batches

@@ -15,7 +15,7 @@ from eval.scores.judge import JudgeConfig
 from nvg.bounds import refuse
 from nvg.pixels import Rounding
 from nvg.sampling import SamplingConfig
-from pipelines.checkpoints import weights_folder
+from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.sources import SourceConfig
 
 REPORT_FILE = "report.html"
@@ -103,15 +103,18 @@ class EvaluateConfig(ExtractorConfig):
         """The evaluation with absolute paths, runs replaced by their newest valid checkpoints.
 
         Raises:
-            UserError: weights are missing.
+            UserError: weights are missing, or the generators were trained with another tokenizer.
         """
-        return replace(
+        resolved = replace(
             self,
             output=str(Path(self.output).expanduser().absolute()),
             tokenizer=str(weights_folder("tokenizer", self.tokenizer)),
             content=str(weights_folder("content", self.content)),
             structure=self.structure and str(weights_folder("structure", self.structure)),
         )
+        made_with = generators(resolved.content, resolved.structure)
+        require_tokenizer("tokenizer", resolved.tokenizer, self.tokenizer_weights, made_with)
+        return resolved
 
 
 @dataclass(frozen=True, kw_only=True)

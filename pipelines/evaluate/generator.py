@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from cluster.manifest import read_manifest
@@ -13,13 +14,14 @@ from eval.evaluation import Evaluation, EvaluationData, evaluate
 from eval.pages.page import score_rows
 from eval.pages.report import ReportContent, write_report
 from eval.results import RESULTS_FILE
-from nvg.checkpoints import weights_hash
-from nvg.errors import UserError
+from pipelines.checkpoints import require_tokenizer, training_keys
 from pipelines.evaluate.against import plan_against, run_against
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
-from pipelines.evaluate.images import describe_features, describe_source, load_data
-from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.evaluate.images import TOKENIZER_TRAINED_ON, describe_features, describe_source, load_data
+from pipelines.evaluate.table import print_file, print_table, print_time, print_warnings
+from pipelines.precompute.plan import read_sources
 from pipelines.run_folder import read_metrics
+from pipelines.sources.source import hash_names
 
 
 def plan_evaluate(config: EvaluateConfig) -> list[str]:
@@ -55,7 +57,7 @@ def run_evaluate(config: EvaluateConfig, *, console: Console | None = None) -> d
 
 def _run_with_source(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
     usage = codebook_usage(config)
-    data = load_data(config.source)
+    data = load_data(config.source, _trained_on(config))
     spec = config.generator_spec(len(data.class_names))
     with cluster_session(config.session):
         evaluation = evaluate(
@@ -70,6 +72,7 @@ def _run_with_source(config: EvaluateConfig, *, console: Console) -> dict[str, A
     report = write_report(Path(config.output) / REPORT_FILE, _report(config, data, evaluation, usage))
     head, rows = score_rows(evaluation.results)
     print_table(console, head, rows, first="bold")
+    print_warnings(console, evaluation.results)
     console.print()
     print_time(console, evaluation.results)
     print_file(console, "results", Path(config.output) / RESULTS_FILE)
@@ -89,14 +92,18 @@ def codebook_usage(config: EvaluateConfig) -> list[float]:
     if not config.records:
         return []
     manifest = read_manifest(Path(config.records))
-    found = weights_hash(config.tokenizer, config.tokenizer_weights)
-    if manifest["tokenizer_hash"] != found:
-        raise UserError(
-            f"tokenizer: {config.tokenizer} ({config.tokenizer_weights}) has the hash {found[:12]}…, the "
-            f"records in {config.records} were made with {manifest['tokenizer_hash'][:12]}…; give the "
-            "tokenizer the records were made with"
-        )
+    made_with = {f"the records in {config.records}": manifest["tokenizer_hash"]}
+    require_tokenizer("tokenizer", config.tokenizer, config.tokenizer_weights, made_with)
     return list(manifest["codebook_usage"])
+
+
+def _trained_on(config: EvaluateConfig) -> dict[str, np.ndarray | None]:
+    """Names of the images that tokenizer and generators were trained on, hashed; None where nothing says so."""
+    trained = {TOKENIZER_TRAINED_ON: training_keys(config.tokenizer)}
+    if config.records:
+        names = read_sources(Path(config.records))
+        trained["the records were made of"] = None if names is None else hash_names(names)
+    return trained
 
 
 def _report(config: EvaluateConfig, data: EvaluationData, evaluation: Evaluation, usage: list[float]) -> ReportContent:
@@ -123,6 +130,7 @@ def _facts(config: EvaluateConfig, data: EvaluationData) -> dict[str, str]:
         "size": f"{side}×{side}, {'grey' if channels == 1 else 'colour'}",
         "train / judge / held out": f"{len(data.train)} / {0 if data.judge is None else len(data.judge)} / "
         f"{len(data.held_out)}",
+        **({"warnings": "; ".join(data.warnings)} if data.warnings else {}),
         "classes": ", ".join(data.class_names[:20]) + (" …" if len(data.class_names) > 20 else ""),
         "tokenizer": config.tokenizer,
         "content generator": config.content,

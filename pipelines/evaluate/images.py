@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +24,18 @@ from pipelines.sources import (
     load_images,
     open_source,
 )
+from pipelines.sources.source import hash_names, key_line, split_rule
+
+TOKENIZER_TRAINED_ON = "the tokenizer was trained on"
+_NUM_NAMED = 3
 
 
-def load_data(source: SourceConfig) -> EvaluationData:
+def load_data(source: SourceConfig, trained: Mapping[str, np.ndarray | None] | None = None) -> EvaluationData:
     """Read the three parts of a source into memory: view 0 of each image, and all views of the training images.
 
     Args:
         source: the images; its split is ignored.
+        trained: see `warnings_of_training`.
 
     Raises:
         UserError: a part is missing or empty, or has too many bad images.
@@ -44,7 +50,31 @@ def load_data(source: SourceConfig) -> EvaluationData:
         judge=loaded["judge"],
         train_views=_image_set(opened["train"], views).images if len(views) > 1 else None,
         fingerprints={name: part.fingerprint for name, part in opened.items()},
+        warnings=warnings_of_training([*opened["test"].keys, *opened["judge"].keys], trained or {}),
     )
+
+
+def warnings_of_training(keys: Sequence[str], trained: Mapping[str, np.ndarray | None]) -> list[str]:
+    """What to say where networks may have seen the images that are scored.
+
+    Args:
+        keys: names of these images.
+        trained: what was done with some images ("the tokenizer was trained on") to their hashed names; None where
+            nothing says which they were.
+    """
+    lines = []
+    for what, names in trained.items():
+        if names is None:
+            lines.append(f"nothing says which images {what}: those scored may be among them")
+            continue
+        seen = [key for key, is_seen in zip(keys, np.isin(hash_names(keys), names), strict=True) if is_seen]
+        if seen:
+            shown = ", ".join(map(key_line, seen[:_NUM_NAMED])) + (", …" if len(seen) > _NUM_NAMED else "")
+            lines.append(
+                f"{len(seen)} of {len(keys)} images scored as held out have the names of images that {what} "
+                f"({shown}): scores of images seen in training are too good"
+            )
+    return lines
 
 
 def extractor_for(config: ExtractorConfig, source: SourceConfig) -> ExtractorSpec:
@@ -105,15 +135,16 @@ class SourceImages:
         return len(self.source)
 
     def identity(self) -> dict[str, Any]:
-        """Fingerprint, split and everything that decides a view."""
-        config = self.source.config
+        """Fingerprint, split and everything that decides a view; another one where a file was written since."""
+        config, stamps = self.source.config, self.source.stamps()
+        written = {"stamps": hashlib.sha256(stamps.tobytes()).hexdigest()} if stamps.any() else {}
         return {
             "kind": config.kind,
             "fingerprint": self.source.fingerprint,
+            **written,
             "split": config.split,
             "seed": config.seed,
-            "judge_fraction": config.judge_fraction,
-            "test_fraction": config.test_fraction,
+            **split_rule(config),
             "view": f"0 ({config.view_policy})",
             "image_size": config.image_size,
             "image_channels": config.image_channels,

@@ -25,7 +25,7 @@ from eval.pictures.plots import scatter
 from nvg.bounds import at_least, positive, refuse
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
-from pipelines.checkpoints import newest_valid
+from pipelines.checkpoints import TRAINER_FILE, newest_valid
 from pipelines.evaluate.against import draw_against, open_against, print_against
 from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 
@@ -226,7 +226,7 @@ def images_seen(checkpoint: Path) -> int:
         UserError: it does not say.
     """
     try:
-        return int(json.loads((checkpoint / "trainer.json").read_text())["images"])
+        return int(json.loads((checkpoint / TRAINER_FILE).read_text())["images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{checkpoint}: found no count of images in trainer.json ({error!r}), expected a checkpoint of nvg train"
@@ -245,9 +245,9 @@ def _score(config: FollowConfig, found: dict[str, tuple[Path, int]], output: Pat
 
 
 def _copy(checkpoint: Path, weights: str, target: Path) -> Path:
-    """The weights and their description, out of reach of the training's own tidying."""
+    """The weights and what describes them, out of reach of the training's own tidying."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for file in (f"{weights}.safetensors", "config.json"):
+    for file in (f"{weights}.safetensors", "config.json", TRAINER_FILE):
         shutil.copy2(checkpoint / file, target / file)
     return target

@@ -118,6 +118,12 @@ def print_table(
     console.print(table)
 
 
+def print_warnings(console: Console, results: dict[str, Any]) -> None:
+    """Print what makes scores other than they seem, a line each."""
+    for line in results["warnings"]:
+        console.print(f"\nwarning: {line}", style="bold", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_file(console: Console, name: str, path: Path, remark: str = "") -> None:
     """Print where a file is, on one line however long."""
     console.print(f"{name}  {path}{remark}", highlight=False, soft_wrap=True)

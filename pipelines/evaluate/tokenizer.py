@@ -19,17 +19,19 @@ from nvg.bounds import at_least
 from nvg.checkpoints import load_network
 from nvg.pixels import Rounding
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import weights_folder
+from pipelines.checkpoints import training_keys, weights_folder
 from pipelines.evaluate.config import Weights, make_folder, require
 from pipelines.evaluate.images import (
+    TOKENIZER_TRAINED_ON,
     SourceImages,
     check_readable,
     describe_features,
     describe_source,
     extractor_for,
     open_filled,
+    warnings_of_training,
 )
-from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.evaluate.table import print_file, print_table, print_time, print_warnings
 from pipelines.sources import SourceConfig
 
 SCHEMA_VERSION = 1
@@ -132,6 +134,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
+        "warnings": warnings_of_training(source.keys, {TOKENIZER_TRAINED_ON: training_keys(config.tokenizer)}),
         "left_out": [
             f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
         ],
@@ -172,4 +175,5 @@ def _print_scores(results: dict[str, Any], console: Console) -> None:
     )
     for line in results["left_out"]:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
+    print_warnings(console, results)
     print_time(console, results)

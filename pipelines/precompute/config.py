@@ -46,6 +46,8 @@ class PrecomputeConfig:
         images_per_unit: images per unit of work, what is redone at most after a kill.
         shard_bytes: largest size of one MDS shard, whose offsets have 32 bits.
         max_attempts: how often a unit is tried before it is given up and named.
+        encode_changed: encode the units of images that have changed again in a finished data set; otherwise they are
+            named, since trainings may go on from these records.
         allow_partial: merge without the units given up, which the manifest then names; a run without it does them.
         seed: order of the records.
         repa: what is stored beside the records.
@@ -64,6 +66,7 @@ class PrecomputeConfig:
     images_per_unit: int = at_least(1, 8192)
     shard_bytes: int = between(1 << 12, (1 << 32) - 1, 1 << 26)
     max_attempts: int = at_least(1, 3)
+    encode_changed: bool = False
     allow_partial: bool = False
     seed: int = 0
     repa: RepaStoreConfig = field(default_factory=RepaStoreConfig)

@@ -28,8 +28,9 @@ from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
 from pipelines.precompute.beside import open_repa_stream
 from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.inputs import describe_changed, find_changed, known, read_inputs, replace_inputs
 from pipelines.precompute.merge import merge_parts
-from pipelines.precompute.plan import DatasetFolder, Plan, is_complete, make_plan
+from pipelines.precompute.plan import DatasetFolder, Plan, is_complete, make_plan, writing
 from pipelines.precompute.unit import encode_unit
 from pipelines.sources import ImageSource, SkippedInput, check_bad_inputs, open_source
 
@@ -69,16 +70,64 @@ def precompute(
     _require_storable(source, tokenizer)
     tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
     repa = open_repa_stream(config.repa, "cpu")
+    if folder.recorded("source_fingerprint") == source.sized_fingerprint:
+        source.fingerprint = source.sized_fingerprint  # begun by an earlier version, with the same images
     plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
+    stamps = source.stamps()
     with folder.locked():
+        changed: list[int] = []
         if is_complete(folder, plan, allow_partial=config.allow_partial):
-            console.print(f"{folder.root}: complete, nothing to do")
-            return folder.root
+            changed = _changed_since(folder, source, stamps, console)
+            if not changed:
+                return folder.root
+            if not config.encode_changed:
+                raise UserError(
+                    f"{folder.root}: {describe_changed(changed, source)} since these records were made. Choose another "
+                    "output for records of the images as they are now; or set encode_changed=true to encode their "
+                    "units again here, and then train anew what was trained on these records"
+                )
         folder.adopt(plan)
-        parts = folder.committed(plan)
-        given_up = _encode_missing(config, plan, parts, folder, source, tokenizer_folder, on_event, console)
+        if changed:
+            folder.open_again()
+        parts = _current_parts(folder, plan, source, stamps, console)
+        given_up = _encode_missing(config, plan, parts, folder, source, stamps, tokenizer_folder, on_event, console)
         folder.remove_unfinished()
         return merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer, given_up=given_up)
+
+
+def _changed_since(folder: DatasetFolder, source: ImageSource, stamps: np.ndarray, console: Console) -> list[int]:
+    """Images of a finished data set that are no longer those it was made of; says so where there are none."""
+    rows = read_inputs(folder.root, len(source))
+    before = rows["stamp"].copy()
+    changed = find_changed(rows, np.arange(len(source)), source, stamps)
+    if changed:
+        return changed
+    if (rows["stamp"] != before).any():
+        with writing(folder.root):
+            replace_inputs(folder.root, rows)
+    unknown = int((~known(rows)).sum())
+    console.print(f"{folder.root}: complete, nothing to do")
+    if unknown and stamps.any():
+        console.print(
+            f"of {unknown} of {len(source)} images it was not noted which bytes they had (records of an earlier "
+            "version, or units left out): whether they have changed is not known"
+        )
+    return []
+
+
+def _current_parts(
+    folder: DatasetFolder, plan: Plan, source: ImageSource, stamps: np.ndarray, console: Console
+) -> dict[int, dict[str, Any]]:
+    """Part manifests of the units that are done and whose images are still those that were encoded."""
+    parts = folder.committed(plan)
+    for unit in list(parts):
+        indices = plan.units[unit]
+        changed = find_changed(read_inputs(folder.part(unit), len(indices)), indices, source, stamps)
+        if changed:
+            console.print(f"unit {unit} is encoded again: {describe_changed(changed, source)}", markup=False)
+            folder.open_again([unit])
+            del parts[unit]
+    return parts
 
 
 def _encode_missing(
@@ -87,6 +136,7 @@ def _encode_missing(
     parts: dict[int, dict[str, Any]],
     folder: DatasetFolder,
     source: ImageSource,
+    stamps: np.ndarray,
     tokenizer_folder: Path,
     on_event: Callable[[PoolEvent], None] | None,
     console: Console,
@@ -108,7 +158,7 @@ def _encode_missing(
             EncodingActor,
             {
                 "tokenizer_folder": str(tokenizer_folder), "source": source, "config": config, "folder": folder,
-                "plan_fingerprint": plan.fingerprint,
+                "plan_fingerprint": plan.fingerprint, "stamps": stamps,
             },
             missing,
             num_actors=config.num_actors,
@@ -153,6 +203,7 @@ class EncodingActor(UnitWorker):
         config: PrecomputeConfig,
         folder: DatasetFolder,
         plan_fingerprint: str,
+        stamps: np.ndarray,
     ) -> None:
         torch.set_num_threads(config.threads_per_actor)
         torch.backends.cudnn.deterministic = True  # the same bytes whoever encodes a unit
@@ -165,6 +216,7 @@ class EncodingActor(UnitWorker):
             folder=folder,
             plan_fingerprint=plan_fingerprint,
             repa=open_repa_stream(config.repa, config.device),
+            stamps=stamps,
         )
 
     def compute(self, unit: int, indices: np.ndarray) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from nvg.granularity import StageLayout
 from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Tokenizer
+from pipelines.precompute.inputs import content_digest, input_rows, known, read_inputs, replace_inputs
 from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, DatasetFolder, Plan, beside, writing
 from pipelines.precompute.unit import CanvasSums
 from pipelines.sources import ImageSource, count_headings, key_line
@@ -55,13 +56,17 @@ def merge_parts(
     layout = RecordLayout(tokenizer.config.num_positions)
     usage = _Usage(layout, tokenizer.config.codebook_size, len(source.class_names))
     entries: list[dict[str, Any]] = []
+    inputs = input_rows(len(source))
     units = [unit for unit in range(len(plan.units)) if unit not in (given_up or {})]
     for unit in units:
         part = folder.part(unit)
         for number, entry in enumerate(read_index(part)):
             usage.add(read_shard(part, entry, layout, verify_hash=True))
             entries.append(_adopt_shard(part, entry, folder.root, unit, number))
+        inputs[plan.units[unit]] = read_inputs(part, len(plan.units[unit]))
     manifest = _manifest(plan, [parts[unit] for unit in units], usage, source, tokenizer)
+    if known(inputs).any():
+        manifest["source_content"] = content_digest(inputs)
     if given_up:
         manifest["missing_units"] = {str(unit): reason for unit, reason in sorted(given_up.items())}
     for stream in beside(folder.root, plan.description):
@@ -75,6 +80,7 @@ def merge_parts(
             kind="dequantizer",
             name=DEQUANTIZER_NAME,
         )
+        replace_inputs(folder.root, inputs)
         write_manifest(folder.root, manifest)
         _write_index(folder.root, entries)
     return folder.root

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from cluster.files import sync_path, write_atomically
 from cluster.manifest import MANIFEST_FILE, ManifestError, read_manifest, require_match
 from nvg.errors import UserError
 from nvg.records import check_shard_size, read_index
+from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer.tokenizer import GRANULARITY
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import ImageSource
+from pipelines.sources.source import split_rule
 
 PART_MANIFEST = "part.manifest"
 DEQUANTIZER_NAME = "dequantizer"
@@ -70,6 +72,7 @@ def make_plan(
         "source_kind": config.source.kind,
         "source_split": config.source.split,
         "source_fingerprint": source.fingerprint,
+        **split_rule(config.source),
         "class_names": source.class_names,
         "num_inputs": len(source),
         "image_size": config.source.image_size,
@@ -112,6 +115,15 @@ class DatasetFolder:
         """Folder of one finished unit; it exists exactly when the unit is committed."""
         return self.parts / f"part-{unit:05d}"
 
+    def recorded(self, key: str) -> Any:
+        """What the plan or manifest that is here says of something; None where there is none."""
+        for path in (self.parts / _PLAN_FILE, self.root / MANIFEST_FILE):
+            try:
+                return json.loads(path.read_text(encoding="utf-8")).get(key)
+            except (OSError, ValueError, AttributeError):
+                continue
+        return None
+
     def adopt(self, plan: Plan) -> None:
         """Create the folder for a plan, or check that what it holds is of this plan; drop unfinished units.
 
@@ -144,6 +156,14 @@ class DatasetFolder:
                     done[unit] = manifest
         sync_path(self.parts)
         return done
+
+    def open_again(self, units: Collection[int] = ()) -> None:
+        """Have units done again; the data set is none until it is merged again."""
+        stale = [path for unit in units for path in self.root.rglob(f"shard.{unit:05d}.*.mds")]
+        for path in (self.root / MANIFEST_FILE, self.root / INDEX_FILE, *stale):
+            path.unlink(missing_ok=True)
+        for unit in units:
+            shutil.rmtree(self.part(unit), ignore_errors=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -197,8 +217,16 @@ def writing(path: Path) -> Iterator[None]:
 
 def _require_same_job(recorded: Path, plan: Plan) -> None:
     try:
+        found = json.loads(recorded.read_text(encoding="utf-8"))
+        if "split_rule" in plan.description and "split_rule" not in found and found["source_split"] != "all":
+            raise UserError(
+                f"the data set of {recorded} was divided as an earlier version did, by the order of hashes of "
+                f"(source.seed, key) in each class; this job divides by another rule: "
+                f"{plan.description['split_rule']}. Images of its {found['source_split']} part belong to others now: "
+                "choose another output, and train a tokenizer that has not seen this test part"
+            )
         require_match(
-            json.loads(recorded.read_text(encoding="utf-8")),
+            found,
             plan.description,
             found_name=f"the data set of {recorded}",
             expected_name="this job",
@@ -225,6 +253,12 @@ def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = Fals
         return False
     whole = allow_partial or "missing_units" not in manifest
     return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()
+
+
+def read_sources(records: Path) -> list[str] | None:
+    """Names of the images that records were made of, in the order of their numbers; None where no file says."""
+    path = records / SOURCES_FILE
+    return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1] if path.is_file() else None
 
 
 def beside(root: Path, description: Mapping[str, Any]) -> list[Path]:

@@ -32,6 +32,7 @@ from nvg.records.shard import INDEX_FILE, SHARD_HASH
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute.beside import RepaStream
 from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.inputs import content_hash, write_inputs
 from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
 from pipelines.sources import BadImage, ImageSource
 
@@ -83,19 +84,29 @@ class _View:
 
 
 def _read_batches(
-    source: ImageSource, indices: np.ndarray, config: PrecomputeConfig, skipped: list[dict[str, str]]
+    source: ImageSource,
+    indices: np.ndarray,
+    config: PrecomputeConfig,
+    skipped: list[dict[str, str]],
+    contents: list[bytes],
 ) -> Generator[list[_View], None, None]:
-    """Full batches of image views in the unit's order, the last one shorter; what cannot be decoded joins `skipped`."""
+    """Full batches of image views in the unit's order, the last one shorter.
+
+    The hash of what was read joins `contents`, also of an image that cannot be decoded, which joins `skipped`.
+    """
     views = range(config.source.num_views)
 
-    def read(index: int) -> list[_View] | BadImage:
+    def read(index: int) -> tuple[bytes, list[_View] | BadImage]:
+        data = source.read_bytes(index)
+        content = content_hash(data, int(source.labels[index]))
         try:
-            return [_View(index, view, pixels) for view, pixels in enumerate(source.read_views(index, views))]
+            return content, [_View(index, *item) for item in enumerate(source.views_of(index, data, views))]
         except BadImage as error:
-            return error
+            return content, error
 
     batch: list[_View] = []
-    for index, result in _read_ahead(read, indices, config):
+    for index, (content, result) in _read_ahead(read, indices, config):
+        contents.append(content)
         if isinstance(result, BadImage):
             skipped.append({"key": source.keys[index], "reason": str(result)})
             continue
@@ -190,6 +201,7 @@ def encode_unit(
     folder: DatasetFolder,
     plan_fingerprint: str,
     repa: RepaStream | None = None,
+    stamps: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Encode the images of a unit and rename the result into place.
 
@@ -199,6 +211,7 @@ def encode_unit(
         tokenizer: in evaluation mode, on `config.device`.
         plan_fingerprint: stored with the part.
         repa: what is stored beside the records.
+        stamps: uint64, of all images of the source, from before the unit is read; None notes none.
 
     Returns:
         The part manifest.
@@ -212,9 +225,13 @@ def encode_unit(
     with writing(temporary):
         temporary.mkdir()
     try:
-        manifest = _write_records(temporary, indices, source=source, tokenizer=tokenizer, config=config, repa=repa)
+        contents: list[bytes] = []
+        manifest = _write_records(
+            temporary, indices, source=source, tokenizer=tokenizer, config=config, repa=repa, contents=contents
+        )
         manifest |= {"unit": unit, "plan": plan_fingerprint, "library_versions": library_versions()}
         with writing(temporary):
+            write_inputs(temporary, contents, np.uint64(0) if stamps is None else stamps[indices])
             (temporary / PART_MANIFEST).write_text(json.dumps(manifest, sort_keys=True) + "\n", encoding="utf-8")
             for path in sorted(temporary.rglob("*")):
                 sync_path(path)
@@ -237,6 +254,7 @@ def _write_records(
     tokenizer: Tokenizer,
     config: PrecomputeConfig,
     repa: RepaStream | None,
+    contents: list[bytes],
 ) -> dict[str, Any]:
     layout = RecordLayout(tokenizer.config.num_positions)
     skipped: list[dict[str, str]] = []
@@ -256,7 +274,7 @@ def _write_records(
             _write_batch(writers, batch, source, layout)
         return len(batch.views)
 
-    with closing(_read_batches(source, indices, config, skipped)) as batches:
+    with closing(_read_batches(source, indices, config, skipped, contents)) as batches:
         num_records = sum(in_stages(batches, [encode, tokenize, write]))
     with writing(temporary):
         for writer in writers:

@@ -14,6 +14,7 @@ from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.records import FEATURES_FOLDER, JPEG_COLUMNS, FeatureLayout, RecordLayout, map_samples, read_index, read_shard
 from nvg.tokenizer import Dequantizer
+from pipelines.precompute.inputs import INPUTS_FILE, content_digest, read_inputs
 from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, beside
 
 
@@ -130,6 +131,12 @@ def _companions(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         found = path.read_bytes().count(b"\n")
         if found != manifest["num_inputs"]:
             yield f"{path}: found {found} lines, expected {manifest['num_inputs']}, one for each image"
+    try:
+        rows = read_inputs(folder, manifest["num_inputs"])
+        if manifest.get("source_content", content_digest(rows)) != content_digest(rows):
+            yield f"{folder / INPUTS_FILE}: its hashes of the images are not those of which the manifest has the digest"
+    except UserError as error:
+        yield str(error)
     try:
         config = load_network(Dequantizer, folder, DEQUANTIZER_NAME).config
     except UserError as error:

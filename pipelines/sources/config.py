@@ -24,8 +24,11 @@ class SourceConfig:
         label_file: names and classes of validation images that lie in no class folders; null looks for
             `LOC_val_solution.csv` or `val.txt` beside `val/` (imagenet).
         split: "train" (tokenizer and generators), "judge" (independent classifier), "test" (held out from
-            all) or "all". The three parts are disjoint and do not depend on `seed` for the digits. ImageNet has its
-            own: "train" is `train/`, "test" is `val/`.
+            all) or "all". The three parts are disjoint. Digits and ImageNet have a division of their own; that of
+            ImageNet: "train" is `train/`, "test" is `val/`.
+        split_by: "hash" (each image by its name and `split_seed` alone) or, for class folders, "folders": `path` holds
+            `train/`, `judge/` and `test/`, each with class folders.
+        split_seed: of the division by hash.
         image_size: side of the square images handed out, pixels.
         image_channels: 1 (grey) or 3 (RGB).
         num_views: views per image; view 0 is the centred one except under "random_crop".
@@ -34,9 +37,9 @@ class SourceConfig:
             corners of such an image, then the five mirrored) or "fresh_crop" (another random crop in each epoch of a
             training; nothing can be stored of it, so precompute refuses it).
         flip: whether each random crop is mirrored with probability 1/2.
-        seed: decides views, and the split of folders and tar shards.
-        judge_fraction: share of each class that forms the "judge" part (folder, webdataset).
-        test_fraction: share of each class that forms the "test" part (folder, webdataset).
+        seed: decides views.
+        judge_fraction: expected share of the "judge" part in a division by hash.
+        test_fraction: expected share of the "test" part in a division by hash.
         max_bad_fraction: tolerated share of files that are no readable image, of all files found.
     """
 
@@ -45,6 +48,8 @@ class SourceConfig:
     class_map: str | None = None
     label_file: str | None = None
     split: Literal["train", "judge", "test", "all"] = "train"
+    split_by: Literal["hash", "folders"] = "hash"
+    split_seed: int = 0
     image_size: int = at_least(1, 16)
     image_channels: Literal[1, 3] = 1
     num_views: int = between(1, _MAX_VIEWS, 1)
@@ -66,6 +71,8 @@ class SourceConfig:
             raise refuse("source.label_file", self.label_file, f"null {kind}: it is for imagenet")
         if self.kind == "imagenet" and self.split not in ("train", "test"):
             raise refuse("source.split", self.split, f"train or test (its val/) {kind}")
+        if self.split_by == "folders" and self.kind != "folder":
+            raise refuse("source.split_by", self.split_by, f"hash {kind}: train/, judge/ and test/ hold class folders")
         num_shifts = (2 * shift_reach(self.image_size) + 1) ** 2  # no shift is one of them
         most = {"center": 1, "fresh_crop": 1, "shift": num_shifts, "ten_crop": _TEN_CROP_VIEWS}
         if self.num_views > most.get(self.view_policy, _MAX_VIEWS):

@@ -37,13 +37,21 @@ class DigitsSource(ImageSource):
         self.skipped: list[SkippedInput] = []
         self.num_found = len(chosen)
         self._pixels_N88 = pixels_N88[chosen]
-        self.fingerprint = hashlib.sha256(
+        self.fingerprint = self.sized_fingerprint = hashlib.sha256(
             chosen.astype("<i8").tobytes() + self._pixels_N88.tobytes() + self.labels.astype("<i8").tobytes()
         ).hexdigest()
 
-    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """See `ImageSource.read_views`."""
-        image = Image.fromarray(self._pixels_N88[index])
+    def read_bytes(self, index: int) -> bytes:
+        """See `ImageSource.read_bytes`; the pixels."""
+        return self._pixels_N88[index].tobytes()
+
+    def stamps(self) -> np.ndarray:
+        """See `ImageSource.stamps`."""
+        return np.zeros(len(self), np.uint64)
+
+    def views_of(self, index: int, data: bytes, views: Sequence[int]) -> list[np.ndarray]:
+        """See `ImageSource.views_of`."""
+        image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(self._pixels_N88[index].shape))
         if self.config.image_channels == 3:
             image = image.convert("RGB")
         return make_views(

@@ -40,9 +40,10 @@ from pipelines.sources.locations import (
     location_of,
     name_of,
     read_bytes,
+    stamps_of,
     walk,
 )
-from pipelines.sources.source import BadImage, ListedSource, SkippedInput, key_line
+from pipelines.sources.source import PARTS, BadImage, ListedSource, SkippedInput, hash_names, key_line
 from pipelines.sources.views import decode_image, views_of_file
 
 _TRAIN, _VALIDATION = "train", "val"
@@ -118,10 +119,17 @@ class FolderSource(ListedSource):
         labels, sizes = [label for _, label, _ in listing.entries], [size for _, _, size in listing.entries]
         self.choose(keys, labels, sizes, bad, listing.fingerprint_lines)
 
-    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """See `ImageSource.read_views`."""
-        key = self.keys[index]
-        return views_of_file(read_bytes(join(self.root, key)), config=self.config, key=key, views=views)
+    def read_bytes(self, index: int) -> bytes:
+        """See `ImageSource.read_bytes`."""
+        return read_bytes(join(self.root, self.keys[index]))
+
+    def views_of(self, index: int, data: bytes, views: Sequence[int]) -> list[np.ndarray]:
+        """See `ImageSource.views_of`."""
+        return views_of_file(data, config=self.config, key=self.keys[index], views=views)
+
+    def stamps(self) -> np.ndarray:
+        """See `ImageSource.stamps`."""
+        return hash_names(stamps_of(self.root, self.keys))
 
 
 def list_class_folders(config: SourceConfig) -> Listing:
@@ -136,6 +144,38 @@ def list_class_folders(config: SourceConfig) -> Listing:
     named = class_names_of(root, folders, config.class_map)
     listing = _listing(root, named, [*named], loose)
     listing.add_files({folder: label for label, folder in enumerate(named)})
+    return listing
+
+
+def list_split_folders(config: SourceConfig) -> Listing:
+    """The files of `train/`, `judge/` and `test/`, each a folder of class folders; keys start with the part.
+
+    The classes are those of `train/`; another part may lack some of them.
+
+    Raises:
+        UserError: there are other folders, no `train/`, or classes that `train/` has not.
+    """
+    root = location_of(str(config.path))
+    parts, loose = _class_folders(root)
+    if _TRAIN not in parts or not set(parts) <= set(PARTS):
+        raise UserError(
+            f"{root}: found the folders {', '.join(parts)}; expected train/ and, where wanted, judge/ and test/, with "
+            "source.split_by=folders; rename or remove the others, or set source.split_by=hash"
+        )
+    found = {part: _class_folders(join(root, part)) for part in parts}
+    folders = {part: names for part, (names, _) in found.items()}
+    named = class_names_of(root, folders[_TRAIN], config.class_map)
+    for part in parts:
+        if odd := sorted(set(folders[part]) - set(named)):
+            raise UserError(
+                f"{join(root, part)}: found class folders that {_TRAIN}/ has not ({', '.join(odd[:_NUM_NAMED])}); "
+                "expected some of its classes; rename them, or add them there"
+            )
+    listing = _listing(root, named, [f"{_TRAIN}/{name}" for name in named], found[_TRAIN][1], at=_TRAIN)
+    beside = [SkippedInput(join(part, i.key), i.reason) for part in parts if part != _TRAIN for i in found[part][1]]
+    listing.passed_over.extend([*loose, *beside])
+    label_of = {name: label for label, name in enumerate(named)}
+    listing.add_files({f"{part}/{name}": label_of[name] for part in parts for name in folders[part]})
     return listing
 
 

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -24,6 +25,17 @@ _JUNK = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "icon\r",
     "lost+found", "system volume information",
 }  # fmt: skip
+_STAMP_ENTRIES = [
+    "ETag",
+    "etag",
+    "content_md5",
+    "md5Hash",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+]
 
 
 def location_of(path: str) -> str:
@@ -220,6 +232,33 @@ def junk_heading(name: str) -> str:
 def list_files(location: str) -> list[tuple[str, int]]:
     """Names (relative, with forward slashes) and sizes of all files below a folder that `walk` visits, sorted."""
     return [(name, size) for name, size, _ in walk(location).files]
+
+
+def stamps_of(folder: str, names: Sequence[str]) -> list[str]:
+    """For each file below a folder what is another text once it was written again: size, and times or etag.
+
+    A file that is not there has an empty one. Of a store it is one listing, however many files.
+    """
+    system, root = _store(folder)
+    if system is None:
+        return [_local_stamp(os.path.join(root, name)) for name in names]
+    system.invalidate_cache()
+    one = f"{root}/{names[0]}" if len(names) == 1 else ""
+    found = {one: system.info(one)} if one else system.find(root, detail=True)
+    return [_store_stamp(found.get(f"{root}/{name}", {})) for name in names]
+
+
+def _local_stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size}/{status.st_mtime_ns}/{status.st_ctime_ns}"  # the last one no tool can set back
+
+
+def _store_stamp(entry: dict[str, Any]) -> str:
+    known = [entry[name] for name in _STAMP_ENTRIES if name in entry]
+    return f"{entry['size']}/{known[0] if known else ''}" if "size" in entry else ""
 
 
 def _store(location: str) -> tuple[Any, str]:

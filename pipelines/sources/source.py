@@ -1,13 +1,14 @@
-"""What every image source offers and how it is told, how a split is chosen, and loading into memory."""
+"""What every image source offers and how it is told, to which part of a split an image belongs, and loading."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy as np
 from nvg.errors import UserError
 from pipelines.sources.config import SourceConfig
 
+PARTS = ("train", "judge", "test")
 _NUM_NAMED_BAD_IMAGES = 5
-_NUM_NAMED_CLASSES = 3
 _NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NUM_HASHES = 2.0**64
 
 
 class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no failure of the program
@@ -59,11 +61,13 @@ class ImageSource(Protocol):
         class_names: name of each class, by label.
         labels: int64 (N,), the class of each image.
         keys: N unique names, relative to the source, without line breaks.
-        fingerprint: sha256 over sorted keys and sizes (the digits: over their content), hexadecimal.
+        fingerprint: sha256 over sorted keys (the digits: over their content), hexadecimal.
+        sized_fingerprint: likewise with sizes: what trainings compare, and records of an earlier version.
         skipped: inputs of this split known not to be images when the source was opened.
         passed_over: files and folders of the whole source that are no inputs: hidden, repeated, in no class.
         notes: what else the user should know of it, a sentence each.
         num_found: inputs found before the split, bad ones included: what `max_bad_fraction` is a share of.
+        without: part of the split to the labels of classes that have images elsewhere and none in it.
     """
 
     config: SourceConfig
@@ -71,10 +75,12 @@ class ImageSource(Protocol):
     labels: np.ndarray
     keys: list[str]
     fingerprint: str
+    sized_fingerprint: str
     skipped: list[SkippedInput]
     num_found: int
     passed_over: Sequence[SkippedInput] = ()
     notes: Sequence[str] = ()
+    without: Mapping[str, list[int]] = MappingProxyType({})
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -90,6 +96,18 @@ class ImageSource(Protocol):
             BadImage: the input is no readable image.
             OSError: the input cannot be read at all (vanished, no permission, failing disk).
         """
+        return self.views_of(index, self.read_bytes(index), views)
+
+    def read_bytes(self, index: int) -> bytes:
+        """The image file as it is; an OSError where it cannot be read at all."""
+        ...
+
+    def views_of(self, index: int, data: bytes, views: Sequence[int]) -> list[np.ndarray]:
+        """What `read_views` makes of the bytes that `read_bytes` gave; a BadImage where they are no image."""
+        ...
+
+    def stamps(self) -> np.ndarray:
+        """uint64 (N,): another number where a file was written since, found without reading one; 0 if none can be."""
         ...
 
 
@@ -112,69 +130,86 @@ class ListedSource(ImageSource):
         Raises:
             UserError: none is left, or too many are bad.
         """
-        config, chosen = self.config, _of_split(keys, labels, self.config)
+        config, chosen = self.config, list(range(len(keys)))
+        self.without = {}
+        if split_rule(config):
+            parts = [part_of(key, config) for key in keys]
+            good = [(label, part) for key, label, part in zip(keys, labels, parts, strict=True) if key not in bad]
+            self.without = _classes_without(good, config)
+            chosen = [index for index in chosen if parts[index] == config.split]
         kept = [index for index in chosen if keys[index] not in bad]
         self.num_found = len(keys)
         self.keys = [keys[index] for index in kept]
         self.labels = np.asarray([labels[index] for index in kept], dtype=np.int64)
         self.skipped = [SkippedInput(key, bad[key]) for key in (keys[index] for index in chosen) if key in bad]
-        self.fingerprint = _listing_fingerprint([(keys[index], sizes[index]) for index in chosen], lines)
+        self.fingerprint = _digest([*lines, *sorted(keys[index] for index in chosen)])
+        sized = [f"{key}\0{size}" for key, size in sorted((keys[index], sizes[index]) for index in chosen)]
+        self.sized_fingerprint = _digest([*lines, *sized])
         check_bad_inputs(self.skipped, self)
         if not kept:
-            raise UserError(
-                f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; add images, or change "
-                "source.split, source.judge_fraction or source.test_fraction"
-            )
+            by_hash = "add images, or change source.split, source.judge_fraction, source.test_fraction or split_seed"
+            advice = by_hash if config.split_by == "hash" else f"put class folders with images into {config.split}/"
+            raise UserError(f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; {advice}")
         return kept
 
 
-def _of_split(keys: Sequence[str], labels: Sequence[int], config: SourceConfig) -> list[int]:
-    """Ascending indices of the inputs of `config.split`; "train", "judge" and "test" are disjoint and cover "all".
+def split_rule(config: SourceConfig) -> dict[str, str]:
+    """How a source's images are divided, for manifests and fingerprints.
 
-    Within each class, inputs are ordered by a hash of (seed, key); the first `judge_fraction` of them are the judge's,
-    the next `test_fraction` the test's, the rest is for training. ImageNet is listed by its own division.
+    Returns:
+        {"split_rule": in words}; empty where all are taken, and for digits and ImageNet with a division of their own.
     """
-    if config.split == "all" or config.kind == "imagenet":
-        return list(range(len(keys)))
-    label_N = np.asarray(labels, dtype=np.int64)
-    chosen: list[int] = []
-    for label in np.unique(label_N):
-        members = [int(index) for index in np.flatnonzero(label_N == label)]
-        members.sort(key=lambda index: hashlib.sha256(key_bytes(f"{config.seed}/{keys[index]}")).digest())
-        first = round(len(members) * config.judge_fraction)
-        second = first + round(len(members) * config.test_fraction)
-        parts = {"judge": members[:first], "test": members[first:second], "train": members[second:]}
-        chosen += parts[config.split]
-    return sorted(chosen)
+    undivided = config.split_by == "hash" and config.judge_fraction == config.test_fraction == 0
+    takes_all = config.split == "all" or (config.split == "train" and undivided)
+    if takes_all or config.kind in ("digits", "imagenet"):
+        return {}
+    shares = f"judge {config.judge_fraction:g}, test {config.test_fraction:g}"
+    by_hash = f"blake2b of {config.split_seed}/key; {shares}"
+    return {"split_rule": "folders" if config.split_by == "folders" else by_hash}
 
 
-def _listing_fingerprint(entries: list[tuple[str, int]], lines: Sequence[str]) -> str:
-    texts = [*lines, *(f"{key}\0{num_bytes}" for key, num_bytes in sorted(entries))]
-    return hashlib.sha256(key_bytes("".join(f"{text}\n" for text in texts))).hexdigest()
+def part_of(key: str, config: SourceConfig) -> str:
+    """The part that an image belongs to, "train", "judge" or "test", whatever other images there are.
 
-
-def describe(source: ImageSource) -> str:
-    """What was opened, in one line: images, classes and those without an image, what was left out and why.
-
-    A note of the source is a line of its own.
+    By hash, the names lie evenly between 0 and 1: the lowest are the judge's, the highest the test's. So another share
+    of one part moves images between it and "train" alone.
     """
-    config, num_classes = source.config, len(source.class_names)
-    counts = np.bincount(source.labels, minlength=num_classes)
-    parts = [f"{len(source):,} images of {num_classes:,} class{'es' if num_classes != 1 else ''}"]
-    if empty := [name for name, count in zip(source.class_names, counts, strict=True) if count == 0]:
-        named = ", ".join(map(repr, empty[:_NUM_NAMED_CLASSES])) + (", …" if len(empty) > _NUM_NAMED_CLASSES else "")
-        parts.append(f"{len(empty):,} of the classes without an image here ({named})")
-    for what, items in (("no readable images", source.skipped), ("passed over", source.passed_over)):
-        if items:
-            examples = {item.heading: item for item in reversed(items)}
-            counted = [
-                f"{count:,} {heading} ({key_line(examples[heading].key)}{examples[heading].reason[len(heading) :]})"
-                for heading, count in count_headings(items).items()
-            ]
-            parts.append(f"{what}: {', '.join(counted)}")
-    split = "" if config.split == "all" else f", split {config.split}"
-    opened = f"{key_line(config.path or config.kind)}{split}: {'; '.join(parts)}"
-    return "\n".join([opened, *(f"note: {note}" for note in source.notes)])
+    if config.split_by == "folders":
+        return key.partition("/")[0]
+    place = hash_name(f"{config.split_seed}/{key}")
+    if place < config.judge_fraction * _NUM_HASHES:
+        return "judge"
+    return "test" if place >= (1.0 - config.test_fraction) * _NUM_HASHES else "train"
+
+
+def hash_name(name: str) -> int:
+    """64 bits of a name."""
+    return int.from_bytes(hashlib.blake2b(key_bytes(name), digest_size=8).digest(), "big")
+
+
+def hash_names(names: Iterable[str]) -> np.ndarray:
+    """uint64, `hash_name` of each."""
+    return np.fromiter((hash_name(name) for name in names), dtype=np.uint64)
+
+
+def _classes_without(good: Iterable[tuple[int, str]], config: SourceConfig) -> dict[str, list[int]]:
+    """Part to the labels it lacks; parts that are meant to be empty are left out.
+
+    Args:
+        good: label and part of each image.
+        config: how they are divided.
+    """
+    found: dict[str, set[int]] = defaultdict(set)
+    for label, part in good:
+        found[part].add(label)
+    shares = {"judge": config.judge_fraction, "test": config.test_fraction}
+    meant = [part for part in PARTS if part in found or (config.split_by == "hash" and shares.get(part, 1.0) > 0)]
+    every = set().union(*found.values())
+    return {part: sorted(every - found[part]) for part in meant if every - found[part]}
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256(key_bytes("".join(f"{line}\n" for line in lines))).hexdigest()
 
 
 def count_headings(items: Sequence[SkippedInput]) -> dict[str, int]:

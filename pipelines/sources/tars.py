@@ -28,10 +28,11 @@ from pipelines.sources.locations import (
     name_of,
     read_bytes,
     read_range,
+    stamps_of,
     walk,
 )
 from pipelines.sources.shards import TarIndex, TarSample, index_tar, is_hidden
-from pipelines.sources.source import ListedSource, SkippedInput
+from pipelines.sources.source import ListedSource, SkippedInput, hash_names
 from pipelines.sources.views import views_of_file
 
 _DOTTED_LABELS = (".cls", ".json")
@@ -79,11 +80,19 @@ class WebdatasetSource(ListedSource):
             self.notes = _notes_on_gaps(sorted({label for label in listed.labels if label >= 0}))
         self._places = [listed.places[index] for index in kept]
 
-    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
-        """See `ImageSource.read_views`."""
+    def read_bytes(self, index: int) -> bytes:
+        """See `ImageSource.read_bytes`."""
         number, offset, num_bytes = self._places[index]
-        data = _read_member(self.shards[number], offset, num_bytes)
+        return _read_member(self.shards[number], offset, num_bytes)
+
+    def views_of(self, index: int, data: bytes, views: Sequence[int]) -> list[np.ndarray]:
+        """See `ImageSource.views_of`."""
         return views_of_file(data, config=self.config, key=self.keys[index], views=views)
+
+    def stamps(self) -> np.ndarray:
+        """See `ImageSource.stamps`; those of a shard's images change together."""
+        of_shard = [stamps_of(folder_of(shard), [name_of(shard)])[0] for shard in self.shards]
+        return hash_names(f"{of_shard[number]}/{num_bytes}" for number, _, num_bytes in self._places)
 
 
 def _read_member(path: str, offset: int, num_bytes: int) -> bytes:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from eval.pictures.paintings import paint_sequences
 from eval.pictures.sheets import painting_rows
-from nvg.checkpoints import load_network, weights_hash
+from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import Given, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import newest_valid, weights_folder
+from pipelines.checkpoints import generators, newest_valid, require_tokenizer, weights_folder
 from pipelines.train.config import SampleSheetConfig
 
 _ROUNDING = "round"
@@ -51,13 +51,20 @@ class GeneratorSheets:
                 "samples.partner is empty, and the maps of records in data.remote are not at hand: give a structure "
                 "generator's run, or leave samples.every_steps out"
             )
-        folder = weights_folder("samples.tokenizer", self.config.tokenizer)
-        found, expected = weights_hash(folder, "ema"), self.records.manifest["tokenizer_hash"]
-        if found != expected:
-            raise UserError(
-                f"samples.tokenizer {folder} has weights {found[:12]}…, the records in {self.records.folder} were made "
-                f"with {expected[:12]}…; give the tokenizer of the records"
-            )
+        self._networks()
+
+    def _networks(self) -> tuple[Path, Path | None]:
+        """Folders of the tokenizer's and the partner's weights; None while the partner has none.
+
+        Raises:
+            UserError: they and the records are not of one tokenizer.
+        """
+        tokenizer, partner = weights_folder("samples.tokenizer", self.config.tokenizer), self._partner_folder()
+        made_with = {f"the records in {self.records.folder}": self.records.manifest["tokenizer_hash"]}
+        if partner is not None:
+            made_with |= generators(partner)
+        require_tokenizer("samples.tokenizer", tokenizer, "ema", made_with)
+        return tokenizer, partner
 
     @property
     def every_steps(self) -> int:
@@ -73,11 +80,18 @@ class GeneratorSheets:
             device: for all networks.
 
         Returns:
-            The file, or None while the partner has no checkpoint yet.
+            The file, or None while the partner has no checkpoint yet, or where the tokenizer is another one by now.
         """
+        try:
+            tokenizer_folder, partner_folder = self._networks()
+        except UserError as error:  # no reason to end a training
+            logger.warning("no picture: %s", error)
+            return None
         own = self.network_type(self.model).to(device).eval()
         own.load_state_dict(weights)
-        partner = self._partner(device)
+        partner = None
+        if partner_folder is not None:
+            partner = load_network(self._partner_type, partner_folder).to(device)
         if isinstance(own, ContentGenerator):
             content, structure = own, partner
         elif isinstance(partner, ContentGenerator):
@@ -85,7 +99,7 @@ class GeneratorSheets:
         else:
             return None
         assert structure is None or isinstance(structure, StructureGenerator)
-        tokenizer = load_network(Tokenizer, weights_folder("samples.tokenizer", self.config.tokenizer)).to(device)
+        tokenizer = load_network(Tokenizer, tokenizer_folder).to(device)
         num_images, num_classes = self.config.num_images, content.config.num_classes
         labels_B = torch.arange(num_images) * max(1, num_classes // num_images) % num_classes
         drawn = sample(
@@ -101,16 +115,19 @@ class GeneratorSheets:
         paintings = paint_sequences(tokenizer, drawn, labels_B, _ROUNDING, count=num_images)
         return painting_rows(paintings).light
 
-    def _partner(self, device: torch.device) -> ContentGenerator | StructureGenerator | None:
+    @property
+    def _partner_type(self) -> type[ContentGenerator] | type[StructureGenerator]:
+        return StructureGenerator if self.network_type is ContentGenerator else ContentGenerator
+
+    def _partner_folder(self) -> Path | None:
         if not self.config.partner:
             return None
-        other = StructureGenerator if self.network_type is ContentGenerator else ContentGenerator
         checkpoints = Path(self.config.partner) / "checkpoints"
         if not Path(self.config.partner).is_dir() or (checkpoints.is_dir() and not any(checkpoints.glob("step-*"))):
             return None  # trained beside this one, and not that far
         if checkpoints.is_dir() and newest_valid(checkpoints, logger.warning) is None:
             return None
-        return load_network(other, weights_folder("samples.partner", self.config.partner)).to(device)
+        return weights_folder("samples.partner", self.config.partner)
 
     def _given(self, labels_B: Tensor) -> Given:
         """The maps of the first record of each class, or of any record where a class has none."""

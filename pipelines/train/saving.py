@@ -112,6 +112,8 @@ def _write_weights(folder: Path, state: TrainerState, step: Step) -> None:
     alignment = getattr(task.objective, "alignment", None)
     if alignment is not None:
         save_weights(folder, alignment.head.state_dict(), asdict(alignment.head.config), "repa", name="repa")
+    if task.training_keys is not None:
+        task.training_keys.astype("<u8").tofile(folder / checkpoints.TRAINING_KEYS_FILE)
     state.write(folder)
 
 

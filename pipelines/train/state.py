@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import UserError
+from pipelines.checkpoints import TRAINER_FILE
 
 SCHEMA_VERSION = 1
-_TRAINER_FILE = "trainer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +47,15 @@ class TrainerState:
 
     def write(self, folder: Path) -> None:
         """Write `trainer.json` into the folder."""
-        (folder / _TRAINER_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        (folder / TRAINER_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> TrainerState:
         """Read `trainer.json`. Raises UserError where another schema version wrote it."""
-        found = json.loads((folder / _TRAINER_FILE).read_text())
+        found = json.loads((folder / TRAINER_FILE).read_text())
         version = found.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise UserError(f"{folder / _TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}")
+            raise UserError(f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}")
         return cls(**found)
 
 

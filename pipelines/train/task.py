@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,6 +91,7 @@ class TrainingTask:
         tokens_per_image: transformer tokens of an image in a step, or None.
         count_flops: operations of an image, forward and backward, counted when called; None where nobody counts.
         samples: pictures of samples, or None.
+        training_keys: uint64, hashes of the names of the training images, kept with the weights; or None.
         window_numbers: further numbers of the steps since the last row of metrics (every rank calls it), or None.
     """
 
@@ -105,6 +107,7 @@ class TrainingTask:
     tokens_per_image: int | None = None
     count_flops: Callable[[], float] | None = None
     samples: SampleSheets | None = None
+    training_keys: np.ndarray | None = None
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """What must be equal for a run to go on: everything that moves a weight.

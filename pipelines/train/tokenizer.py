@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from cluster.ranks import Ranks
 from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_dino_features, load_perceptual_distance
@@ -19,6 +21,7 @@ from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, Tokeni
 from pipelines.batches.config import ImageLoadingConfig, ViewsPerEpoch
 from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
+from pipelines.sources.source import hash_names
 from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.launch import command, run_training
@@ -101,6 +104,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     if config.loss.adversarial_weight > 0:
         discriminator = Discriminator(load_dino_features(config.judges.dino_weights))
     objective = TokenizerObjective(Tokenizer(model), config.loss, perceptual=perceptual, discriminator=discriminator)
+    images = open_source(source, tell=is_main)
     return TrainingTask(
         kind="tokenizer",
         objective=objective,
@@ -109,7 +113,8 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
         window_numbers=objective.watch.close,
         model_config=dataclasses.asdict(model),
         loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
-        batches=image_source(open_source(source, tell=is_main), config.views_per_epoch, config.loading),
+        batches=image_source(images, config.views_per_epoch, config.loading),
+        training_keys=np.sort(hash_names(images.keys)),
         validation=validation,
     )
 

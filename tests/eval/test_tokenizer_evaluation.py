@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import alexnet, vgg16
 
 from eval.evaluation import EvaluationData
@@ -109,6 +110,18 @@ def test_a_chunk_holds_the_reconstructions_of_its_images(
     error = ((copies.astype(float) - images[:100]) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(chunk["psnr_B"][:100], 10 * np.log10(255**2 / error))
     assert chunk["readable_B"].all()
+
+
+def test_images_written_since_are_other_images(tmp_path: Path) -> None:
+    """Of the same size, too: chunks of what they were are not taken."""
+    (tmp_path / "a").mkdir()
+    config = SourceConfig(kind="folder", path=str(tmp_path), split="all")
+    identities = []
+    for colour in (10, 10, 20):
+        if not identities or colour != 10:
+            Image.new("L", (16, 16), colour).save(tmp_path / "a" / "0.bmp")
+        identities.append(SourceImages(open_source(config)).identity())
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_an_image_that_cannot_be_read_is_black_and_marked(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,15 +23,22 @@ from released_checkpoints import (
 )
 from typer.testing import CliRunner
 
-from nvg.checkpoints import load_network, load_weights, save_weights
+from nvg.checkpoints import load_config, load_network, load_weights, save_weights, weights_hash
 from nvg.checkpoints.release_files import read_release_file
 from nvg.errors import UserError
 from nvg.granularity import cluster_latents, stage_map, structure_embedding
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer, quantize_ids
+from pipelines.checkpoints import tokenizer_of
 from pipelines.cli.main import app
-from pipelines.release import LICENCE_NOTICE, ImportReleaseConfig, import_release
+from pipelines.release import (
+    LICENCE_NOTICE,
+    ExportReleaseConfig,
+    ImportReleaseConfig,
+    export_release,
+    import_release,
+)
 from pipelines.sample import SampleConfig, sample_images
 
 IMPORT_AND_MEASURE = """
@@ -155,6 +164,32 @@ def test_an_imported_run_is_sampled_without_records(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["7-000.png", "grid.png", "stages.png"]
     with pytest.raises(UserError, match="expected ids from 0 to 9"):
         sample_images(SampleConfig(run=str(tmp_path / "run"), **{**settings, "classes": [10]}))
+
+
+def test_exports_and_imports_keep_the_hash_of_the_tokenizer(run, tmp_path):
+    """Of generators of an own training, whose export is imported beside its tokenizer's."""
+    own, back = tmp_path / "own", tmp_path / "back"
+    tensors, config = load_weights(run / "tokenizer", "tokenizer", "ema")
+    tensors["dequantizer.codebook"] = tensors["dequantizer.codebook"][:512].clone()
+    save_weights(own / "tokenizer", tensors, {**config, "codebook_size": 512}, "tokenizer", "ema")
+    hash_of_own = weights_hash(own / "tokenizer", "ema")
+    for kind in ("content", "structure"):
+        shutil.copytree(run / kind, own / kind)
+        (own / kind / "release.json").unlink()
+        (own / kind / "trainer.json").write_text(json.dumps({"data": {"tokenizer_hash": hash_of_own}}))
+    files = tmp_path / "d2.ckpt", tmp_path / "ae.ckpt"
+    config = ExportReleaseConfig(run=str(own), output=str(files[0]), autoencoder_output=str(files[1]))
+    export_release(config, quiet)
+    import_release(ImportReleaseConfig(autoencoder=str(files[1]), generator=str(files[0]), output=str(back)), quiet)
+    assert weights_hash(back / "tokenizer", "ema") == hash_of_own
+    assert {tokenizer_of(back / kind) for kind in ("content", "structure")} == {hash_of_own}
+    alone = tmp_path / "alone"
+    import_release(ImportReleaseConfig(generator=str(files[0]), output=str(alone)), quiet)
+    assert tokenizer_of(alone / "content") == hash_of_own
+    tensors["dequantizer.codebook"] += 1
+    save_weights(alone / "tokenizer", tensors, load_config(own / "tokenizer", "tokenizer", "ema"), "tokenizer", "ema")
+    with pytest.raises(UserError, match=rf"whose ema weights have the hash(.|\n)*{hash_of_own[:12]}"):
+        export_release(replace(config, run=str(alone), autoencoder_output=None), quiet)
 
 
 def test_bad_files_and_folders_leave_nothing_behind(files, run, tmp_path):

@@ -28,14 +28,16 @@ def png(value: int, size: int = 20) -> bytes:
     return buffer.getvalue()
 
 
-def write_shards(root: Path, *, num_shards: int = 2, per_shard: int = 5, label_as: str = "cls") -> list[Path]:
+def write_shards(
+    root: Path, *, num_shards: int = 2, per_shard: int = 5, label_as: str = "cls", shift_labels: int = 0
+) -> list[Path]:
     paths = []
     for shard in range(num_shards):
         path = root / f"train-{shard:03d}.tar"
         with TarWriter(str(path)) as writer:
             for row in range(per_shard):
                 number = shard * per_shard + row
-                label = number % 3
+                label = (number + shift_labels) % 3
                 labels = {"cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
                 writer.write({"__key__": f"{number:05d}", "png": png(number), label_as: labels[label_as]})
         paths.append(path)

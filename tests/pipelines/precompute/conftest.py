@@ -78,6 +78,7 @@ class Prepared:
             folder=self.folder,
             plan_fingerprint=self.plan.fingerprint,
             repa=self.repa,
+            stamps=self.source.stamps(),
         )
 
     def merge(self) -> Path:

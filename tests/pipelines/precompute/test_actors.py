@@ -7,9 +7,11 @@ import signal
 import time
 import urllib.request
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cluster.actors import PoolEvent
 from cluster.session import ClusterError
@@ -85,6 +87,26 @@ def test_too_many_bad_images_stop_the_job_and_leave_finished_units(case, tmp_pat
     with pytest.raises(UserError, match=r"found 30 bad of 60 inputs(?s:.*): not an image in a known format"):
         precompute(config)
     assert len(list((Path(config.output) / "parts").glob("part-*"))) >= 3
+
+
+def test_corrected_images_are_told_then_encoded_again(case, tmp_path):
+    """Uncompressed, of the same size: what an index of names and sizes cannot see."""
+    root = tmp_path / "images" / "a"
+    root.mkdir(parents=True)
+    for number in range(20):
+        Image.new("L", (16, 16), 10 * number).save(root / f"{number:02d}.bmp")
+    source = SourceConfig(kind="folder", path=str(root.parent), split="all")
+    config = case.job(tmp_path, source=source, images_per_unit=10, num_actors=2)
+    first = case.file_hashes(precompute(config))
+    Image.new("L", (16, 16), 255).save(root / "03.bmp")
+    with pytest.raises(UserError, match=r"1 of 20 images .*\(a/03\.bmp\) since these records were made.*output"):
+        precompute(config)
+    assert case.file_hashes(Path(config.output)) == first
+    recorder = Recorder()
+    again = case.file_hashes(precompute(replace(config, encode_changed=True), on_event=recorder))
+    assert recorder.count("committed") == 1
+    fresh = case.Prepared(replace(config, output=str(tmp_path / "fresh")))
+    assert again == case.file_hashes(fresh.run()) != first
 
 
 @pytest.mark.parametrize("key", ["cpus_per_actor", "gpus_per_actor"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,10 +152,10 @@ class FailingSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read_views(self, index: int, views: Sequence[int]) -> list[np.ndarray]:
+    def read_bytes(self, index: int) -> bytes:
         if index == self._failing_index:
             raise OSError(5, "Input/output error")
-        return self._source.read_views(index, views)
+        return self._source.read_bytes(index)
 
 
 def test_unit_cut_short_leaves_nothing_and_others_stay(case, tmp_path):

@@ -93,7 +93,9 @@ def test_records_are_drawn_from_their_ids(finished, records, tmp_path, capsys):
 
 def test_records_of_another_tokenizer_are_not_drawn(case, records, tmp_path):
     other = case.write_tokenizer(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match=r"was written with a tokenizer of hash \w+, .*other \(ema\) has \w+"):
+    with pytest.raises(
+        UserError, match=r"tokenizer is .*other, whose ema weights have the hash \w+(.|\n)*the records in .*: \w+"
+    ):
         inspect(InspectConfig(records=str(records), tokenizer=str(other)))
     with pytest.raises(UserError, match="there are 594; lower index or count"):
         inspect(InspectConfig(records=str(records), index=594))

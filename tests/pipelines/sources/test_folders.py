@@ -18,7 +18,7 @@ from image_sources import png, write_class_folders
 
 from nvg.errors import UserError
 from pipelines.sources import ImageSource, SourceConfig, key_line, load_images, open_source
-from pipelines.sources.source import describe
+from pipelines.sources.opening import describe
 
 PNG = png(0)
 

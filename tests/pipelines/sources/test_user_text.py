@@ -16,7 +16,7 @@ from image_sources import png, write_class_folders
 from nvg.errors import UserError
 from pipelines.sources import ImageSource, SourceConfig, open_source
 from pipelines.sources.class_names import decode_text, text_lines, whole_number
-from pipelines.sources.source import describe
+from pipelines.sources.opening import describe
 
 ROWS = [(f"val_{number}", f"n0{1 + number % 2}") for number in range(4)]
 

@@ -15,11 +15,12 @@ import pytest
 from record_training import NUM_STEPS, build_task_killed_once, launch, losses, record_config
 from tiny_networks import CODEBOOK_SIZE, save_tokenizer
 
+from cluster.manifest import read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from pipelines.batches.config import DataConfig
-from pipelines.checkpoints import find_damage
+from pipelines.checkpoints import find_damage, tokenizer_of
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
@@ -137,7 +138,9 @@ def test_pair_that_does_not_fit_the_records_fails_whole_then_both_train_at_once(
     assert not (tmp_path / "content" / "checkpoints").exists()
 
     checkpoints = train_generators(PairRunConfig(content=content, structure=structure))
+    made_with = read_manifest(records)["tokenizer_hash"]
     for kind, checkpoint, network_type in zip(KINDS, checkpoints, (ContentGenerator, StructureGenerator), strict=True):
+        assert tokenizer_of(checkpoint) == made_with
         assert checkpoint == tmp_path / kind / "checkpoints" / f"step-{NUM_STEPS:08d}"
         assert find_damage(checkpoint) is None
         assert load_network(network_type, checkpoint).config.num_classes == 10

@@ -1,5 +1,6 @@
 """Pictures of samples during a training: the average's weights, the same classes and noise each time."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from tiny_networks import save_generators, save_tokenizer
 from tiny_training import build_task, tiny_config
 
-from nvg.checkpoints import load_network, save_weights, weights_hash
+from nvg.checkpoints import load_network, load_weights, save_weights, weights_hash
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset, RecordLayout
@@ -73,12 +74,27 @@ def test_partner_draws_the_other_half(root, tmp_path):
 def test_wrong_tokenizer_and_missing_partner_are_named(root, tmp_path):
     tokenizer = tmp_path / "tokenizer"
     save_weights(tokenizer, {"a": torch.ones(1)}, {}, "tokenizer", name="ema")
-    with pytest.raises(UserError, match=r"samples.tokenizer .* made with .* give the tokenizer of the records"):
+    with pytest.raises(UserError, match=r"samples\.tokenizer is .*tokenizer, whose ema weights(.|\n)*the records in"):
         sheets(root, ContentGenerator, tokenizer=str(tokenizer))
     with pytest.raises(UserError, match=r"samples\.partner is empty"):
         sheets(root, StructureGenerator)
     with pytest.raises(ValueError, match=r"samples\.tokenizer empty"):
         SampleSheetConfig(every_steps=5)
+
+
+def test_a_tokenizer_or_partner_that_is_another_by_now_gives_no_picture_and_ends_no_training(root, tmp_path, caplog):
+    for name in ("tokenizer", "structure"):
+        shutil.copytree(root / name, tmp_path / name)
+    (tmp_path / "structure" / "trainer.json").write_text('{"data": {"tokenizer_hash": "ab"}}')
+    with pytest.raises(UserError, match=r"the generator in .*structure: ab…"):
+        sheets(root, ContentGenerator, partner=str(tmp_path / "structure"))
+    drawn = sheets(root, ContentGenerator, tokenizer=str(tmp_path / "tokenizer"))
+    tensors, config = load_weights(tmp_path / "tokenizer", "tokenizer", "ema")
+    tensors["dequantizer.codebook"] *= 2
+    save_weights(tmp_path / "tokenizer", tensors, config, "tokenizer", "ema")
+    weights = load_network(ContentGenerator, root / "content").state_dict()
+    assert drawn.draw(weights, DEVICE) is None
+    assert "no picture: samples.tokenizer is" in caplog.text
 
 
 def test_loop_keeps_a_picture_every_so_many_steps_of_the_averaged_weights(tmp_path):
@@ -94,8 +110,6 @@ def test_loop_keeps_a_picture_every_so_many_steps_of_the_averaged_weights(tmp_pa
     run_training(tiny_config(tmp_path), lambda config: replace(build_task(config), samples=Sheets()))
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000005.png", "step-00000010.png"]
     run_training(tiny_config(tmp_path / "five", stop_after_steps=5), build_task)
-    from nvg.checkpoints import load_weights
-
     average, _ = load_weights(tmp_path / "five" / "checkpoints" / "step-00000005", "tiny", "ema")
     assert all(torch.equal(average[name], seen[0][name]) for name in average)
     assert asdict(SampleSheetConfig())["every_steps"] is None
