@@ -22,13 +22,13 @@ class GeneratorLossConfig:
     """How a generator is trained.
 
     Attributes:
-        class_dropout_prob: share of images that train the null class.
+        class_dropout_prob: share of images that train the null class; held-out losses never see it.
         stages_per_image: stages trained of each image in a step; None is all of them, as published.
         repa_weight: weight of the alignment of the content generator's hidden tokens with DINOv2; published 0.5, and 0
             needs no features. The structure generator has none.
         repa_block: block, from 1, after which they are taken; published 8.
 
-    Paper: App. A.5
+    Paper: §2.2.2 (10 % null condition, RePA at the 8th layer); Release: weight 0.5 of RePA
     """
 
     class_dropout_prob: float = 0.1
@@ -60,7 +60,7 @@ def common_noise(
     Returns:
         stages int64 (global_batch, M), class_dropped bool (global_batch,), drop_path float32 (global_batch, M, depth).
 
-    Paper: App. A.5
+    Paper: §2.2.2 (null condition), App. A.4 (drop path)
     """
     drawn = num_stages if config.stages_per_image is None else min(config.stages_per_image, num_stages)
     return {
@@ -114,9 +114,12 @@ def kept_branches(noise: dict[str, Tensor], training: bool) -> Tensor | None:
     return noise["drop_path"].flatten(0, 1) if training else None
 
 
-def dropped_labels(label_B: Tensor, dropped_B: Tensor, null_class: int) -> Tensor:
-    """Class ids (B,) with the null class where the class is dropped. Release: one draw an image, in training only"""
-    return torch.where(dropped_B, null_class, label_B)
+def dropped_labels(label_B: Tensor, noise: dict[str, Tensor], null_class: int, training: bool) -> Tensor:
+    """Class ids (B,), in training with the null class where the class is dropped.
+
+    Paper: §2.2.2 (10 %); Release: one draw an image, in training only
+    """
+    return torch.where(noise["class_dropped"], null_class, label_B) if training else label_B
 
 
 def noisy_structure(
