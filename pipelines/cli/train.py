@@ -60,11 +60,11 @@ def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
 
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
     from pipelines.train.generator import GeneratorRunConfig, train_generator
-    from pipelines.train.plan import plan_costs, plan_training
+    from pipelines.train.plan import plan_alignment, plan_costs, plan_training
 
     def plan(run: GeneratorRunConfig) -> list[str]:
         steps = plan_training(f"the {kind} generator", f"records of {run.data.path}", run)
-        return [*steps, *plan_costs(run, run.launch.num_workers)]
+        return [*steps, *plan_alignment(run), *plan_costs(run, run.launch.num_workers)]
 
     own = {"kind": kind} if config else {"kind": kind, "run_folder": f"runs/{kind}"}
     execute(GeneratorRunConfig, plan, train_generator, config, [own, *(overrides or [])], dry_run)
