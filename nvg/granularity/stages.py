@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nvg.errors import UserError
 
-
 _GRID_SIZES = [4**m for m in range(1, 8)]
 
 

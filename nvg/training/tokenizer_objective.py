@@ -32,12 +32,12 @@ class TokenizerLossConfig:
         commitment_weight: β of the quantiser loss.
         codebook_weight: weight of the quantiser loss beside the reconstruction.
         soft_assignment_images: for how many images from the start every codebook entry receives gradient.
-        perceptual_weight: weight of LPIPS; 1 in the paper.
-        adversarial_weight: weight of the generator's loss, from the first step; 0.1 in the paper.
+        perceptual_weight: weight of LPIPS; published 1.
+        adversarial_weight: weight of the generator's loss, from the first step; published 0.1.
         warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
         revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
 
-    Paper: App. A.5 (β = 0.25, one epoch of warm-up)
+    Paper: App. A.5 (losses of Open-MAGVIT2, one epoch of warm-up); Release: β = 0.25 and the weights of all losses
     """
 
     commitment_weight: float = 0.25

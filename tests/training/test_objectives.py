@@ -75,6 +75,25 @@ def test_structure_loss_equals_a_loop_over_images_and_stages():
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["content", "structure"])
+def test_held_out_losses_never_see_the_null_class(kind):
+    content, structure, dequantizer = tiny_generators()
+    objective = (
+        ContentObjective(content, dequantizer, ALL_STAGES)
+        if kind == "content"
+        else StructureObjective(structure, dequantizer, ALL_STAGES)
+    )
+    kept = objective.draw_noise(seed=0, step=0, global_batch=6)
+    dropped = {**kept, "class_dropped": torch.ones(6, dtype=torch.bool)}
+    losses = {
+        training: [objective.train(training)(records(), noise)[0].item() for noise in (kept, dropped)]
+        for training in (True, False)
+    }
+    assert losses[False][0] == losses[False][1]
+    assert losses[True][0] != losses[True][1]
+
+
 @pytest.mark.parametrize("kind", ["content", "structure"])
 def test_rows_of_the_global_batch_give_the_mean_loss(kind):
     """What makes any number of ranks see the same step: equal shares average to the loss of the whole batch."""
