@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import FeatureLayout, RecordLayout
 from nvg.sampling import SamplingConfig
@@ -33,6 +32,7 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sample import SampleConfig
 from pipelines.sources.views import make_view
 from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.plan import plan_alignment
 from pipelines.train.tokenizer import TokenizerRunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -269,12 +269,15 @@ def test_sampling_preset_fills_the_section_and_yields_to_the_command_line(schema
     ("command", "says"),
     [
         ("train content --config content/d16.yaml", "333638 steps of 768 images"),
+        (
+            "train content --config content/d12.yaml",
+            "run `nvg precompute` with repa.store=jpeg and have dinov2_weights",
+        ),
         ("train structure --config structure/d24.yaml", "518992 steps of 864 images"),
         ("train tokenizer --config tokenizer/f16.yaml", "500456 steps of 256 images"),
         ("precompute --config precompute/imagenet.yaml", "encode 16 view(s)"),
         ("precompute --config precompute/imagenet.yaml", "store each view as a JPEG beside its record (about 40 kB"),
         ("precompute --config precompute/imagenet.yaml repa.store=nothing", "will need loss.repa_weight=0"),
-        ("train content --config content/d16.yaml loss.repa_weight=0", "255,183,904 parameters"),
         ("eval tokenizer --config eval/tokenizer256.yaml", "LPIPS: vgg"),
         ("sample --sampling table2", "constant_guidance: true"),
         ("sample --sampling release", "gumbel_split: false"),
@@ -302,10 +305,28 @@ def test_each_of_the_published_commands_finds_what_the_one_before_it_wrote():
     assert load_config(EvaluateTokenizerConfig, "eval/tokenizer256.yaml").tokenizer == tokenizer.run_folder
 
 
-def test_a_plan_without_records_says_what_the_alignment_will_need():
-    done = CliRunner().invoke(app, ["train", "content", "--config", "content/d12.yaml", "--dry-run"])
-    assert "needs records of `nvg precompute` with repa.store=jpeg" in done.output
-    assert "dinov2_weights='data/weights/dinov2_vitb14_pretrain.pth' (not there yet)" in done.output
+@pytest.mark.parametrize(
+    ("repa", "says"),
+    [
+        (
+            None,
+            "with repa.store=jpeg and have dinov2_weights='data/weights/dinov2_vitb14_pretrain.pth'",
+        ),
+        ({}, "WILL BE REFUSED, nothing lies beside the records; run `nvg precompute` with repa.store=jpeg"),
+        ({"store": "jpeg"}, "with the JPEGs beside the records and dinov2_weights="),
+        ({"store": "features"}, "with the features beside the records"),
+    ],
+)
+def test_the_plan_says_what_the_alignment_needs_and_what_is_missing(tmp_path, monkeypatch, repa, says):
+    config = load_config(GeneratorRunConfig, "content/d12.yaml", [{"data": {"path": str(tmp_path)}}])
+    if repa is not None:
+        (tmp_path / "manifest.json").touch()
+        monkeypatch.setattr("pipelines.train.plan.read_manifest", lambda folder: {"repa": repa})
+    (line,) = plan_alignment(config)
+    assert says in line
+    assert ("NOT THERE yet" in line) == (repa != {"store": "features"})
+    assert plan_alignment(replace(config, loss=replace(config.loss, repa_weight=0.0))) == []
+    assert plan_alignment(load_config(GeneratorRunConfig, "structure/d12.yaml")) == []
 
 
 def test_sizes_on_disk_are_those_of_the_formats():
@@ -318,31 +339,6 @@ def test_sizes_on_disk_are_those_of_the_formats():
     assert f"about {views * 40_013 / 1e9:.0f} GB" in text
     readme = (CONFIGS.parent / "README.md").read_text()
     assert "about 820 GB" in readme
-
-
-@pytest.mark.parametrize("repa", [{}, {"repa": {"store": "jpeg", "quality": 95}}, {"repa": {"store": "features"}}])
-def test_a_plan_looks_for_what_lies_beside_the_records(tmp_path, monkeypatch, repa):
-    space = {
-        "num_classes": 10,
-        "num_positions": 16,
-        "latent_channels": 4,
-        "codebook_size": 16,
-        "canvas_scales": [1.0] * 6,
-    }
-    (tmp_path / "manifest.json").touch()
-    monkeypatch.setattr("pipelines.train.plan.read_manifest", lambda folder: {**space, **repa})
-    command = f"train content --config content/d12.yaml data.path={tmp_path} --dry-run"
-    done = CliRunner().invoke(app, command.split())
-    if not repa:
-        assert isinstance(done.exception, UserError)
-        assert "run `nvg precompute` with repa.store=features or jpeg" in str(done.exception)
-    else:
-        assert done.exit_code == 0, done.output
-        what = "features" if repa["repa"]["store"] == "features" else "JPEGs"
-        assert f"with the {what} beside the records" in done.output
-    without = CliRunner().invoke(app, [*command.split(), "loss.repa_weight=0"])
-    assert without.exit_code == 0, without.output
-    assert "align hidden tokens" not in without.output
 
 
 @pytest.mark.parametrize("command", ["sample run=RUN", "eval generator --model RUN", "eval sweep --model RUN"])

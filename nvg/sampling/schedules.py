@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nvg.errors import UserError
+from nvg.bounds import at_least, check_fields, positive, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +38,18 @@ class SamplingConfig:
     Paper: App. A.6
     """
 
-    content_guidance: float = 3.5
-    structure_guidance: float = 2.5
+    content_guidance: float = at_least(0, 3.5)
+    structure_guidance: float = at_least(0, 2.5)
     structure_guidance_at: Literal["last_split", "last_stage"] = "last_stage"
     constant_guidance: bool = False
     top_p_last: float = 0.5
-    num_flow_steps: int = 25
+    num_flow_steps: int = positive(25)
     gumbel_split: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "sampling")
         if not 0.0 < self.top_p_last <= 1.0:
-            raise UserError(f"top_p_last is {self.top_p_last}; it must lie in (0, 1]")
-        if self.num_flow_steps < 1:
-            raise UserError(f"num_flow_steps is {self.num_flow_steps}; at least 1 is needed")
-        if min(self.content_guidance, self.structure_guidance) < 0:
-            raise UserError("guidance scales must not be negative; 1 means no guidance")
+            raise refuse("sampling.top_p_last", self.top_p_last, "a share above 0 and at most 1, which keeps all")
 
     def content_scale(self, stage: int, last_stage: int) -> float:
         """Guidance scale of a content stage."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvg.errors import UserError
+from nvg.bounds import at_least, check_fields, positive, refuse
 from nvg.randomness import Purpose, permutation, uniforms
 
 # Which rows belong to which stage decides what is computed, so the host reads it and no device is waited for.
@@ -32,17 +32,14 @@ class GeneratorLossConfig:
     """
 
     class_dropout_prob: float = 0.1
-    stages_per_image: int | None = None
-    repa_weight: float = 0.0
-    repa_block: int = 8
+    stages_per_image: int | None = positive(None)
+    repa_weight: float = at_least(0, 0.0)
+    repa_block: int = positive(8)
 
     def __post_init__(self) -> None:
+        check_fields(self, "loss")
         if not 0.0 <= self.class_dropout_prob < 1.0:
-            raise UserError(f"class_dropout_prob is {self.class_dropout_prob}; a share from 0 to below 1 is needed")
-        if self.repa_weight < 0:
-            raise UserError(f"repa_weight is {self.repa_weight}; it must be 0 or more")
-        if self.stages_per_image is not None and self.stages_per_image < 1:
-            raise UserError(f"stages_per_image is {self.stages_per_image}; at least 1, or null for all stages")
+            raise refuse("loss.class_dropout_prob", self.class_dropout_prob, "a share from 0 to below 1")
 
 
 def common_noise(

@@ -5,12 +5,13 @@ Legend: B images, L positions, C latent channels, S side of an image.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import at_least, check_fields
 from nvg.errors import UserError
 from nvg.randomness import Purpose, uniforms
 from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
@@ -40,18 +41,16 @@ class TokenizerLossConfig:
     Paper: App. A.5 (losses of Open-MAGVIT2, one epoch of warm-up); Release: β = 0.25 and the weights of all losses
     """
 
-    commitment_weight: float = 0.25
-    codebook_weight: float = 1.0
-    soft_assignment_images: int = 1_281_167
-    perceptual_weight: float = 0.0
-    adversarial_weight: float = 0.0
-    warn_usage_below: float = 0.1
-    revive_after_images: int | None = None
+    commitment_weight: float = at_least(0, 0.25)
+    codebook_weight: float = at_least(0, 1.0)
+    soft_assignment_images: int = at_least(0, 1_281_167)
+    perceptual_weight: float = at_least(0, 0.0)
+    adversarial_weight: float = at_least(0, 0.0)
+    warn_usage_below: float = at_least(0, 0.1)
+    revive_after_images: int | None = at_least(0, None)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and value < 0:
-                raise UserError(f"{name} is {value}; it must be 0 or more")
+        check_fields(self, "loss")
 
 
 class TokenizerObjective(nn.Module):

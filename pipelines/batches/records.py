@@ -9,7 +9,7 @@ Legend: B rows of this rank, T tokens, L positions, N patches, D channels of a f
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,32 +144,22 @@ def open_repa_source(records: RecordDataset, dinov2_weights: str) -> RepaSource:
     Raises:
         UserError: nothing was stored, or the weight file is missing.
     """
-    store = repa_store(records.manifest, records.folder)
+    store = records.manifest.get("repa", {}).get("store")
     if store == FEATURES_FOLDER:
         features = FeatureDataset.open(records)
         return RepaSource(features.layout.width, lambda rows: {FEATURES: torch.from_numpy(features.batch(rows))})
-    images = JpegDataset.open(records)
-    teacher = load_dinov2_features(dinov2_weights, key=_WEIGHTS_KEY)
+    if store == JPEG_FOLDER:
+        images = JpegDataset.open(records)
+        teacher = load_dinov2_features(dinov2_weights, key=_WEIGHTS_KEY)
 
-    def decode(rows: np.ndarray) -> dict[str, Tensor]:
-        return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
+        def decode(rows: np.ndarray) -> dict[str, Tensor]:
+            return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
 
-    return RepaSource(teacher.width, decode, teacher)
-
-
-def repa_store(manifest: Mapping[str, Any], folder: Path) -> str:
-    """What lies beside records, by their manifest: features or JPEGs.
-
-    Raises:
-        UserError: nothing does.
-    """
-    store = manifest.get("repa", {}).get("store")
-    if store not in (FEATURES_FOLDER, JPEG_FOLDER):
-        raise UserError(
-            f"loss.repa_weight is above 0, but {folder} has neither features nor images beside its records; run "
-            "`nvg precompute` with repa.store=features or jpeg, or set loss.repa_weight=0"
-        )
-    return store
+        return RepaSource(teacher.width, decode, teacher)
+    raise UserError(
+        f"loss.repa_weight is above 0, but {records.folder} has neither features nor images beside its records; run "
+        "`nvg precompute` with repa.store=features or jpeg, or set loss.repa_weight=0"
+    )
 
 
 def _decoded(jpeg: bytes) -> Tensor:

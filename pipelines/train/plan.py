@@ -75,26 +75,21 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
 
 
 def plan_alignment(config: GeneratorRunConfig) -> list[str]:
-    """What the alignment with DINOv2 needs and what of it is there; empty where a run has none.
-
-    Raises:
-        UserError: the records are there, and nothing for it lies beside them.
-    """
+    """What the alignment with DINOv2 needs and what of it is there, a line; none where a run has no alignment."""
     if config.kind != "content" or not config.loss.repa_weight:
         return []
-    from nvg.records import FEATURES_FOLDER
-    from pipelines.batches.records import repa_store
-
     records, weights = Path(config.data.path), Path(config.dinov2_weights)
     aim = f"align hidden tokens with DINOv2 (loss.repa_weight={config.loss.repa_weight:g})"
-    found = f"dinov2_weights={config.dinov2_weights!r} ({'found' if weights.is_file() else 'not there yet'})"
+    given = f"dinov2_weights={config.dinov2_weights!r} ({'found' if weights.is_file() else 'NOT THERE yet'})"
+    jpeg = f"run `nvg precompute` with repa.store=jpeg and have {given}, or with repa.store=features"
     if not (records / MANIFEST_FILE).is_file():
-        return [
-            f"{aim}: needs records of `nvg precompute` with repa.store=jpeg, and {found}; or with repa.store=features"
-        ]
-    if repa_store(read_manifest(records), records) == FEATURES_FOLDER:
+        return [f"{aim}: {jpeg}"]
+    store = read_manifest(records).get("repa", {}).get("store")
+    if store == "features":
         return [f"{aim}: with the features beside the records"]
-    return [f"{aim}: with the JPEGs beside the records, and {found}"]
+    if store == "jpeg":
+        return [f"{aim}: with the JPEGs beside the records and {given}"]
+    return [f"{aim}: WILL BE REFUSED, nothing lies beside the records; {jpeg}, or set loss.repa_weight=0"]
 
 
 def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_devices: int) -> float:

@@ -95,7 +95,12 @@ def test_gumbel_scores_are_finite_at_the_edges_and_prefer_likely_positions():
     [
         ({"top_p_last": 0.0}, "top_p_last"),
         ({"num_flow_steps": 0}, "num_flow_steps"),
-        ({"content_guidance": -1.0}, "guidance"),
+        ({"top_p_last": float("nan")}, "top_p_last is nan"),
+        ({"top_p_last": 1.5}, "top_p_last is 1.5"),
+        ({"content_guidance": -1.0}, "sampling.content_guidance is -1.0; expected 0 or more"),
+        ({"content_guidance": float("nan")}, "content_guidance is nan"),
+        ({"structure_guidance": float("inf")}, "structure_guidance is inf"),
+        ({"structure_guidance_at": "last"}, "structure_guidance_at is 'last'; expected one of last_split, last_stage"),
     ],
 )
 def test_impossible_configs_are_refused_by_name(values, message):
