@@ -167,7 +167,7 @@ def load_control(config: ControlConfig, tokenizer: Tokenizer, *, spatial: bool, 
         return _from_labels(config, tokenizer, cut)
     if config.structure_from:
         num_splits = last_stage if config.stages is None else config.stages
-        if config.structure_from.endswith(_MAP_SUFFIX):
+        if _is_array(Path(config.structure_from)):
             structure_BL = _read_map(config.structure_from, tokenizer.config.num_positions)
             given = give_structure(structure_BL, num_splits)
             return Control(name="structure of a map file", source_name="map", given=given)
@@ -220,9 +220,9 @@ def _from_labels(config: ControlConfig, tokenizer: Tokenizer, cut: Cut) -> Contr
     assert config.structure_labels is not None
     key = "control.structure_labels"
     file, data = _read(key, config.structure_labels)
-    label_HW = _read_array(key, file) if file.suffix == _MAP_SUFFIX else _read_label_image(key, file, data)
+    label_HW = _read_array(key, file) if _is_array(file) else _read_label_image(key, file, data)
     values, number_HW = np.unique(label_HW, return_inverse=True)
-    if label_HW.ndim != 2 or len(values) > _MOST_LABELS:
+    if label_HW.ndim != 2 or not 0 < len(values) <= _MOST_LABELS:
         raise UserError(
             f"{key}: {file} has shape {label_HW.shape} and {len(values)} different values; expected rows and columns "
             f"of at most {_MOST_LABELS} labels; give a segmentation without blended edges, as PNG or .npy"
@@ -252,7 +252,7 @@ def _read_label_image(key: str, file: Path, data: bytes) -> np.ndarray:
     """Labels of each pixel: the palette's or grey values as stored, a colour as one number."""
     _decoded(key, file, data, 3)  # refuses what is no image, or too large
     with Image.open(io.BytesIO(data)) as image:
-        if image.format == "JPEG":
+        if image.format in ("JPEG", "MPO"):
             raise UserError(
                 f"{key}: {file} is a JPEG, which blends labels; expected a PNG or .npy file; save it as one"
             )
@@ -294,12 +294,18 @@ def _read_map(path: str, num_positions: int) -> Tensor:
     return structure_BL
 
 
+def _is_array(file: Path) -> bool:
+    return file.suffix.lower() == _MAP_SUFFIX
+
+
 def _read_array(key: str, file: Path) -> np.ndarray:
     """Integers of a .npy file."""
     try:
         values = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{key}: {file} is no .npy file of numbers ({error}); save one with numpy.save") from error
+    if not isinstance(values, np.ndarray):
+        raise UserError(f"{key}: {file} is an .npz file; expected one array; save it with numpy.save")
     if not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"{key}: {file} holds {values.dtype}; expected integers; convert them before saving")
     return values

@@ -65,6 +65,9 @@ def files(tmp_path):
     np.save(tmp_path / "labels.npy", halves.astype(np.int64) * 70_000 - 1)
     np.save(tmp_path / "many.npy", np.arange(1024).reshape(32, 32))
     np.save(tmp_path / "three.npy", np.zeros((32, 32, 2), dtype=np.int64))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 5), dtype=np.int64))
+    with (tmp_path / "several.npy").open("wb") as several:
+        np.savez(several, one=halves)
     return tmp_path
 
 
@@ -277,6 +280,9 @@ def test_the_foreground_can_be_either_child(tokenizer, files):
         ({"structure_labels": "blended.jpg"}, "is a JPEG, which blends labels"),
         ({"structure_labels": "many.npy"}, r"\(32, 32\) and 1024 different values.*at most 256 labels"),
         ({"structure_labels": "three.npy"}, r"\(32, 32, 2\)"),
+        ({"structure_labels": "empty.npy"}, r"\(0, 5\) and 0 different values"),
+        ({"structure_labels": "several.npy"}, "is an .npz file; expected one array"),
+        ({"structure_from": "several.npy"}, "is an .npz file; expected one array"),
         ({"structure_labels": "one-colour.png"}, "one label"),
         ({"structure_labels": "palette.png", "stages": 5}, "stages is 5.*1 to 4 splits"),
         ({"fix_content_from": "text.png", "stages": 2}, "no image that can be read"),
