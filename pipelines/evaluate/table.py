@@ -113,7 +113,7 @@ def _read_row(path: Path, title: str) -> ScoreRow | TokenizerRow:
         make = tokenizer_row_of_results if "rfid" in results["scores"] else row_of_results
         return make(title, results)
     except OSError:
-        raise UserError(f"results: found no file {path}, expected a {RESULTS_FILE} of `nvg eval generator`") from None
+        raise UserError(f"results: found no file {path}, expected a {RESULTS_FILE} of `nvg eval …`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"results: {path} holds no scores of generated images or of a tokenizer ({error!r}), expected a "
