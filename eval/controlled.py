@@ -14,8 +14,9 @@ from torch import Tensor
 
 from eval.pool.samplers import GeneratorSampler
 from eval.scores.adherence import Adherence, encode_images, measure, split_agreement
+from nvg.granularity import StageLayout
 from nvg.pixels import ImageArray, to_model_range, to_uint8
-from nvg.sampling import Given, SampledSequence
+from nvg.sampling import Given, SampledSequence, give_contents, give_structure
 
 _BATCH_SIZE = 250
 _CANDIDATE_STRIDE = 1 << 32  # candidate n of sample k is drawn with the noise of sample k + n · stride
@@ -168,6 +169,54 @@ def compare(
         else measure(_reconstructed(sampler, images_BHWC), structure_BL, num_splits),
     )
     return samples, free, comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagewiseSamples:
+    """Samples of which more and more stages are those of a reference image.
+
+    Attributes:
+        reference_SHWC: uint8 reference, painted up to each stage.
+        contents_SBHWC: uint8 samples; in entry i contents of stages 0..i-1 and structure up to s_i are the reference's.
+        structures_SBHWC: likewise, structures alone; None where all images have the same.
+    """
+
+    reference_SHWC: ImageArray
+    contents_SBHWC: ImageArray
+    structures_SBHWC: ImageArray | None
+
+
+def draw_stagewise(
+    sampler: GeneratorSampler, labels_B: Tensor, indices_B: Tensor, content_ids_1T: Tensor, structure_1L: Tensor
+) -> StagewiseSamples:
+    """Generate stages i..K for every i, after the stages below of a reference image.
+
+    Args:
+        sampler: the networks.
+        labels_B: int64 classes asked for.
+        indices_B: int64 sample indices; a sample has the same noise for every i.
+        content_ids_1T, structure_1L: int64 sequence of the reference.
+
+    Paper: §3.2, Fig. 7
+    """
+    count, layout = len(labels_B), StageLayout(structure_1L.shape[1])
+    ids_BT, structure_BL = content_ids_1T.expand(count, -1), structure_1L.expand(count, -1)
+
+    def drawn(given: Given | None) -> ImageArray:
+        return draw_samples(sampler, labels_B, indices_B, given).images_BHWC
+
+    free = drawn(None)
+    stages = range(1, layout.num_stages)
+    contents = [free, *(drawn(give_contents(ids_BT, structure_BL, stage)) for stage in stages)]
+    structures = None
+    if sampler.structure is not None:
+        structures = np.stack([free, *(drawn(give_structure(structure_BL, stage)) for stage in stages)])
+    with torch.inference_mode():
+        canvases_SLC = sampler.tokenizer.dequantizer.canvases(
+            content_ids_1T.to(sampler.device), structure_1L.to(sampler.device)
+        )[0]
+        reference = to_uint8(sampler.tokenizer.decode(canvases_SLC), sampler.spec.rounding)
+    return StagewiseSamples(reference_SHWC=reference, contents_SBHWC=np.stack(contents), structures_SBHWC=structures)
 
 
 def _reconstructed(sampler: GeneratorSampler, images_BHWC: ImageArray) -> Tensor:

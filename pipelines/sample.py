@@ -20,10 +20,10 @@ from rich.table import Table
 
 from cluster.files import write_atomically
 from cluster.manifest import read_manifest
-from eval.controlled import Comparison, ControlledSamples, compare
+from eval.controlled import Comparison, ControlledSamples, compare, draw_stagewise
 from eval.image_sets import ImageSet
 from eval.pictures import paint_samples, paint_sequences, painting_rows, sample_grid
-from eval.pictures.sheets import control_sheet
+from eval.pictures.sheets import control_sheet, stagewise_sheet
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
@@ -34,11 +34,13 @@ from nvg.pixels import ImageArray, Rounding
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpoints import generators, require_tokenizer, weights_folder
-from pipelines.structure_control import Control, ControlConfig, load_control, plan_control
+from pipelines.structure_control import Control, ControlConfig, Cut, cut_of_run, load_control, plan_control, tokenized
 
 GRID_FILE, STAGES_FILE, CONTROL_FILE, ADHERENCE_FILE = "grid.png", "stages.png", "control.png", "adherence.json"
+STAGEWISE_FILE = "stagewise.png"
 _EVALUATION_FILE = "configs/evaluation.yaml"
 _NUM_PAINTINGS = 4
+_MOST_STAGEWISE = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,13 @@ def plan_sample(config: SampleConfig) -> list[str]:
     classes = ", ".join(map(str, config.classes)) or "all classes"
     controlled = config.control.active
     files = [GRID_FILE, STAGES_FILE, *([CONTROL_FILE, ADHERENCE_FILE] if controlled else [])]
+    if config.control.stagewise_from:
+        return [
+            f"load tokenizer, content and structure generator below {config.run} ({config.weights} weights)",
+            plan_control(config.control),
+            f"draw {config.num_per_class} image(s) of {classes} for each number of stages, seed {config.seed}",
+            f"write the figure {STAGEWISE_FILE} in {config.output}",
+        ]
     return [
         f"load tokenizer, content and structure generator below {config.run} ({config.weights} weights)",
         *([plan_control(config.control)] if controlled else []),
@@ -136,8 +145,12 @@ def sample_images(config: SampleConfig) -> Path:
     output = Path(config.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
     sampler = spec.build(_device(config.device))
+    if config.control.stagewise_from:
+        picture = _stagewise(sampler, config, labels, indices, [names[label] for label in labels])
+        write_atomically(output / STAGEWISE_FILE, picture)
+        return output / STAGEWISE_FILE
     if config.control.active:
-        images = _sample_controlled(sampler, config.control, labels, indices, output)
+        images = _sample_controlled(sampler, config.control, cut_of_run(run), labels, indices, output)
     else:
         images = sampler.draw(torch.from_numpy(labels), torch.from_numpy(indices))
         count = min(_NUM_PAINTINGS, len(names))
@@ -169,16 +182,37 @@ def _names_and_weights(run: Path, weights: str) -> tuple[list[str], Literal["ema
     return [str(label) for label in range(content["num_classes"])], "ema"
 
 
+def _stagewise(
+    sampler: GeneratorSampler, config: SampleConfig, labels_B: np.ndarray, indices_B: np.ndarray, names: list[str]
+) -> bytes:
+    """The figure of stage-wise control, PNG. Paper: Fig. 7"""
+    assert config.control.stagewise_from is not None
+    if len(names) > _MOST_STAGEWISE:
+        raise UserError(
+            f"classes and num_per_class ask for {len(names)} samples; expected at most {_MOST_STAGEWISE} in the figure "
+            "of control.stagewise_from; change classes or num_per_class"
+        )
+    cut = config.control.view_policy or cut_of_run(Path(config.run))
+    _, ids_1T, structure_1L = tokenized("control.stagewise_from", config.control.stagewise_from, sampler.tokenizer, cut)
+    labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
+    drawn = draw_stagewise(sampler, labels, indices, ids_1T, structure_1L)
+    groups = [("generate i–K: contents below i and structure up to i are the reference's", drawn.contents_SBHWC)]
+    if drawn.structures_SBHWC is not None:
+        groups.append(("generate i–K: structure up to i is the reference's", drawn.structures_SBHWC))
+    return stagewise_sheet(drawn.reference_SHWC, groups, names).light
+
+
 def _sample_controlled(
     sampler: GeneratorSampler,
     config: ControlConfig,
+    cut: Cut,
     labels_B: np.ndarray,
     indices_B: np.ndarray,
     output: Path,
 ) -> ImageArray:
     """Draw by what is given, measure, print, write pictures and figures; the images are returned."""
     console = Console()
-    control = load_control(config, sampler.tokenizer, spatial=sampler.structure is None)
+    control = load_control(config, sampler.tokenizer, spatial=sampler.structure is None, cut=cut)
     labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
     samples, free, comparison = compare(
         sampler,
@@ -192,7 +226,8 @@ def _sample_controlled(
         "given": control.name,
         "splits_given": control.given.num_splits,
         "stages_of_contents_given": control.given.num_contents,
-        "mask_bend": control.bend,
+        "mask_bend": control.bend if control.source_name == "mask" else None,
+        "label_bend": control.bend if control.source_name == "labels" else None,
         "samples": len(labels),
         "candidates": config.num_candidates,
         "agreement": None if comparison is None else comparison.as_json(),
@@ -230,7 +265,7 @@ def _write_pictures(
         control.source_HWC,
         maps,
         [("as given", samples.images_BHWC), ("free", free.images_BHWC)],
-        source_name="mask" if control.bend is not None else "image",
+        source_name=control.source_name,
         agreements=None if comparison is None else comparison.samples.splits,
     )
     write_atomically(output / CONTROL_FILE, sheet.light)
@@ -247,7 +282,8 @@ def _print_figures(console: Console, control: Control, comparison: Comparison | 
         highlight=False,
     )
     if control.bend is not None:
-        console.print(f"bent     {control.bend:.1%} of the positions changed side to balance the mask", highlight=False)
+        what = "changed side to balance the mask" if control.source_name == "mask" else "lie with another label"
+        console.print(f"bent     {control.bend:.1%} of the positions {what}", highlight=False)
     if comparison is None:
         console.print("agreement is not measured: no split was given that images could differ in", highlight=False)
         return

@@ -59,8 +59,39 @@ def test_a_citation_that_is_not_in_the_paper_is_found(text):
 
 
 def test_an_equation_without_a_home_is_found():
-    left = [one for one in PLACES if one.name != "structure_from_embedding"]
-    assert [problem.split(" (label")[0] for problem in homeless(left)] == ["Eq. (7)"]
+    left = [one for one in PLACES if one.name != "structure_embedding"]
+    assert [problem.split(" (structure")[0] for problem in homeless(left)] == ["Eq. (6)"]
+
+
+@pytest.mark.parametrize(
+    ("citation", "name"),
+    [
+        ("Alg. 1 line 2", "cluster_latents"),  # s_K
+        ("Alg. 1 line 2", "quantize_ids"),  # c_0
+        ("Eq. (7)", "stage_map"),  # the label of a stage, as sampling takes it
+        ("Eq. (7)", "structure_from_embedding"),
+        ("§2.2.2", "GeneratorLossConfig"),  # 10 % null condition
+        ("§2.2.2", "Alignment"),
+        ("App. B.1", "low_stages"),  # 68.55 %
+        ("Fig. 7", "give_contents"),
+    ],
+)
+def test_what_the_paper_says_is_found_where_it_says_it(citation, name):
+    assert name in [one.name for one in equation_map.by_citation(PLACES)[citation]]
+
+
+@pytest.mark.parametrize("words", ["β = 0.25", "weight 0.5 of RePA", "warm-up from 0.5 %"])
+def test_numbers_that_the_paper_does_not_have_are_the_releases(words):
+    assert any(words in text for one in PLACES for text in references(one, "Release"))
+    assert not any(words in text for one in PLACES for text in references(one, "Paper"))
+
+
+@pytest.mark.parametrize(
+    "words", ["EMA weights of the tokenizer", "JPEG or of int8 features", "merged in pairs", "grids are square"]
+)
+def test_every_known_deviation_is_listed(words):
+    texts = [text.lower() for text, _ in equation_map.deviations(PLACES)]
+    assert any(words.lower() in text for text in texts)
 
 
 def test_a_public_name_without_a_source_is_found():

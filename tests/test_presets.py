@@ -8,14 +8,17 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference_vectors import FOLDER as VECTORS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.records import FeatureLayout, RecordLayout
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer
 from pipelines.ablate.plan import AblateConfig
@@ -24,14 +27,18 @@ from pipelines.configuration import ConfigError, load_config
 from pipelines.demo import DemoConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.table import PublishedConfig
+from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sample import SampleConfig
+from pipelines.sources.views import make_view
 from pipelines.train.generator import GeneratorRunConfig
+from pipelines.train.plan import plan_alignment
 from pipelines.train.tokenizer import TokenizerRunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 SCHEMAS: dict[str, type] = {
+    "eval/tokenizer256.yaml": EvaluateTokenizerConfig,
     "ablate": AblateConfig,
     "ablations": GeneratorRunConfig,
     "content": GeneratorRunConfig,
@@ -82,7 +89,9 @@ def check_stated_work(name: str, work: float, *, flops_per_s: float) -> None:
 
 def test_published_presets_are_there():
     expected = {f"{kind}/d{depth}.yaml" for kind in ("content", "structure") for depth in (12, 16, 20, 24)}
-    assert {*expected, "tokenizer/f16.yaml", "sampling/paper.yaml", "sampling/release.yaml"} <= set(FILES)
+    expected |= {f"sampling/{name}.yaml" for name in ("paper", "release", "table2")}
+    expected |= {"tokenizer/f16.yaml", "eval/tokenizer256.yaml", "published/tokenizers256.yaml"}
+    assert expected <= set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -95,7 +104,7 @@ def test_file_starts_with_its_provenance(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_loads_with_the_schema_of_its_folder(name):
-    schema = SCHEMAS[name.split("/")[0]]
+    schema = SCHEMAS.get(name) or SCHEMAS[name.split("/")[0]]
     assert isinstance(load_config(schema, name), schema)
 
 
@@ -125,6 +134,14 @@ def test_generator_trains_as_published(kind, name, depth):
     assert (optimizer.betas, optimizer.weight_decay, optimizer.gradient_clipping) == ([0.9, 0.95], 0.05, 1.0)
     assert optimizer.lr_factors == {}
     assert (config.loss.class_dropout_prob, config.loss.stages_per_image) == (0.1, None)
+    assert optimizer.ema_ramp == 0  # 0.9999 from the first step on
+    assert (config.loss.repa_weight, config.loss.repa_block) == ((0.5, 8) if kind == "content" else (0.0, 8))
+    assert config.model.drop_path_rate == 0.1
+    assert config.model.structure_rope
+    if kind == "content":
+        assert (config.model.prediction, config.model.content_input) == ("final_canvas", "canvas")
+    else:
+        assert config.model.structure_input == "partial"
     assert config.loop.precision == "bf16"
     assert optimizer.accumulation_steps(config.launch.num_workers) >= 1
 
@@ -160,6 +177,8 @@ def test_tokenizer_has_the_release_tensors():
     optimizer = config.optimizer
     assert (optimizer.global_batch, optimizer.total_images, optimizer.lr) == (256, 100 * IMAGENET, 1e-4)
     assert (optimizer.decay_shape, optimizer.decay_start, optimizer.final_factor) == ("cosine", 0.0, 0.0)
+    assert optimizer.ema_ramp == 0
+    assert optimizer.ema_half_life_images == pytest.approx(256 * math.log(2) / -math.log(0.9999), abs=256)
     loss, judges = config.loss, config.judges
     assert (loss.perceptual_weight, loss.adversarial_weight, loss.codebook_weight) == (1.0, 0.1, 1.0)
     assert loss.soft_assignment_images == IMAGENET
@@ -206,6 +225,36 @@ def test_sampling_presets_reach_the_published_ends():
     assert (release.structure_scale(6, 8), release.gumbel_split) == (2.125, False)
 
 
+@pytest.mark.parametrize("last_stage", [4, 6, 8, 10])
+def test_the_papers_sampling_ends_at_its_scales_on_any_grid(last_stage):
+    paper = load_config(SamplingConfig, "sampling/paper.yaml")
+    assert paper.structure_scale(last_stage - 2, last_stage) == 2.5
+    assert paper.content_scale(last_stage, last_stage) == 3.5
+
+
+def test_the_ablations_are_sampled_without_schedule_and_nucleus():
+    config = load_config(SamplingConfig, "sampling/table2.yaml")
+    assert {config.content_scale(stage, 8) for stage in range(9)} == {1.5}
+    assert {config.structure_scale(stage, 8) for stage in range(7)} == {1.5}
+    assert {config.top_p(stage, 8) for stage in range(9)} == {1.0}
+    assert config.num_flow_steps == 25
+    study = load_config(AblateConfig, "ablate/digits.yaml").sampling
+    assert replace(study, num_flow_steps=25) == config
+
+
+def test_tokenizers_are_scored_on_the_centre_of_the_larger_image():
+    """Table 3: the centre 256 of the image whose shorter side is 288, not of one of 256."""
+    config = load_config(EvaluateTokenizerConfig, "eval/tokenizer256.yaml")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    found = make_view(picture, config=config.source, key="", view=0)
+    resized = np.asarray(picture.resize((384, 288), Image.Resampling.LANCZOS))
+    assert np.array_equal(found, resized[16:272, 64:320])
+    assert (config.source.kind, config.source.split) == ("imagenet", "test")
+    assert (config.extractor_kind, config.rounding, list(config.lpips)) == ("inception-v3-compat", "release", ["vgg"])
+    cut = load_config(TokenizerRunConfig, "tokenizer/f16.yaml").source
+    assert (cut.image_size, cut.image_channels) == (config.source.image_size, config.source.image_channels)
+
+
 @pytest.mark.parametrize("schema", [SampleConfig, EvaluateConfig])
 def test_sampling_preset_fills_the_section_and_yields_to_the_command_line(schema, tmp_path):
     own = tmp_path / "own.yaml"
@@ -220,17 +269,91 @@ def test_sampling_preset_fills_the_section_and_yields_to_the_command_line(schema
     ("command", "says"),
     [
         ("train content --config content/d16.yaml", "333638 steps of 768 images"),
+        (
+            "train content --config content/d12.yaml",
+            "run `nvg precompute` with repa.store=jpeg and have dinov2_weights",
+        ),
         ("train structure --config structure/d24.yaml", "518992 steps of 864 images"),
         ("train tokenizer --config tokenizer/f16.yaml", "500456 steps of 256 images"),
         ("precompute --config precompute/imagenet.yaml", "encode 16 view(s)"),
+        ("precompute --config precompute/imagenet.yaml", "store each view as a JPEG beside its record (about 40 kB"),
+        ("precompute --config precompute/imagenet.yaml repa.store=nothing", "will need loss.repa_weight=0"),
+        ("eval tokenizer --config eval/tokenizer256.yaml", "LPIPS: vgg"),
+        ("sample --sampling table2", "constant_guidance: true"),
         ("sample --sampling release", "gumbel_split: false"),
-        ("eval generator --sampling paper tokenizer=a content=b structure=c output=d", "structure_guidance: 3.0"),
+        ("eval generator --sampling paper tokenizer=a content=b structure=c output=d", "guidance_at: last_split"),
     ],
 )
 def test_commands_take_the_presets(command, says):
     done = CliRunner().invoke(app, [*command.split(), "--dry-run"])
     assert done.exit_code == 0, done.output
     assert says in done.output
+
+
+def test_each_of_the_published_commands_finds_what_the_one_before_it_wrote():
+    tokenizer = load_config(TokenizerRunConfig, "tokenizer/f16.yaml")
+    for name in ("imagenet", "imagenet_one_view"):
+        records = load_config(PrecomputeConfig, f"precompute/{name}.yaml")
+        assert records.tokenizer == tokenizer.run_folder
+        assert records.repa.store == "jpeg"
+    records = load_config(PrecomputeConfig, "precompute/imagenet.yaml")
+    for kind, name, _ in TRAININGS:
+        config = load_config(GeneratorRunConfig, name)
+        assert config.data.path == records.output
+        assert config.data.loader != "streaming"  # which reads nothing beside the records
+        assert bool(config.dinov2_weights) == (kind == "content")
+    assert load_config(EvaluateTokenizerConfig, "eval/tokenizer256.yaml").tokenizer == tokenizer.run_folder
+
+
+@pytest.mark.parametrize(
+    ("repa", "says"),
+    [
+        (
+            None,
+            "with repa.store=jpeg and have dinov2_weights='data/weights/dinov2_vitb14_pretrain.pth'",
+        ),
+        ({}, "WILL BE REFUSED, nothing lies beside the records; run `nvg precompute` with repa.store=jpeg"),
+        ({"store": "jpeg"}, "with the JPEGs beside the records and dinov2_weights="),
+        ({"store": "features"}, "with the features beside the records"),
+    ],
+)
+def test_the_plan_says_what_the_alignment_needs_and_what_is_missing(tmp_path, monkeypatch, repa, says):
+    config = load_config(GeneratorRunConfig, "content/d12.yaml", [{"data": {"path": str(tmp_path)}}])
+    if repa is not None:
+        (tmp_path / "manifest.json").touch()
+        monkeypatch.setattr("pipelines.train.plan.read_manifest", lambda folder: {"repa": repa})
+    (line,) = plan_alignment(config)
+    assert says in line
+    assert ("NOT THERE yet" in line) == (repa != {"store": "features"})
+    assert plan_alignment(replace(config, loss=replace(config.loss, repa_weight=0.0))) == []
+    assert plan_alignment(load_config(GeneratorRunConfig, "structure/d12.yaml")) == []
+
+
+def test_sizes_on_disk_are_those_of_the_formats():
+    """A record and its entry in the shard's table; a feature row; a JPEG of about 40 kB with 13 bytes around it."""
+    views = IMAGENET * load_config(PrecomputeConfig, "precompute/imagenet.yaml").source.num_views
+    text = (CONFIGS / "precompute/imagenet.yaml").read_text()
+    record = RecordLayout(256).bytes_per_record
+    assert f"{record:,} bytes, {views * record / 1e9:.0f} GB" in text
+    assert f"{views * FeatureLayout().bytes_per_record / 1e12:.1f} TB" in text
+    assert f"about {views * 40_013 / 1e9:.0f} GB" in text
+    readme = (CONFIGS.parent / "README.md").read_text()
+    assert "about 820 GB" in readme
+
+
+@pytest.mark.parametrize("command", ["sample run=RUN", "eval generator --model RUN", "eval sweep --model RUN"])
+def test_imported_weights_are_sampled_as_the_release_does(tmp_path, command):
+    """Without a preset and a file; either of them wins."""
+    for name in ("tokenizer", "content", "structure"):
+        (tmp_path / name).mkdir()
+    arguments = [*command.replace("RUN", str(tmp_path)).split(), "output=o", "--dry-run"]
+    if "sweep" in command:
+        arguments += ["content_guidance=[2, 3]", "reference=r.npz", "extractor_path=i.pth"]
+    assert "gumbel_split: true" in CliRunner().invoke(app, arguments).output
+    (tmp_path / "content" / "release.json").write_text("{}")
+    assert "gumbel_split: false" in CliRunner().invoke(app, arguments).output
+    assert "gumbel_split: true" in CliRunner().invoke(app, [*arguments, "--sampling", "paper"]).output
+    assert "gumbel_split: true" in CliRunner().invoke(app, [*arguments, "sampling.gumbel_split=true"]).output
 
 
 def test_unknown_sampling_preset_is_refused_by_name():

@@ -1,17 +1,20 @@
-"""Results beside published ones: one table, and FID over parameters and over steps."""
+"""Results beside published ones: one table of generators or of tokenizers, and FID over parameters and over steps."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from eval.features.inception import INCEPTION
 from eval.pages import page
 from eval.pictures.drawing import Picture
 from eval.pictures.plots import scatter
 
 OURS = "here"
+_NUM_VALIDATION_IMAGES = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,112 @@ class ScoreRow:
     num_images: int = 50_000
     remarks: tuple[str, ...] = ()
 
+    head: ClassVar = [
+        "model", "type", "FID ↓", "sFID ↓", "IS ↑", "precision ↑", "recall ↑", "parameters", "steps", "samples"
+    ]  # fmt: skip
+    subject: ClassVar = "Class-conditional ImageNet 256×256, Table 1 of the paper"
+
+    def cells(self) -> list[str]:
+        """The line as text."""
+        return [
+            self.model + (" *" if self.remarks else ""),
+            self.type,
+            _number(self.fid, 2),
+            _number(self.sfid, 2),
+            _number(self.inception_score, 1),
+            _number(self.precision, 2),
+            _number(self.recall, 2),
+            "" if self.parameters is None else f"{self.parameters:,.{0 if self.parameters >= 10 else 2}f} M",
+            "" if self.steps is None else str(self.steps),
+            f"{self.num_images:,}",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRow:
+    """One line of the table of tokenizers.
+
+    Attributes:
+        type: kind of tokenizer; `here` marks results of this project.
+        model: its name.
+        tokens: unique tokens of an image.
+        ratio: pixels of a side for each position of the latent grid.
+        codebook: entries.
+        rfid, lpips: scores of reconstructions, LPIPS with VGG; None where nobody published them.
+        usage, usage_of_stage_0: share of the codebook that is drawn, in all and at the stage of one token.
+        num_images: behind the scores.
+        remarks: what keeps the line from being compared.
+    """
+
+    type: str
+    model: str
+    tokens: int
+    ratio: float
+    codebook: int
+    rfid: float | None = None
+    lpips: float | None = None
+    usage: float | None = None
+    usage_of_stage_0: float | None = None
+    num_images: int = _NUM_VALIDATION_IMAGES
+    remarks: tuple[str, ...] = ()
+
+    head: ClassVar = [
+        "tokenizer", "type", "tokens", "ratio", "codebook", "rFID ↓", "LPIPS ↓", "usage ↑", "of stage 0 ↑", "images"
+    ]  # fmt: skip
+    subject: ClassVar = "Reconstruction of ImageNet 256×256, Table 3 of the paper"
+
+    def cells(self) -> list[str]:
+        """The line as text."""
+        return [
+            self.model + (" *" if self.remarks else ""),
+            self.type,
+            f"{self.tokens:,}",
+            f"{self.ratio:g}",
+            f"{self.codebook:,}",
+            _number(self.rfid, 2),
+            _number(self.lpips, 4),
+            "" if self.usage is None else f"{self.usage:.0%}",
+            "" if self.usage_of_stage_0 is None else f"{self.usage_of_stage_0:.2%}",
+            f"{self.num_images:,}",
+        ]
+
+
+Rows = Sequence[ScoreRow] | Sequence[TokenizerRow]
+
+
+def tokenizer_row_of_results(name: str, results: Mapping[str, Any]) -> TokenizerRow:
+    """A line from the content of a `results.json` of a tokenizer's evaluation."""
+    scores, protocol = results["scores"], results["protocol"]
+    codebook, images = scores["codebook"], protocol["reference"]
+    stages = codebook["stages"]
+    view, size = images["view"], images["image_size"]
+    remarks = [
+        text
+        for text, found in (
+            (f"features of {protocol['extractor']['kind']}; published rFID are Inception's",
+             protocol["extractor"]["kind"] != INCEPTION),
+            (f"{scores['num_images']:,} images; published are the {_NUM_VALIDATION_IMAGES:,} of the validation set",
+             scores["num_images"] != _NUM_VALIDATION_IMAGES),
+            (f"images of {size} pixels cut as view {view}; published: 256, the centre of the shorter side at 288 "
+             "(source.view_policy=crop)", (size, view) != (256, "0 (crop)")),
+            ("no LPIPS with VGG", "lpips_vgg" not in scores),
+        )
+        if found
+    ]  # fmt: skip
+    return TokenizerRow(
+        type=OURS,
+        model=name,
+        tokens=sum(stage["tokens_per_image"] for stage in stages),
+        ratio=size / math.sqrt(stages[-1]["tokens_per_image"]),
+        codebook=codebook["size"],
+        rfid=scores["rfid"],
+        lpips=scores.get("lpips_vgg"),
+        usage=codebook["usage"],
+        usage_of_stage_0=stages[0]["usage"],
+        num_images=scores["num_images"],
+        remarks=tuple(remarks),
+    )
+
 
 def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
     """A line from the content of a `results.json`, of an evaluation against a reference or against training images."""
@@ -58,27 +167,12 @@ def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
     )
 
 
-def score_table(rows: Sequence[ScoreRow]) -> tuple[list[str], list[list[str]]]:
+def score_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """The table as text: head and rows."""
-    head = ["model", "type", "FID ↓", "sFID ↓", "IS ↑", "precision ↑", "recall ↑", "parameters", "steps", "samples"]
-    return head, [
-        [
-            row.model + (" *" if row.remarks else ""),
-            row.type,
-            _number(row.fid, 2),
-            _number(row.sfid, 2),
-            _number(row.inception_score, 1),
-            _number(row.precision, 2),
-            _number(row.recall, 2),
-            "" if row.parameters is None else f"{row.parameters:,.{0 if row.parameters >= 10 else 2}f} M",
-            "" if row.steps is None else str(row.steps),
-            f"{row.num_images:,}",
-        ]
-        for row in rows
-    ]
+    return list(rows[0].head), [row.cells() for row in rows]
 
 
-def markdown_table(rows: Sequence[ScoreRow]) -> str:
+def markdown_table(rows: Rows) -> str:
     """The table and its remarks as Markdown."""
     head, body = score_table(rows)
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
@@ -86,7 +180,7 @@ def markdown_table(rows: Sequence[ScoreRow]) -> str:
     return "\n".join([*lines, "", *remarks]) + "\n"
 
 
-def report_page(rows: Sequence[ScoreRow]) -> str:
+def report_page(rows: Rows) -> str:
     """The whole report as one HTML page that needs no other file."""
     head, body = score_table(rows)
     remarks = "".join(
@@ -94,22 +188,25 @@ def report_page(rows: Sequence[ScoreRow]) -> str:
         for row in rows
         if row.remarks
     )
+    generators = [row for row in rows if isinstance(row, ScoreRow)]
     plots = [
-        page.figure(fid_plot(rows, key), f"FID over {key}", f"FID over {key}, both axes logarithmic; lower is better.")
+        page.figure(
+            fid_plot(generators, key), f"FID over {key}", f"FID over {key}, both axes logarithmic; lower is better."
+        )
         for key in ("parameters", "steps")
-        if any(row.fid is not None and getattr(row, key) is not None for row in rows)
+        if any(row.fid is not None and getattr(row, key) is not None for row in generators)
     ]
     title = "Beside published results"
     return page.page(
         title,
-        page.header(title, "Class-conditional ImageNet 256×256, Table 1 of the paper, and what was measured here."),
+        page.header(title, f"{rows[0].subject}, and what was measured here."),
         page.section(
             "Scores",
             "Published rows are the paper's. A star marks rows whose protocol differs; the reasons stand below.",
             page.table(head, body, first=next((n for n, row in enumerate(rows) if row.type == OURS), None)),
             remarks,
         ),
-        page.section("Where they stand", "Down and to the left is better.", *plots),
+        *([page.section("Where they stand", "Down and to the left is better.", *plots)] if plots else []),
     )
 
 

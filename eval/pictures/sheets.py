@@ -279,6 +279,55 @@ def control_sheet(
     return both_themes(draw)
 
 
+def stagewise_sheet(
+    reference_SHWC: ImageArray, groups: Sequence[tuple[str, ImageArray]], class_names: Sequence[str]
+) -> Picture:
+    """A reference painted stage by stage, and under each stage i samples of which stages i to K were generated.
+
+    Args:
+        reference_SHWC: uint8.
+        groups: what was kept of the stages below, in words, and uint8 samples (S, B, H, W, C).
+        class_names: asked for, one a sample.
+
+    Raises:
+        ValueError: not such images.
+
+    Paper: Fig. 7
+    """
+    check_images(reference_SHWC, "reference")
+    last, num_columns = len(reference_SHWC) - 1, len(reference_SHWC)
+    margin, gap, head, line, between = _name_margin([*class_names, "reference"]), 0.06, 0.3, 0.42, 0.12
+
+    def draw(theme: Theme) -> Figure:
+        width = _PAGE_WIDTH if num_columns < 8 else 9.6
+        tile = (width - margin - gap * (num_columns - 1)) / num_columns
+        block = line + len(class_names) * (tile + gap)
+        figure = new_figure(width, head + tile + len(groups) * (between + block) + 0.05)
+
+        def row(y: float, name: str, images_SHWC: ImageArray) -> None:
+            _text(figure, 0.0, y + tile / 2, _short(name), theme.ink, 8, align="left")
+            for column, image in enumerate(to_rgb(images_SHWC)):
+                _tile(figure, margin + column * (tile + gap), y, tile, image)
+
+        for stage in range(num_columns):
+            _text(
+                figure, margin + stage * (tile + gap) + tile / 2, head / 2, f"stage {stage}", theme.ink, weight="bold"
+            )
+        row(head, "reference", reference_SHWC)
+        y = head + tile + between
+        for kept, images_SBHWC in groups:
+            _text(figure, 0.0, y + 0.1, kept, theme.accent, 8.5, align="left")
+            for stage in range(num_columns):
+                x = margin + stage * (tile + gap) + tile / 2
+                _text(figure, x, y + 0.32, f"{stage}–{last}", theme.faint, 8)
+            for number, name in enumerate(class_names):
+                row(y + line + number * (tile + gap), name, images_SBHWC[:, number])
+            y += block + between
+        return figure
+
+    return both_themes(draw)
+
+
 def _tokens(stage: int) -> str:
     return f"{1 << stage} token{'s' if stage else ''}"
 

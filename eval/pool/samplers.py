@@ -24,6 +24,8 @@ from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
 
+_ALWAYS_SO = ("structure_guidance_at", "last_stage")  # left out: samples drawn before there was a choice stay known
+
 
 class Sampler(Protocol):
     """Draws images for labels; sample n depends on the seed and its index alone."""
@@ -98,7 +100,7 @@ class GeneratorSpec:
             "weights": self.weights,
             "tokenizer_weights": self.tokenizer_weights,
             "num_classes": self.num_classes,
-            "sampling": asdict(self.sampling),
+            "sampling": {name: value for name, value in asdict(self.sampling).items() if (name, value) != _ALWAYS_SO},
             "seed": self.seed,
             "rounding": self.rounding,
             **({} if self.precision == "fp32" else {"precision": self.precision}),

@@ -34,6 +34,8 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
     Raises:
         UserError: a latent is not finite, or its distances overflow float32.
 
+    DEVIATION: clusters are merged in pairs; the paper allows the k most similar tokens and sets k = 2.
+
     Paper: Alg. 1 lines 2-4, 6, §2.1 (k = 2); Release: a cluster is the mean of its original latents
     """
     latent_BLC = latent_BLC.detach().float()
@@ -43,7 +45,7 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
         raise NotFiniteError(
             f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder"
         )
-    return _merged(latent_BLC, layout.last_stage)[:, 0].argsort(1)
+    return _merged(_enlarged(latent_BLC), layout.last_stage)[:, 0].argsort(1)
 
 
 def cluster_halves(latent_BNC: Tensor) -> Tensor:
@@ -58,8 +60,26 @@ def cluster_halves(latent_BNC: Tensor) -> Tensor:
     Paper: Alg. 1, §2.1 (k = 2)
     """
     latent_BNC = latent_BNC.detach().float()
-    second_BM = _merged(latent_BNC, latent_BNC.shape[1].bit_length() - 2)[:, 1]
+    second_BM = _merged(_enlarged(latent_BNC), latent_BNC.shape[1].bit_length() - 2)[:, 1]
     return torch.zeros(latent_BNC.shape[:2], dtype=torch.int64, device=second_BM.device).scatter(1, second_BM, 1)
+
+
+def _enlarged(latent_BLC: Tensor) -> Tensor:
+    """Each image times the power of two at which squared distances use all of float32, so that small ones are no ties.
+
+    A power of two multiplies every distance without rounding: the maps of ordinary latents stay the same bit for bit.
+    Large latents are left as they are.
+    """
+    num_images, _, num_channels = latent_BLC.shape
+    if latent_BLC.numel() == 0:
+        return latent_BLC
+    largest = (124 - num_channels.bit_length()) // 2  # C · (2 · 2^largest)² stays below 2^126
+    exponent_B = torch.frexp(latent_BLC.abs().flatten(1).amax(1)).exponent
+    steps_B = (largest - exponent_B).clamp_min(0)
+    halves_2B = torch.stack([steps_B // 2, steps_B - steps_B // 2])  # 2^steps itself may be beyond float32
+    powers_2B = ((halves_2B + 127) << 23).to(torch.int32).view(torch.float32)  # exact on every device
+    first_B11, second_B11 = powers_2B.view(2, num_images, 1, 1)
+    return latent_BLC * first_B11 * second_B11
 
 
 def _merged(latent_BLC: Tensor, num_levels: int) -> Tensor:

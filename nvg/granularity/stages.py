@@ -15,18 +15,27 @@ from torch import Tensor
 
 from nvg.errors import UserError
 
+_GRID_SIZES = [4**m for m in range(1, 8)]
+
 
 @dataclass(frozen=True)
 class StageLayout:
-    """Which tokens belong to which stage on a grid of `num_positions` = 4^m positions (stage i has 2^i tokens)."""
+    """Which tokens belong to which stage on a grid of `num_positions` = 4^m positions (stage i has 2^i tokens).
+
+    DEVIATION: grids are square, 2^m by 2^m; the paper writes h × w and has 16 × 16.
+
+    Raises:
+        UserError: `num_positions` is no such size.
+    """
 
     num_positions: int
 
     def __post_init__(self) -> None:
-        if self.num_positions not in {4**m for m in range(1, 8)}:
+        if self.num_positions not in _GRID_SIZES:
             raise UserError(
-                f"num_positions is {self.num_positions}; a square latent grid with a power-of-two side is needed "
-                "(16, 64, 256 or 1024): change image_size or the tokenizer's number of levels"
+                f"num_positions is {self.num_positions}; expected one of {', '.join(map(str, _GRID_SIZES))}, a square "
+                "latent grid whose side is a power of two from 2 to 128; change image_size or the number of "
+                "width_multipliers (each beyond the first halves the side)"
             )
 
     @property
@@ -67,7 +76,7 @@ def stage_map(structure_BL: Tensor, stage: int, last_stage: int) -> Tensor:
         stage: 0..K.
         last_stage: K = log2 L.
 
-    Paper: Alg. 2 line 7, §2.1 (s_i = s_K >> (K - i))
+    Paper: Eq. (7), Alg. 2 line 7, §2.1 (s_i = s_K >> (K - i))
     """
     return structure_BL >> (last_stage - stage)
 
@@ -93,6 +102,8 @@ def structure_embedding(structure_BL: Tensor, stage: int | Tensor, last_stage: i
 
 def structure_from_embedding(embedding_BLK: Tensor) -> Tensor:
     """Inverts `structure_embedding`: the finest map whose unknown splits (channels of value 1) are 0.
+
+    The paper's label of stage i is this map shifted right by K - i, see `stage_map`.
 
     Args:
         embedding_BLK: integers {0, 1, 2}.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import between, check_fields
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.layers import ModulatedHead, rotary_table, token_ids
@@ -37,7 +38,7 @@ class StructureGeneratorConfig:
     depth: int = 16
     width: int | None = None
     mlp_ratio: int = 4
-    drop_path_rate: float = 0.1
+    drop_path_rate: float = between(0, 1, 0.1)
     num_classes: int = 1000
     num_positions: int = 256
     latent_channels: int = 32
@@ -45,6 +46,7 @@ class StructureGeneratorConfig:
     structure_rope: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "structure")
         resolve_width(self.depth, self.width, STRUCTURE_WIDTH_PER_DEPTH)
         check_token_space(self.num_positions, self.num_classes, 1, self.latent_channels)
         if self.structure_input not in STRUCTURE_INPUTS:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, balanced_split, check_structure, cluster_latents, raster_split
+from nvg.granularity import StageLayout, balanced_split, check_structure, cluster_latents, raster_split, stage_map
 from nvg.sampling.sampler import Given
 
 SMOOTHING = 0.125  # width of the Gaussian that breaks ties of a mask, as a share of its side
@@ -116,15 +116,40 @@ def label_structure(label_HW: Tensor, num_positions: int) -> Tensor:
     Paper: Alg. 1, §3.2
     """
     side = StageLayout(num_positions).side
-    _check_picture(label_HW, side, "label map")
-    values, label_HW = label_HW.unique(return_inverse=True)
-    if len(values) < 2:
-        raise UserError(f"the label map has the one label {values.tolist()}; at least two are needed to divide it")
-    shares_NHW = F.adaptive_avg_pool2d(F.one_hot(label_HW).permute(2, 0, 1).double(), side)
+    shares_NHW = _label_shares(label_HW, side)
     place_s = (torch.arange(side, device=label_HW.device) + 0.5) / side
     places_2HW = torch.stack(torch.meshgrid(place_s, place_s, indexing="ij"))
     features_LC = torch.cat([LABEL_WEIGHT * shares_NHW, places_2HW]).flatten(1).T
     return cluster_latents(features_LC[None])[0]
+
+
+def label_bend(label_HW: Tensor, structure_L: Tensor, num_splits: int) -> float:
+    """How far a label map had to bend to be divided in equal halves.
+
+    Args:
+        label_HW: as of `label_structure`.
+        structure_L: int64 finest map of it.
+        num_splits: splits that are used, 0..K.
+
+    Returns:
+        share of positions that lie in a cluster most of which has another label, 0 to below 1.
+
+    Paper: §3.2
+    """
+    layout = StageLayout(len(structure_L))
+    label_L = _label_shares(label_HW, layout.side).flatten(1).argmax(0)
+    cluster_L = stage_map(structure_L, num_splits, layout.last_stage)
+    counts = F.one_hot(cluster_L).T.double() @ F.one_hot(label_L).double()
+    return 1.0 - counts.amax(1).sum().item() / layout.num_positions
+
+
+def _label_shares(label_HW: Tensor, side: int) -> Tensor:
+    """How much of each position every label covers, float64 (labels, side, side)."""
+    _check_picture(label_HW, side, "label map")
+    values, number_HW = label_HW.unique(return_inverse=True)
+    if len(values) < 2:
+        raise UserError(f"the label map has the one label {values.tolist()}; at least two are needed to divide it")
+    return F.adaptive_avg_pool2d(F.one_hot(number_HW).permute(2, 0, 1).double(), side)
 
 
 def check_given_structure(structure_BL: Tensor, num_positions: int) -> None:
@@ -165,7 +190,7 @@ def give_structure(structure_BL: Tensor, num_splits: int) -> Given:
     Raises:
         UserError: no balanced hierarchy, or M is out of range.
 
-    Paper: §3.2
+    Paper: §3.2, Fig. 7
     """
     layout = StageLayout(structure_BL.shape[-1])
     check_given_structure(structure_BL, layout.num_positions)
@@ -174,24 +199,25 @@ def give_structure(structure_BL: Tensor, num_splits: int) -> Given:
 
 
 def give_contents(content_ids_BT: Tensor, structure_BL: Tensor, num_contents: int) -> Given:
-    """Fixes the contents of the first stages and the splits they are painted by; the rest is generated.
+    """Fixes the contents of the first stages, the splits they are painted by, and the next split: "generate M to K".
 
     Args:
         content_ids_BT: int64 ids of one image for each sample.
         structure_BL: int64 finest maps of the same images.
-        num_contents: M, 1..K + 1; the contents of stages 0..M-1 lie on M - 1 splits.
+        num_contents: M, 1..K + 1: the contents of stages 0..M-1, and the structure up to stage M, by which the first
+            contents that are generated are painted.
 
     Raises:
         UserError: no balanced hierarchy, or M is out of range.
 
-    Paper: §3.2
+    Paper: §3.2, Fig. 7
     """
     layout = StageLayout(structure_BL.shape[-1])
     check_given_structure(structure_BL, layout.num_positions)
     _check_stages(num_contents, layout.num_stages, "stages of contents")
     return Given(
         structure_BL=structure_BL,
-        num_splits=num_contents - 1,
+        num_splits=min(num_contents, layout.last_stage),
         content_ids_BT=content_ids_BT,
         num_contents=num_contents,
     )

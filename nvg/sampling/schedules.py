@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nvg.errors import UserError
+from nvg.bounds import at_least, check_fields, positive, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How Algorithm 2 draws; the defaults are the paper's but for the structure guidance, which is the release's.
 
-    Guidance scales rise linearly over stages: g_i = 1 + (last - 1) · i / K. For content i runs to K, so
-    `content_guidance` is reached; structure stages end at K - 2, so they reach 1 + (last - 1) · (K - 2) / K.
+    Guidance scales rise linearly over stages: g_i = 1 + (last - 1) · i / K for content, whose stages run to K. The
+    splits that a model predicts end at stage K - 2; `structure_guidance_at` says which stage has `structure_guidance`.
 
     Attributes:
         content_guidance: content scale at stage K.
-        structure_guidance: scale that the structure schedule would reach at stage K.
+        structure_guidance: structure scale at the stage that `structure_guidance_at` names.
+        structure_guidance_at: `last_split` divides by K - 2, so that the last predicted split has the scale (paper);
+            `last_stage` divides by K, so that it has 1 + (last - 1) · (K - 2) / K (release).
         constant_guidance: True uses the two scales at every stage (as in the ablations).
         top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
         num_flow_steps: Euler steps of each structure stage.
@@ -35,20 +38,18 @@ class SamplingConfig:
     Paper: App. A.6
     """
 
-    content_guidance: float = 3.5
-    structure_guidance: float = 2.5
+    content_guidance: float = at_least(0, 3.5)
+    structure_guidance: float = at_least(0, 2.5)
+    structure_guidance_at: Literal["last_split", "last_stage"] = "last_stage"
     constant_guidance: bool = False
     top_p_last: float = 0.5
-    num_flow_steps: int = 25
+    num_flow_steps: int = positive(25)
     gumbel_split: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "sampling")
         if not 0.0 < self.top_p_last <= 1.0:
-            raise UserError(f"top_p_last is {self.top_p_last}; it must lie in (0, 1]")
-        if self.num_flow_steps < 1:
-            raise UserError(f"num_flow_steps is {self.num_flow_steps}; at least 1 is needed")
-        if min(self.content_guidance, self.structure_guidance) < 0:
-            raise UserError("guidance scales must not be negative; 1 means no guidance")
+            raise refuse("sampling.top_p_last", self.top_p_last, "a share above 0 and at most 1, which keeps all")
 
     def content_scale(self, stage: int, last_stage: int) -> float:
         """Guidance scale of a content stage."""
@@ -56,10 +57,12 @@ class SamplingConfig:
 
     def structure_scale(self, stage: int, last_stage: int) -> float:
         """Guidance scale while the split of `stage` is predicted. Release: divides by K, not by K - 2."""
-        return self._scale(self.structure_guidance, stage, last_stage)
+        # A grid of 2 x 2 has one split to predict, at stage 0, where every schedule is 1.
+        reached_at = max(1, last_stage - 2) if self.structure_guidance_at == "last_split" else last_stage
+        return self._scale(self.structure_guidance, stage, reached_at)
 
-    def _scale(self, last: float, stage: int, last_stage: int) -> float:
-        return last if self.constant_guidance else 1.0 + (last - 1.0) * stage / last_stage
+    def _scale(self, last: float, stage: int, reached_at: int) -> float:
+        return last if self.constant_guidance else 1.0 + (last - 1.0) * stage / reached_at
 
     def top_p(self, stage: int, last_stage: int) -> float:
         """Nucleus of a stage: p_i = p_K + (1 - p_K) · (K - K^{i/K}) / (K - 1).

@@ -23,7 +23,7 @@ def augment(images_BCSS: Tensor, uniform_B7: Tensor) -> Tensor:
     Returns:
         Augmented images; brightness and contrast may leave [-1, 1].
 
-    Paper: App. A.5 (DiffAug)
+    Paper: App. A.5 (the discriminator's setup is VAR's); Release: DiffAug
     """
     columns = uniform_B7.unbind(1)
     images_BCSS = shift(images_BCSS, columns[0], columns[1])

@@ -106,7 +106,7 @@ class Head(nn.Module):
 class Discriminator(nn.Module):
     """Heads, one for each depth of the frozen features; they alone are trained.
 
-    Paper: App. A.5 (StyleGAN-T's discriminator)
+    Paper: App. A.5 (DINO, as in VAR); Release: StyleGAN-T's discriminator
     """
 
     def __init__(self, features: DinoFeatures) -> None:

@@ -61,7 +61,7 @@ def quantize_ids(latent_BLC: Tensor, structure_BL: Tensor, dequantizer: Dequanti
         structure_BL: int64 finest map.
         dequantizer: codebook and refiners.
 
-    Paper: Eq. (4)-(5), Alg. 1 lines 5, 7-8
+    Paper: Eq. (4)-(5), Alg. 1 lines 2, 5, 7-8 (of line 2 c_0)
     """
     residual_BLC, ids = latent_BLC.detach().float(), []
     for stage in range(dequantizer.layout.num_stages):

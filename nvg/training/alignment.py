@@ -30,7 +30,7 @@ class Alignment(nn.Module):
     Raises:
         UserError: the network has no such block.
 
-    Paper: App. A.4; Release: after the 8th block, DINOv2 ViT-B/14
+    Paper: §2.2.2 (RePA at the 8th layer); Release: DINOv2 ViT-B/14, one target for all stages
     """
 
     def __init__(

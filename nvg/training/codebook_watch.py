@@ -27,7 +27,7 @@ class CodebookWatch(nn.Module):
         warn_below: share of what even draws would use below which a stage is warned of, once for each time it falls
             below; 0 never warns.
 
-    Paper: Table 3, App. B.1 (usage)
+    Paper: Table 3 (usage), App. B.1 (usage of stage 0)
     """
 
     counts_SV: Tensor
@@ -78,7 +78,7 @@ def low_stages(counts_SV: Tensor, warn_below: float) -> dict[int, int]:
         counts_SV: how often each entry was drawn.
         warn_below: share of the entries that as many even draws would have met.
 
-    Paper: Table 3 (stage 0 uses 68.55 % of the codebook)
+    Paper: App. B.1 (stage 0 uses 68.55 % of the codebook)
     """
     num_entries = counts_SV.shape[1]
     draws_S = counts_SV.sum(1).double()

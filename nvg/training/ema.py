@@ -14,18 +14,23 @@ class Ema:
     The decay of an update that saw n images is 0.5^(n / half_life_images), so the batch size does not change what is
     averaged. 0.9999 a step at batch 768 is a half-life of 5.3 million images.
 
-    DEVIATION: early on the half-life is limited to a tenth of the images seen, so that the average forgets the initial
-    weights in short trainings too.
+    Args:
+        network: whose weights are averaged.
+        half_life_images: above 0.
+        ramp: early on the half-life is at most this share of the images seen; 0 never limits it.
+
+    DEVIATION: early on the half-life is limited to a share of the images seen (`optimizer.ema_ramp`, by default a
+    tenth), so that the average forgets the initial weights in short trainings too; the published presets set 0.
 
     Release: 0.9999 a step
     """
 
-    RAMP = 0.1
-
-    def __init__(self, network: nn.Module, *, half_life_images: float) -> None:
+    def __init__(self, network: nn.Module, *, half_life_images: float, ramp: float = 0.1) -> None:
         if half_life_images <= 0:
             raise UserError(f"ema_half_life_images is {half_life_images}; a positive number of images is needed")
-        self.half_life_images = half_life_images
+        if not 0 <= ramp <= 1:
+            raise UserError(f"ema_ramp is {ramp}; expected a share of the images seen, from 0 to 1; 0 does without")
+        self.half_life_images, self.ramp = half_life_images, ramp
         self.images_seen = 0
         self.tensors = {key: tensor.detach().float().clone() for key, tensor in network.named_parameters()}
 
@@ -33,7 +38,7 @@ class Ema:
     def update(self, network: nn.Module, *, num_images: int) -> None:
         """Moves the averages towards the weights after a step that saw `num_images` images."""
         self.images_seen += num_images
-        half_life = min(self.half_life_images, self.RAMP * self.images_seen)
+        half_life = min(self.half_life_images, self.ramp * self.images_seen or self.half_life_images)
         weight = 1.0 - 0.5 ** (num_images / half_life)
         averages = list(self.tensors.values())
         current = [parameter.detach().float() for _, parameter in network.named_parameters()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvg.errors import UserError
+from nvg.bounds import at_least, check_fields, positive, refuse
 from nvg.randomness import Purpose, permutation, uniforms
 
 # Which rows belong to which stage decides what is computed, so the host reads it and no device is waited for.
@@ -22,27 +22,24 @@ class GeneratorLossConfig:
     """How a generator is trained.
 
     Attributes:
-        class_dropout_prob: share of images that train the null class.
+        class_dropout_prob: share of images that train the null class; held-out losses never see it.
         stages_per_image: stages trained of each image in a step; None is all of them, as published.
         repa_weight: weight of the alignment of the content generator's hidden tokens with DINOv2; published 0.5, and 0
             needs no features. The structure generator has none.
         repa_block: block, from 1, after which they are taken; published 8.
 
-    Paper: App. A.5
+    Paper: §2.2.2 (10 % null condition, RePA at the 8th layer); Release: weight 0.5 of RePA
     """
 
     class_dropout_prob: float = 0.1
-    stages_per_image: int | None = None
-    repa_weight: float = 0.0
-    repa_block: int = 8
+    stages_per_image: int | None = positive(None)
+    repa_weight: float = at_least(0, 0.0)
+    repa_block: int = positive(8)
 
     def __post_init__(self) -> None:
+        check_fields(self, "loss")
         if not 0.0 <= self.class_dropout_prob < 1.0:
-            raise UserError(f"class_dropout_prob is {self.class_dropout_prob}; a share from 0 to below 1 is needed")
-        if self.repa_weight < 0:
-            raise UserError(f"repa_weight is {self.repa_weight}; it must be 0 or more")
-        if self.stages_per_image is not None and self.stages_per_image < 1:
-            raise UserError(f"stages_per_image is {self.stages_per_image}; at least 1, or null for all stages")
+            raise refuse("loss.class_dropout_prob", self.class_dropout_prob, "a share from 0 to below 1")
 
 
 def common_noise(
@@ -60,7 +57,7 @@ def common_noise(
     Returns:
         stages int64 (global_batch, M), class_dropped bool (global_batch,), drop_path float32 (global_batch, M, depth).
 
-    Paper: App. A.5
+    Paper: §2.2.2 (null condition), App. A.4 (drop path)
     """
     drawn = num_stages if config.stages_per_image is None else min(config.stages_per_image, num_stages)
     return {
@@ -114,9 +111,12 @@ def kept_branches(noise: dict[str, Tensor], training: bool) -> Tensor | None:
     return noise["drop_path"].flatten(0, 1) if training else None
 
 
-def dropped_labels(label_B: Tensor, dropped_B: Tensor, null_class: int) -> Tensor:
-    """Class ids (B,) with the null class where the class is dropped. Release: one draw an image, in training only"""
-    return torch.where(dropped_B, null_class, label_B)
+def dropped_labels(label_B: Tensor, noise: dict[str, Tensor], null_class: int, training: bool) -> Tensor:
+    """Class ids (B,), in training with the null class where the class is dropped.
+
+    Paper: §2.2.2 (10 %); Release: one draw an image, in training only
+    """
+    return torch.where(noise["class_dropped"], null_class, label_B) if training else label_B
 
 
 def noisy_structure(

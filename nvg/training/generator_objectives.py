@@ -90,7 +90,7 @@ class ContentObjective(nn.Module):
         Args:
             batch: label (B,), content_ids (B, T) and structure (B, L), int64; features or image where hidden tokens
                 are aligned (see `Alignment`).
-            noise: rows of `draw_noise`; outside training every branch is kept.
+            noise: rows of `draw_noise`; outside training every branch and every class is kept.
 
         Returns:
             scalar loss; metrics mse, cross_entropy and accuracy (share of tokens whose likeliest id is right), the
@@ -105,7 +105,7 @@ class ContentObjective(nn.Module):
         before_BSLC = F.pad(canvases_BSLC[:, :-1], (0, 0, 0, 0, 1, 0))
         canvas_NLC = before_BSLC[image_N, stage_N]
         structure_NL = structure_BL[image_N]
-        class_N = dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
+        class_N = dropped_labels(batch["label"], noise, self.network.null_class, self.training)[image_N]
         noise_NLC = noise["canvas_noise"][image_N] if self.network.config.needs_noise else None
         hidden = None if self.alignment is None else self.alignment.hidden()
         estimate_NLC = self.network(
@@ -168,7 +168,7 @@ class StructureObjective(nn.Module):
 
         Args:
             batch: label (B,), content_ids (B, T) and structure (B, L), int64.
-            noise: rows of `draw_noise`.
+            noise: rows of `draw_noise`; outside training every branch and every class is kept.
 
         Returns:
             scalar loss (mean over all K channels); metrics velocity_0.. per stage, accuracy (share of positions put on
@@ -188,7 +188,7 @@ class StructureObjective(nn.Module):
 
         Args:
             batch: label (B,), content_ids (B, T) and structure (B, L), int64.
-            noise: rows of `draw_noise`; outside training every branch is kept.
+            noise: rows of `draw_noise`; outside training every branch and every class is kept.
 
         Returns:
             float32 (N, L, K), and the stage of each sequence, int64 (N,).
@@ -207,7 +207,7 @@ class StructureObjective(nn.Module):
         noisy_NLK, target_NLK = noisy_structure(
             data_NLK, noise["noise"][image_N], time_N, stage_N, known_clean=self.network.config.known_clean
         )
-        class_N = dropped_labels(batch["label"], noise["class_dropped"], self.network.null_class)[image_N]
+        class_N = dropped_labels(batch["label"], noise, self.network.null_class, self.training)[image_N]
         velocity_NLK = self.network(
             noisy_NLK,
             canvases_BSLC[image_N, stage_N],

@@ -15,7 +15,7 @@ class WsdSchedule:
     Rises linearly from `warmup_factor` to 1, stays, then falls from `decay_start` (a fraction of training) to
     `final_factor`, linearly or along a cosine. A cosine with `decay_start` 0 is the tokenizer's schedule.
 
-    Paper: App. A.5 (0.5 %, 1,000 steps, 80 %, 1/10)
+    Paper: App. A.5 (1,000 steps, 80 %, 1/10; the tokenizer's cosine to 0); Release: warm-up from 0.5 %
     """
 
     total_images: int

@@ -5,12 +5,13 @@ Legend: B images, L positions, C latent channels, S side of an image.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import at_least, check_fields
 from nvg.errors import UserError
 from nvg.randomness import Purpose, uniforms
 from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
@@ -32,26 +33,24 @@ class TokenizerLossConfig:
         commitment_weight: β of the quantiser loss.
         codebook_weight: weight of the quantiser loss beside the reconstruction.
         soft_assignment_images: for how many images from the start every codebook entry receives gradient.
-        perceptual_weight: weight of LPIPS; 1 in the paper.
-        adversarial_weight: weight of the generator's loss, from the first step; 0.1 in the paper.
+        perceptual_weight: weight of LPIPS; published 1.
+        adversarial_weight: weight of the generator's loss, from the first step; published 0.1.
         warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
         revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
 
-    Paper: App. A.5 (β = 0.25, one epoch of warm-up)
+    Paper: App. A.5 (losses of Open-MAGVIT2, one epoch of warm-up); Release: β = 0.25 and the weights of all losses
     """
 
-    commitment_weight: float = 0.25
-    codebook_weight: float = 1.0
-    soft_assignment_images: int = 1_281_167
-    perceptual_weight: float = 0.0
-    adversarial_weight: float = 0.0
-    warn_usage_below: float = 0.1
-    revive_after_images: int | None = None
+    commitment_weight: float = at_least(0, 0.25)
+    codebook_weight: float = at_least(0, 1.0)
+    soft_assignment_images: int = at_least(0, 1_281_167)
+    perceptual_weight: float = at_least(0, 0.0)
+    adversarial_weight: float = at_least(0, 0.0)
+    warn_usage_below: float = at_least(0, 0.1)
+    revive_after_images: int | None = at_least(0, None)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and value < 0:
-                raise UserError(f"{name} is {value}; it must be 0 or more")
+        check_fields(self, "loss")
 
 
 class TokenizerObjective(nn.Module):

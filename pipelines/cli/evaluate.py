@@ -44,6 +44,7 @@ def generator(
     from pipelines.evaluate.generator import plan_evaluate, run_evaluate
 
     settings = [networks_of(model), *(overrides or [])]
+    sampling = sampling or (sampling_for(model) if config is None else None)
     execute(EvaluateConfig, plan_evaluate, run_evaluate, config, settings, dry_run, sampling=sampling)
 
 
@@ -92,6 +93,7 @@ def sweep(
     from pipelines.evaluate.series import SweepConfig, plan_sweep, run_sweep
 
     settings = [networks_of(model), *(overrides or [])]
+    sampling = sampling or (sampling_for(model) if config is None else None)
     execute(SweepConfig, plan_sweep, run_sweep, config, settings, dry_run, sampling=sampling)
 
 
@@ -113,12 +115,13 @@ def follow(
     from pipelines.evaluate.series import FollowConfig, plan_follow, run_follow
 
     settings = [networks_of(model), *(overrides or [])]
+    sampling = sampling or (sampling_for(model) if config is None else None)
     execute(FollowConfig, plan_follow, run_follow, config, settings, dry_run, sampling=sampling)
 
 
 @eval_app.command()
 def report(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Set results beside Table 1 of the paper: a table, FID over parameters, FID over steps.
+    """Set results beside the paper's: generators beside Table 1, with plots of FID; tokenizers beside Table 3.
 
     Example: [bold]nvg eval report results='[runs/d16/eval, runs/d20/eval]' output=runs/report[/bold]
     """
@@ -147,3 +150,8 @@ def networks_of(model: str | None) -> dict[str, str]:
     folders = {name: str(Path(model) / name) for name in ("tokenizer", "content", "structure")}
     # Spatial structure is given by the positions: such a run has no generator for it.
     return folders if Path(folders["structure"]).is_dir() else {**folders, "structure": ""}
+
+
+def sampling_for(run: str | None) -> str | None:
+    """The preset by which weights of the authors' release are sampled where nothing else is asked for."""
+    return "release" if run is not None and (Path(run) / "content" / "release.json").is_file() else None

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.evaluate import eval_app
+from pipelines.cli.evaluate import eval_app, sampling_for
 from pipelines.cli.train import train_app
 from pipelines.entry import ConfigFile, DryRun, Overrides, SamplingPreset, execute, guard
 
@@ -121,7 +121,21 @@ def sample(
     ] = None,
     fix_content_from: Annotated[
         str | None,
-        typer.Option("--fix-content-from", metavar="IMAGE", help="Give this image's first contents and their maps."),
+        typer.Option(
+            "--fix-content-from", metavar="IMAGE", help="Give this image's first contents, their maps and the next one."
+        ),
+    ] = None,
+    structure_labels: Annotated[
+        str | None,
+        typer.Option(
+            "--structure-labels", metavar="LABELS.png", help="Give a segmentation (PNG or .npy, values are labels)."
+        ),
+    ] = None,
+    stagewise_from: Annotated[
+        str | None,
+        typer.Option(
+            "--stagewise-from", metavar="IMAGE", help="Draw the figure of stage-wise control: generate i..K, every i."
+        ),
     ] = None,
     stages: Annotated[
         int | None,
@@ -139,9 +153,9 @@ def sample(
 ) -> None:
     """Draw images of chosen classes and write them as a grid and as files.
 
-    They follow an image's structure, a drawn mask or an image's first contents where one is given; how well they do
-    is measured, printed and written beside the pictures. Without --config and --sampling the settings are those the
-    run was scored with.
+    They follow an image's structure, a drawn mask, a segmentation or an image's first contents where one is given; how
+    well they do is measured, printed and written beside the pictures. Without --config and --sampling the settings are
+    those the run was scored with; imported weights are sampled as by --sampling release.
 
     Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8 --sampling release
     sampling.content_guidance=2[/bold] · [bold]nvg sample run=runs/demo classes='[8]' --structure-mask circle.png[/bold]
@@ -152,13 +166,16 @@ def sample(
     control = _given(
         structure_from=structure_from,
         structure_mask=structure_mask,
+        structure_labels=structure_labels,
         fix_content_from=fix_content_from,
+        stagewise_from=stagewise_from,
         stages=stages,
         mask_foreground=mask_foreground,
     )
     settings = [{"control": control}, *(overrides or [])]
     if config is None and sampling is None:
-        settings = [*run_sampling(load_config(SampleConfig, None, settings).run), *settings]
+        run = load_config(SampleConfig, None, settings).run
+        settings, sampling = [*run_sampling(run), *settings], sampling_for(run)
     execute(SampleConfig, plan_sample, sample_images, config, settings, dry_run, sampling=sampling)
 
 

@@ -60,11 +60,11 @@ def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
 
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
     from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun, train_generator
-    from pipelines.train.plan import plan_costs, plan_training
+    from pipelines.train.plan import plan_alignment, plan_costs, plan_training
 
     def plan(run: GeneratorRunConfig) -> list[str]:
         steps = plan_training(f"the {kind} generator", f"records of {run.data.path}", run)
-        return [*steps, *plan_costs(run, run.launch.num_workers)]
+        return [*steps, *plan_alignment(run), *plan_costs(run, run.launch.num_workers)]
 
     schema = {"content": ContentRun, "structure": StructureRun}[kind]
     execute(schema, plan, train_generator, config, overrides, dry_run)

@@ -1,4 +1,4 @@
-"""Tables of scores: in the terminal, and of any evaluations beside Table 1 of the paper (`nvg eval report`)."""
+"""Tables of scores: in the terminal, and of any evaluations beside the paper's tables (`nvg eval report`)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from rich.table import Table
 
 from cluster.files import write_atomically
 from eval.pages.page import time_text
-from eval.pages.published import ScoreRow, markdown_table, report_page, row_of_results
+from eval.pages.published import (
+    ScoreRow,
+    TokenizerRow,
+    markdown_table,
+    report_page,
+    row_of_results,
+    tokenizer_row_of_results,
+)
 from eval.results import RESULTS_FILE
 from nvg.bounds import check_fields, refuse
 from nvg.errors import UserError
 from pipelines.configuration import load_config
 from pipelines.evaluate.config import make_folder, require
 
-_PUBLISHED = "published/imagenet256.yaml"
+_PUBLISHED, _PUBLISHED_TOKENIZERS = "published/imagenet256.yaml", "published/tokenizers256.yaml"
 PAGE_FILE, TABLE_FILE = "report.html", "report.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
-    """The published rows (`ScoreRow`), as `configs/published/imagenet256.yaml` holds them."""
+    """The published rows (`ScoreRow`, `TokenizerRow`), as the files of `configs/published` hold them."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -36,7 +43,7 @@ class ReportConfig:
     """What is set side by side.
 
     Attributes:
-        results: files `results.json`, or the folders they lie in.
+        results: files `results.json`, or the folders they lie in: all of generators, or all of tokenizers.
         names: what the table calls them, in the same order; empty takes the names of the folders.
         output: folder for `report.html` and `report.md`.
     """
@@ -55,7 +62,8 @@ class ReportConfig:
 def plan_report(config: ReportConfig) -> list[str]:
     """The steps, for a dry run: one line each."""
     return [
-        f"read {len(config.results)} result(s) and the published rows of configs/{_PUBLISHED}",
+        f"read {len(config.results)} result(s) and the published rows of configs/{_PUBLISHED}, for tokenizers of "
+        f"configs/{_PUBLISHED_TOKENIZERS}",
         f"write {PAGE_FILE} and {TABLE_FILE} in {config.output}",
     ]
 
@@ -69,12 +77,20 @@ def run_report(config: ReportConfig) -> Path:
     Raises:
         UserError: a result is missing or is none.
     """
-    rows = published_rows()
+    found: list[ScoreRow | TokenizerRow] = []
     for number, name in enumerate(config.results):
         path = Path(name).expanduser()
         path = path / RESULTS_FILE if path.is_dir() else path
         title = config.names[number] if config.names else path.absolute().parent.name
-        rows.append(_read_row(path, title))
+        found.append(_read_row(path, title))
+    tokenizers = [row for row in found if isinstance(row, TokenizerRow)]
+    generators = [row for row in found if isinstance(row, ScoreRow)]
+    if tokenizers and generators:
+        raise UserError(
+            f"results: found {len(generators)} of generators and {len(tokenizers)} of tokenizers, expected one kind: "
+            "their tables differ; make two reports"
+        )
+    rows = [*published_tokenizers(), *tokenizers] if tokenizers else [*published_rows(), *generators]
     output = make_folder(config.output)
     write_atomically(output / TABLE_FILE, markdown_table(rows).encode())
     write_atomically(output / PAGE_FILE, report_page(rows).encode())
@@ -86,15 +102,22 @@ def published_rows() -> list[ScoreRow]:
     return [ScoreRow(**row) for row in load_config(PublishedConfig, _PUBLISHED).rows]
 
 
-def _read_row(path: Path, title: str) -> ScoreRow:
+def published_tokenizers() -> list[TokenizerRow]:
+    """Table 3 of the paper."""
+    return [TokenizerRow(**row) for row in load_config(PublishedConfig, _PUBLISHED_TOKENIZERS).rows]
+
+
+def _read_row(path: Path, title: str) -> ScoreRow | TokenizerRow:
     try:
-        return row_of_results(title, json.loads(path.read_text()))
+        results = json.loads(path.read_text())
+        make = tokenizer_row_of_results if "rfid" in results["scores"] else row_of_results
+        return make(title, results)
     except OSError:
-        raise UserError(f"results: found no file {path}, expected a {RESULTS_FILE} of `nvg eval generator`") from None
+        raise UserError(f"results: found no file {path}, expected a {RESULTS_FILE} of `nvg eval …`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"results: {path} holds no scores of generated images ({error!r}), expected a {RESULTS_FILE} of "
-            "`nvg eval generator` or `nvg eval images`"
+            f"results: {path} holds no scores of generated images or of a tokenizer ({error!r}), expected a "
+            f"{RESULTS_FILE} of `nvg eval generator`, `nvg eval images` or `nvg eval tokenizer`"
         ) from error
 
 

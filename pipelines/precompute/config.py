@@ -17,6 +17,9 @@ class RepaStoreConfig:
             which they can be computed in training; about 40 kB at 256 pixels).
         dinov2_weights: file of DINOv2's ViT-B/14 (features).
         jpeg_quality: 1 to 95 (jpeg).
+
+    DEVIATION: the target of REPA is of a view's JPEG or of int8 features with a scale for each token; the release
+    computes it from the pixels of each epoch's crop.
     """
 
     store: Literal["nothing", "features", "jpeg"] = "nothing"
@@ -27,6 +30,22 @@ class RepaStoreConfig:
         check_fields(self, "repa")
         if self.store == "features" and not self.dinov2_weights:
             raise refuse("repa.dinov2_weights", self.dinov2_weights, "the file of DINOv2's ViT-B/14")
+
+    @property
+    def plan(self) -> str:
+        """What is stored and which content trainings it is for, for a dry run: one line."""
+        trains = "what loss.repa_weight of a content training needs"
+        if self.store == "features":
+            return f"store DINOv2's features of each view beside its record (198 kB a view): {trains}"
+        if self.store == "jpeg":
+            return (
+                f"store each view as a JPEG beside its record (about 40 kB a view at 256 pixels): {trains}, "
+                "beside dinov2_weights=FILE"
+            )
+        return (
+            "store nothing beside the records: content trainings will need loss.repa_weight=0 (the published presets "
+            "have 0.5); for them set repa.store=jpeg (about 40 kB a view at 256 pixels) or features (198 kB)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,9 @@ class PrecomputeConfig:
         seed: order of the records.
         repa: what is stored beside the records.
         session: the Ray cluster to start or join.
+
+    DEVIATION: by default the EMA weights of the tokenizer encode (`tokenizer_weights`); the released generators were
+    trained on its bare ones.
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)

@@ -298,5 +298,6 @@ def plan_precompute(config: PrecomputeConfig) -> list[str]:
         f"open the {source.kind} source {source.path or ''}".rstrip(),
         f"encode {source.num_views} view(s) per image with {config.tokenizer} on {config.num_actors} actor(s), "
         f"{config.images_per_unit} images per unit, batches of {config.batch_size}",
+        config.repa.plan,
         f"merge the parts and write the manifest in {config.output}",
     ]

@@ -62,7 +62,7 @@ def _note_on_parts(source: ImageSource) -> list[str]:
     if not source.without:
         return []
     lacking = [
-        f"{part} has no image of {len(labels):,} class{'es' if len(labels) != 1 else ''} ({_some([source.class_names[label] for label in labels])})"
+        f"{part} has no image of {len(labels):,} of the classes ({_some([source.class_names[i] for i in labels])})"
         for part, labels in source.without.items()
     ]
     advice = "put images of them into its folders"

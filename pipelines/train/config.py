@@ -71,6 +71,8 @@ class OptimizerConfig:
         decay_shape: "linear" or "cosine" (with `decay_start` 0 the tokenizer's schedule).
         final_factor: factor at the end.
         ema_half_life_images: half-life of the parameters' moving average, in images.
+        ema_ramp: early on the half-life is at most this share of the images seen, so that short trainings forget their
+            first weights; 0 keeps it constant, as published.
         global_batch: images per optimizer step over all ranks.
         micro_batch: images per forward pass of one rank; null takes the rank's whole share at once.
 
@@ -93,6 +95,7 @@ class OptimizerConfig:
     decay_shape: Literal["linear", "cosine"] = "linear"
     final_factor: float = between(0, 1, 0.1)
     ema_half_life_images: float = positive(1_774_000.0)
+    ema_ramp: float = between(0, 1, 0.1)
     global_batch: int = positive(256)
     micro_batch: int | None = positive(None)
 

@@ -74,6 +74,24 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
     ]
 
 
+def plan_alignment(config: GeneratorRunConfig) -> list[str]:
+    """What the alignment with DINOv2 needs and what of it is there, a line; none where a run has no alignment."""
+    if config.kind != "content" or not config.loss.repa_weight:
+        return []
+    records, weights = Path(config.data.path), Path(config.dinov2_weights)
+    aim = f"align hidden tokens with DINOv2 (loss.repa_weight={config.loss.repa_weight:g})"
+    given = f"dinov2_weights={config.dinov2_weights!r} ({'found' if weights.is_file() else 'NOT THERE yet'})"
+    jpeg = f"run `nvg precompute` with repa.store=jpeg and have {given}, or with repa.store=features"
+    if not (records / MANIFEST_FILE).is_file():
+        return [f"{aim}: {jpeg}"]
+    store = read_manifest(records).get("repa", {}).get("store")
+    if store == "features":
+        return [f"{aim}: with the features beside the records"]
+    if store == "jpeg":
+        return [f"{aim}: with the JPEGs beside the records and {given}"]
+    return [f"{aim}: WILL BE REFUSED, nothing lies beside the records; {jpeg}, or set loss.repa_weight=0"]
+
+
 def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_devices: int) -> float:
     from pipelines.train.costs import state_bytes
 
@@ -89,7 +107,7 @@ def plan_generators(config: PairRunConfig) -> list[str]:
             f"train the {run.kind} generator on {run.data.path} for {run.optimizer.num_steps} steps of "
             f"{run.optimizer.global_batch} images with {run.launch.num_workers} worker(s) in {run.run_folder}"
         )
-        lines += [f"  {line}" for line in plan_costs(run, run.launch.num_workers)]
+        lines += [f"  {line}" for line in [*plan_alignment(run), *plan_costs(run, run.launch.num_workers)]]
     return lines
 
 

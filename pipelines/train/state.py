@@ -12,6 +12,8 @@ from nvg.errors import UserError
 from pipelines.checkpoints import TRAINER_FILE
 
 SCHEMA_VERSION = 1
+# What held before a setting existed: states without it were made so.
+_ALWAYS_BEFORE = {"optimizer.ema_ramp": 0.1, "adversary.ema_ramp": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +90,14 @@ def require_same(
     """
     current = json.loads(json.dumps(current))
     absent = "(absent)"
-    lines = {
-        name: f"{name}: checkpoint {saved.get(name, absent)!r}, this run {current.get(name, absent)!r}"
+    pairs = {
+        name: (saved.get(name, _ALWAYS_BEFORE.get(name, absent)), current.get(name, absent))
         for name in sorted({*saved, *current})
-        if saved.get(name, absent) != current.get(name, absent)
+    }
+    lines = {
+        name: f"{name}: checkpoint {found!r}, this run {wanted!r}"
+        for name, (found, wanted) in pairs.items()
+        if found != wanted
     }
     refused = [line for name, line in lines.items() if name not in accept]
     if refused:

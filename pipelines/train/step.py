@@ -101,7 +101,11 @@ class Step:
         self.global_batch = config.optimizer.global_batch
         self.num_micro = config.optimizer.accumulation_steps(ranks.world_size)
         # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
-        self.ema = Ema(task.objective.to(ranks.device).network, half_life_images=config.optimizer.ema_half_life_images)
+        self.ema = Ema(
+            task.objective.to(ranks.device).network,
+            half_life_images=config.optimizer.ema_half_life_images,
+            ramp=config.optimizer.ema_ramp,
+        )
         self.main = Player(task.kind, task.objective, config.optimizer, config, ranks, universal)
         self.players = [self.main]
         if (other := task.adversary) is not None:

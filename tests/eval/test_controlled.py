@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.controlled import compare, draw_best, draw_samples
-from eval.pictures.sheets import control_sheet
+from eval.controlled import compare, draw_best, draw_samples, draw_stagewise
+from eval.pictures.sheets import control_sheet, stagewise_sheet
 from eval.scores.adherence import split_agreement
 from nvg.granularity import cluster_latents, stage_map
+from nvg.pixels import to_uint8
 from nvg.sampling import Given, give_contents, give_structure
 
 LABELS, INDICES = torch.tensor([0, 3, 7]), torch.tensor([0, 3, 7])
@@ -66,6 +67,27 @@ def test_a_reconstruction_given_everything_is_the_reconstruction(sampler, noise_
 def test_nothing_is_compared_where_no_split_is_given(sampler):
     given = Given(structure_BL=torch.arange(16).expand(3, -1), content_ids_BT=torch.zeros(3, 31).long(), num_contents=1)
     assert compare(sampler, LABELS, INDICES, given)[2] is None
+
+
+def test_stage_wise_samples_begin_free_and_keep_more_and_more_of_the_reference(sampler, noise_images):
+    ids, structure = sampler.tokenizer.tokenize(torch.from_numpy(noise_images[:1]).permute(0, 3, 1, 2) / 127.5 - 1)
+    drawn = draw_stagewise(sampler, LABELS, INDICES, ids, structure)
+    assert drawn.structures_SBHWC is not None
+    assert drawn.contents_SBHWC.shape == drawn.structures_SBHWC.shape == (5, 3, 16, 16, 1)
+    for samples in (drawn.contents_SBHWC, drawn.structures_SBHWC):
+        assert np.array_equal(samples[0], sampler.draw(LABELS, INDICES))
+    pairs = [
+        (drawn.contents_SBHWC, give_contents(ids, structure, 3)),
+        (drawn.structures_SBHWC, give_structure(structure, 3)),
+    ]
+    for samples, prefix in pairs:
+        one = draw_samples(sampler, LABELS[:1], INDICES[:1], prefix).images_BHWC
+        assert np.abs(samples[3, :1].astype(int) - one).max() <= 1  # another batch rounds otherwise
+    whole = sampler.tokenizer.decode(sampler.tokenizer.dequantizer.canvases(ids, structure)[:, -1]).detach()
+    assert np.abs(drawn.reference_SHWC[-1].astype(int) - to_uint8(whole, sampler.spec.rounding)[0]).max() <= 1
+    groups = [("contents and structure", drawn.contents_SBHWC), ("structure", drawn.structures_SBHWC)]
+    picture = stagewise_sheet(drawn.reference_SHWC, groups, ["three", "a very long name of a class", "seven"])
+    assert picture.light[:4] == b"\x89PNG"
 
 
 def test_the_sheet_shows_any_number_of_maps_and_columns(noise_images):

@@ -181,6 +181,30 @@ def test_latents_that_cannot_be_compared_are_refused(value):
                 merge(latent, 4)
 
 
+@pytest.mark.parametrize("exponent", [-148, -126, -100, -70, -64, -20, 0, 40])
+def test_latents_of_any_size_have_the_maps_of_their_shape(exponent):
+    """Multiplied by a power of two nothing is rounded, so nothing may change: squares of 1e-20 are 0 in float32."""
+    latent = torch.randint(-(1 << 11), 1 << 11, (4, 64, 3), generator=torch.Generator().manual_seed(8)).double()
+    scaled = (latent * 2.0**exponent).float()
+    assert torch.equal(scaled.double(), latent * 2.0**exponent)
+    assert torch.equal(cluster_latents(scaled), cluster_latents(latent.float()))
+    assert torch.equal(cluster_halves(scaled), cluster_halves(latent.float()))
+
+
+def test_ordinary_latents_beside_tiny_differences_are_no_ties():
+    """One background but for a channel of 1e-21: greedy pairs what is nearest in it, not what comes first."""
+    small = torch.randn(1, 16, 1, generator=torch.Generator().manual_seed(9))
+    latent = torch.cat([small * 1e-21, torch.ones(1, 16, 2)], dim=2)
+    assert torch.equal(cluster_latents(latent), cluster_latents(small))
+    assert cluster_latents(latent).tolist() != [list(range(16))]
+
+
+def test_ordinary_latents_are_compared_as_they_are():
+    for latents in LATENTS:
+        latent = latents(12, 64, torch.Generator().manual_seed(10)).contiguous()
+        assert torch.equal(cluster_latents(latent), merge_in_rounds(latent, 6)[:, 0].argsort(1))
+
+
 @pytest.mark.parametrize("num_levels_above", [0, 1, 2, 3])
 def test_halves_of_a_cluster_are_its_children_in_the_whole_map(num_levels_above):
     latent = torch.randn(6, 16, 3, generator=torch.Generator().manual_seed(7))

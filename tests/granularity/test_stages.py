@@ -109,7 +109,7 @@ def test_layout_counts_tokens_and_refuses_odd_grids():
     layout = StageLayout(256)
     assert (layout.last_stage, layout.num_tokens, layout.side) == (8, 511, 16)
     assert [layout.tokens(stage).stop - layout.tokens(stage).start for stage in range(9)] == [1 << i for i in range(9)]
-    with pytest.raises(UserError, match="num_positions is 36"):
+    with pytest.raises(UserError, match="num_positions is 36; expected one of 4, 16, 64, 256, 1024, 4096, 16384,"):
         StageLayout(36)
 
 

@@ -3,19 +3,24 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_networks import save_generators, save_tokenizer
+from typer.testing import CliRunner
 
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import spatial_structure
 from nvg.tokenizer import Tokenizer
+from pipelines.cli.main import app
 from pipelines.configuration import load_config
 from pipelines.sample import SampleConfig, plan_sample, sample_images
-from pipelines.structure_control import ControlConfig, load_control
+from pipelines.sources import SourceConfig
+from pipelines.sources.views import make_view, make_views
+from pipelines.structure_control import ControlConfig, cut_of_run, load_control
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,21 @@ def files(tmp_path):
     np.save(tmp_path / "floats.npy", np.arange(16.0))
     np.save(tmp_path / "large.npy", np.arange(64))
     (tmp_path / "text.npy").write_text("no map")
+    halves = np.zeros((32, 32), dtype=np.uint8)
+    halves[:, 16:] = 1
+    palette = Image.fromarray(halves, mode="P")
+    palette.putpalette([10, 20, 30, 10, 20, 31])
+    palette.save(tmp_path / "palette.png")
+    palette.convert("RGB").save(tmp_path / "colours.png")
+    palette.convert("RGB").save(tmp_path / "blended.jpg")
+    Image.fromarray(halves.astype(np.uint16) * 300).save(tmp_path / "wide.png")
+    Image.fromarray(halves * 255).convert("1").save(tmp_path / "one-bit.png")
+    np.save(tmp_path / "labels.npy", halves.astype(np.int64) * 70_000 - 1)
+    np.save(tmp_path / "many.npy", np.arange(1024).reshape(32, 32))
+    np.save(tmp_path / "three.npy", np.zeros((32, 32, 2), dtype=np.int64))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 5), dtype=np.int64))
+    with (tmp_path / "several.npy").open("wb") as several:
+        np.savez(several, one=halves)
     return tmp_path
 
 
@@ -118,9 +138,103 @@ def test_all_contents_of_an_image_give_its_reconstruction(run_folder, files):
     assert np.array_equal(one, other)
 
 
-def test_one_stage_of_contents_needs_no_structure_and_measures_none(run_folder, files):
+def test_one_stage_of_contents_comes_with_the_first_split(run_folder, files):
     facts = draw(run_folder, files / "out", fix_content_from=str(files / "image.png"), stages=1)
-    assert (facts["stages_of_contents_given"], facts["splits_given"], facts["agreement"]) == (1, 0, None)
+    assert (facts["stages_of_contents_given"], facts["splits_given"]) == (1, 1)
+    assert len(facts["agreement"]["samples"]["splits"]) == 1
+
+
+def test_the_figure_of_stage_wise_control_from_the_command_line(run_folder, files):
+    values = [f"run={run_folder}", "classes=[3, 7]", "num_per_class=1", f"output={files / 'out'}"]
+    done = CliRunner().invoke(app, ["sample", *values, "--stagewise-from", str(files / "image.png")])
+    assert done.exit_code == 0, done.output
+    assert done.output.strip().endswith("stagewise.png")
+    assert Image.open(files / "out" / "stagewise.png").size[0] > 500
+    with pytest.raises(UserError, match="ask for 80 samples; expected at most 24"):
+        sample_images(
+            SampleConfig(
+                run=str(run_folder),
+                output=str(files / "out"),
+                control=ControlConfig(stagewise_from=str(files / "image.png")),
+            )
+        )
+
+
+def test_a_segmentation_from_the_command_line(run_folder, files):
+    values = [f"run={run_folder}", "classes=[3]", "num_per_class=1", f"output={files / 'out'}"]
+    done = CliRunner().invoke(app, ["sample", *values, "--structure-labels", str(files / "palette.png")])
+    assert done.exit_code == 0, done.output
+    assert "segmentation of 2 labels: 1 split(s)" in done.output
+    assert "bent     0.0% of the positions lie with another label" in done.output
+    facts = json.loads((files / "out" / "adherence.json").read_text())
+    assert (facts["splits_given"], facts["label_bend"], facts["mask_bend"]) == (1, 0.0, None)
+
+
+@pytest.mark.parametrize("name", ["palette.png", "colours.png", "wide.png", "labels.npy", "one-bit.png"])
+def test_labels_are_the_values_as_stored(tokenizer, files, name):
+    control = load_control(ControlConfig(structure_labels=str(files / name)), tokenizer, spatial=False)
+    assert control.given.structure_BL is not None
+    first = (control.given.structure_BL >> 3).view(4, 4)
+    assert first[0].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+    assert (first == first[0]).all()
+
+
+@pytest.mark.parametrize("policy", ["center", "crop"])
+def test_a_segmentation_is_cut_as_its_image_is(tokenizer, files, policy):
+    """Of 32 columns the left 17 have one label: the cut of 1.125 leaves out as much on both sides."""
+    labels = np.zeros((32, 48), dtype=np.uint8)
+    labels[:, 8 + 17 :] = 1
+    Image.fromarray(labels).save(files / "oblong-labels.png")
+    control = load_control(
+        ControlConfig(structure_labels=str(files / "oblong-labels.png"), view_policy=policy), tokenizer, spatial=False
+    )
+    assert control.source_HWC is not None
+    assert control.source_HWC.shape == (16, 16, 1)
+    source = replace(SourceConfig(), view_policy=policy)
+    cut = make_views(Image.fromarray(labels * 255), config=source, key="", views=[0], resample=Image.Resampling.NEAREST)
+    assert np.array_equal(control.source_HWC, cut[0])
+
+
+def test_images_are_cut_as_the_runs_images_were(tokenizer, files):
+    picture, cuts = Image.open(files / "image.png"), []
+    for policy in ("center", "crop"):
+        control = load_control(
+            ControlConfig(structure_from=str(files / "image.png")), tokenizer, spatial=False, cut=policy
+        )
+        expected = make_view(picture, config=replace(SourceConfig(), view_policy=policy), key="", view=0)
+        assert control.image_HWC is not None
+        assert np.array_equal(control.image_HWC, expected)
+        cuts.append(expected)
+    assert not np.array_equal(*cuts)
+    own = ControlConfig(fix_content_from=str(files / "image.png"), stages=2, view_policy="center")
+    image = load_control(own, tokenizer, spatial=False, cut="crop").image_HWC
+    assert image is not None
+    assert np.array_equal(image, cuts[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "cut"),
+    [
+        ("tokenizer/config.yaml", "source: {view_policy: fresh_crop}", "crop"),
+        ("tokenizer/config.yaml", "source: {view_policy: shift}", "center"),
+        ("tokenizer/config.yaml", "model: {}", "center"),
+        ("tokenizer/release.json", "{}", "crop"),
+        ("tokenizer/ema.json", "{}", "center"),
+    ],
+)
+def test_the_cut_is_found_beside_the_tokenizer(tmp_path, file, content, cut):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / file).write_text(content)
+    assert cut_of_run(tmp_path) == cut
+
+
+@pytest.mark.parametrize(
+    ("policy", "cut"), [("random_crop", "crop"), ("ten_crop", "crop"), ("center", "center"), ("shift", "center")]
+)
+def test_the_cut_is_that_of_the_records_where_there_are_any(tmp_path, monkeypatch, policy, cut):
+    (tmp_path / "records").mkdir()
+    monkeypatch.setattr("pipelines.structure_control.read_manifest", lambda folder: {"view_policy": policy})
+    assert cut_of_run(tmp_path) == cut
 
 
 def test_several_candidates_have_a_baseline_of_as_many_free_draws(run_folder, files):
@@ -159,6 +273,18 @@ def test_the_foreground_can_be_either_child(tokenizer, files):
         ({"structure_from": "unbalanced.npy"}, "no balanced hierarchy"),
         ({"structure_from": "floats.npy"}, "holds float64"),
         ({"structure_from": "large.npy"}, "16 positions"),
+        ({"structure_labels": "missing.png"}, "structure_labels: found no file"),
+        ({"structure_labels": "text.png"}, "no image that can be read"),
+        ({"structure_labels": "text.npy"}, "no .npy file of numbers"),
+        ({"structure_labels": "floats.npy"}, "holds float64"),
+        ({"structure_labels": "blended.jpg"}, "is a JPEG, which blends labels"),
+        ({"structure_labels": "many.npy"}, r"\(32, 32\) and 1024 different values.*at most 256 labels"),
+        ({"structure_labels": "three.npy"}, r"\(32, 32, 2\)"),
+        ({"structure_labels": "empty.npy"}, r"\(0, 5\) and 0 different values"),
+        ({"structure_labels": "several.npy"}, "is an .npz file; expected one array"),
+        ({"structure_from": "several.npy"}, "is an .npz file; expected one array"),
+        ({"structure_labels": "one-colour.png"}, "one label"),
+        ({"structure_labels": "palette.png", "stages": 5}, "stages is 5.*1 to 4 splits"),
         ({"fix_content_from": "text.png", "stages": 2}, "no image that can be read"),
         ({"fix_content_from": "image.png", "stages": 6}, "stages is 6.*1 to 5 stages of contents"),
     ],
@@ -184,6 +310,10 @@ def test_spatial_structure_cannot_be_given(tokenizer, files):
         (["stages=2"], "nothing to follow"),
         (["num_candidates=2"], "nothing to follow"),
         (["fix_content_from=a"], "control.stages is None; expected how many"),
+        (["structure_labels=a", "stagewise_from=b"], "structure_labels and stagewise_from"),
+        (["stagewise_from=a", "stages=2"], "control.stages is 2; expected null with stagewise_from"),
+        (["stagewise_from=a", "num_candidates=2"], "control.num_candidates is 2; expected 1"),
+        (["structure_labels=a", "view_policy=shift"], "control.view_policy is 'shift'"),
         (["structure_from=a", "stages=0"], "control.stages is 0"),
         (["structure_mask=a", "mask_foreground=2"], "control.mask_foreground is 2"),
         (["structure_mask=a", "num_candidates=0"], "control.num_candidates is 0"),
@@ -199,3 +329,7 @@ def test_the_plan_says_what_is_given():
     assert any("give 2 split(s) of digit.png" in step for step in plan)
     assert "adherence.json" in plan[-1]
     assert "adherence.json" not in plan_sample(SampleConfig())[-1]
+    plan = plan_sample(SampleConfig(control=ControlConfig(fix_content_from="digit.png", stages=3)))
+    assert any("contents of 3 stage(s) of digit.png and the structure up to stage 3" in step for step in plan)
+    plan = plan_sample(SampleConfig(control=ControlConfig(stagewise_from="digit.png")))
+    assert "stagewise.png" in plan[-1]

@@ -14,6 +14,7 @@ from nvg.sampling import (
     check_given_structure,
     give_contents,
     give_structure,
+    label_bend,
     label_structure,
     mask_structure,
     sample,
@@ -54,13 +55,13 @@ def test_given_splits_come_out_and_the_rest_is_a_hierarchy(num_splits):
     assert torch.equal(stage_map(drawn.structure_BL, num_splits, 4), stage_map(structure, num_splits, 4))
 
 
-@pytest.mark.parametrize("num_contents", [1, 3, 5])
-def test_given_contents_come_out_on_the_splits_they_need(num_contents):
+@pytest.mark.parametrize("num_contents", [1, 3, 4, 5])
+def test_given_contents_come_out_with_the_structure_up_to_the_next_stage(num_contents):
     structure, ids = own_structure(), torch.randint(0, 11, (2, 31), generator=torch.Generator().manual_seed(1))
     drawn = draw(give_contents(ids, structure, num_contents))
     fixed = (1 << num_contents) - 1
     assert torch.equal(drawn.content_ids_BT[:, :fixed], ids[:, :fixed])
-    depth = num_contents - 1
+    depth = min(num_contents, 4)  # "generate i to K": s_i is given as well
     assert torch.equal(stage_map(drawn.structure_BL, depth, 4), stage_map(structure, depth, 4))
     if num_contents == 5:
         rebuilt = tiny_generators()[2].canvases(ids, structure)
@@ -126,6 +127,16 @@ def test_a_label_map_keeps_its_segments_together():
     assert (quarters[:4, 4:] == quarters[0, 4]).all()
     assert (quarters[4:, 4:] == quarters[4, 4]).all()
     assert len({int(quarters[0, 0]), int(quarters[0, 4]), int(quarters[4, 4])}) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "num_splits", "bend"),
+    [(8, 1, 0), (8, 4, 0), (4, 1, 4 / 16), (12, 1, 4 / 16)],  # of sixteen columns so many have the second label
+)
+def test_the_bend_of_a_segmentation_is_what_lies_with_another_label(columns, num_splits, bend):
+    labels = torch.zeros(16, 16, dtype=torch.int64)
+    labels[:, :columns] = 9
+    assert label_bend(labels, label_structure(labels, 16), num_splits) == bend
 
 
 @pytest.mark.parametrize(

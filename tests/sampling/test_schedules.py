@@ -17,6 +17,27 @@ def test_published_schedules():
     assert config.top_p(4, 8) == pytest.approx(0.5 + 0.5 * (8 - math.sqrt(8)) / 7)
 
 
+@pytest.mark.parametrize("last_stage", [4, 6, 8, 10])
+def test_structure_guidance_ends_at_the_last_predicted_split_of_any_grid(last_stage):
+    paper = SamplingConfig(structure_guidance_at="last_split")
+    scales = [paper.structure_scale(stage, last_stage) for stage in range(last_stage - 1)]
+    assert (scales[0], scales[-1]) == (1.0, 2.5)
+    steps = [after - before for before, after in pairwise(scales)]
+    assert steps == pytest.approx([1.5 / (last_stage - 2)] * len(steps))
+    release = SamplingConfig()
+    assert release.structure_scale(last_stage - 2, last_stage) == 1 + 1.5 * (last_stage - 2) / last_stage
+
+
+def test_a_grid_with_one_predicted_split_has_no_guidance_to_raise():
+    assert SamplingConfig(structure_guidance_at="last_split").structure_scale(0, 2) == 1.0
+
+
+def test_sixteen_by_sixteen_has_the_scales_it_had():
+    """The schedule of the preset `paper` was 3.0 divided by K."""
+    new, before = SamplingConfig(structure_guidance_at="last_split"), SamplingConfig(structure_guidance=3.0)
+    assert [new.structure_scale(stage, 8) for stage in range(7)] == [before.structure_scale(i, 8) for i in range(7)]
+
+
 def test_constant_guidance_of_the_ablations():
     config = SamplingConfig(content_guidance=1.5, structure_guidance=1.5, constant_guidance=True, top_p_last=1.0)
     assert {config.content_scale(i, 8) for i in range(9)} == {1.5}
@@ -74,7 +95,12 @@ def test_gumbel_scores_are_finite_at_the_edges_and_prefer_likely_positions():
     [
         ({"top_p_last": 0.0}, "top_p_last"),
         ({"num_flow_steps": 0}, "num_flow_steps"),
-        ({"content_guidance": -1.0}, "guidance"),
+        ({"top_p_last": float("nan")}, "top_p_last is nan"),
+        ({"top_p_last": 1.5}, "top_p_last is 1.5"),
+        ({"content_guidance": -1.0}, "sampling.content_guidance is -1.0; expected 0 or more"),
+        ({"content_guidance": float("nan")}, "content_guidance is nan"),
+        ({"structure_guidance": float("inf")}, "structure_guidance is inf"),
+        ({"structure_guidance_at": "last"}, "structure_guidance_at is 'last'; expected one of last_split, last_stage"),
     ],
 )
 def test_impossible_configs_are_refused_by_name(values, message):

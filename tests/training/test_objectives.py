@@ -5,9 +5,11 @@ from reference_vectors import tiny_generators
 
 from nvg.errors import UserError
 from nvg.granularity import structure_embedding
+from nvg.models import ContentGeneratorConfig, StructureGeneratorConfig
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 from nvg.training import (
     ContentObjective,
+    DiscriminatorLossConfig,
     GeneratorLossConfig,
     StructureObjective,
     TokenizerLossConfig,
@@ -73,6 +75,25 @@ def test_structure_loss_equals_a_loop_over_images_and_stages():
             )
             terms.append((velocity - target).square().mean())
     torch.testing.assert_close(loss, torch.stack(terms).mean())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["content", "structure"])
+def test_held_out_losses_never_see_the_null_class(kind):
+    content, structure, dequantizer = tiny_generators()
+    objective = (
+        ContentObjective(content, dequantizer, ALL_STAGES)
+        if kind == "content"
+        else StructureObjective(structure, dequantizer, ALL_STAGES)
+    )
+    kept = objective.draw_noise(seed=0, step=0, global_batch=6)
+    dropped = {**kept, "class_dropped": torch.ones(6, dtype=torch.bool)}
+    losses = {
+        training: [objective.train(training)(records(), noise)[0].item() for noise in (kept, dropped)]
+        for training in (True, False)
+    }
+    assert losses[False][0] == losses[False][1]
+    assert losses[True][0] != losses[True][1]
 
 
 @pytest.mark.parametrize("kind", ["content", "structure"])
@@ -144,6 +165,12 @@ def test_tokenizer_loss_falls_and_leaves_warm_up():
     [
         (lambda: GeneratorLossConfig(class_dropout_prob=1.0), "class_dropout_prob is 1.0"),
         (lambda: GeneratorLossConfig(stages_per_image=0), "stages_per_image is 0"),
+        (lambda: GeneratorLossConfig(repa_weight=float("nan")), "loss.repa_weight is nan"),
+        (lambda: TokenizerLossConfig(adversarial_weight=float("inf")), "loss.adversarial_weight is inf"),
+        (lambda: DiscriminatorLossConfig(lecam_decay=1.0), "lecam_decay is 1.0"),
+        (lambda: DiscriminatorLossConfig(lecam_weight=float("nan")), "lecam_weight is nan"),
+        (lambda: ContentGeneratorConfig(drop_path_rate=float("nan")), "content.drop_path_rate is nan"),
+        (lambda: StructureGeneratorConfig(drop_path_rate=float("inf")), "structure.drop_path_rate is inf"),
         (lambda: TokenizerLossConfig(commitment_weight=-1.0), "commitment_weight is -1.0"),
     ],
 )

@@ -22,6 +22,22 @@ def test_ema_half_life_is_in_images_whatever_the_batch():
     assert results == pytest.approx([0.5, 0.5])
 
 
+def test_ema_without_a_ramp_has_its_half_life_from_the_first_step():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    ema = Ema(network, half_life_images=100, ramp=0.0)
+    nn.init.ones_(network.weight)
+    for _ in range(4):
+        ema.update(network, num_images=25)
+    assert float(ema.tensors["weight"].detach()) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("ramp", [-0.1, 1.5, float("nan")])
+def test_a_ramp_that_is_no_share_is_refused(ramp):
+    with pytest.raises(UserError, match="ema_ramp is"):
+        Ema(nn.Linear(1, 1), half_life_images=1.0, ramp=ramp)
+
+
 def test_ema_forgets_the_start_and_resumes_exactly():
     network = nn.Linear(2, 2)
     ema = Ema(network, half_life_images=1e9)

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from eval.pages.published import ScoreRow, fid_plot, markdown_table, row_of_results, score_table
+from eval.pages.published import (
+    ScoreRow,
+    fid_plot,
+    markdown_table,
+    row_of_results,
+    score_table,
+    tokenizer_row_of_results,
+)
 from eval.pictures.plots import scatter
 from nvg.errors import UserError
-from pipelines.evaluate.table import ReportConfig, published_rows, run_report
+from pipelines.evaluate.table import ReportConfig, published_rows, published_tokenizers, run_report
 
 RESULTS = {
     "scores": {
@@ -22,6 +29,58 @@ RESULTS = {
     "not_comparable_because": ["5,000 samples; published scores use 50,000"],
     "protocol": {"model": {"parameters": {"content": 255_183_904, "structure": 64_369_672}, "stages": 9}},
 }  # fmt: skip
+
+TOKENIZER = {
+    "scores": {
+        "num_images": 50_000, "rfid": 0.743, "psnr_db": 20.0, "ssim": 0.6, "lpips_vgg": 0.1871,
+        "codebook": {
+            "size": 4096, "usage": 1.0,
+            "stages": [{"tokens_per_image": 1 << stage, "usage": 0.6855} for stage in range(9)],
+        },
+    },
+    "protocol": {
+        "reference": {"kind": "imagenet", "view": "0 (crop)", "image_size": 256},
+        "extractor": {"kind": "inception-v3-compat"},
+    },
+}  # fmt: skip
+
+
+def test_published_tokenizers_are_those_of_table_3() -> None:
+    rows = {row.model: row for row in published_tokenizers()}
+    assert len(rows) == 9
+    ours, pyramid = rows["NVG (paper)"], rows["VAR"]
+    assert (ours.tokens, ours.ratio, ours.codebook, ours.usage) == (511, 16, 4096, 1)
+    assert (ours.rfid, ours.lpips) == (0.74, 0.1875)
+    assert (pyramid.tokens, pyramid.rfid, pyramid.lpips) == (680, 1.06, 0.1863)
+    assert (ours.usage_of_stage_0, pyramid.usage_of_stage_0) == (0.6855, 0.2539)
+    assert rows["MaskGIT"].lpips is None
+
+
+def test_a_tokenizers_result_becomes_a_row_of_its_table() -> None:
+    row = tokenizer_row_of_results("ours", TOKENIZER)
+    cells = ["ours", "here", "511", "16", "4,096", "0.74", "0.1871", "100%", "68.55%", "50,000"]
+    assert score_table([row])[1] == [cells]
+    other = json.loads(json.dumps(TOKENIZER).replace("0 (crop)", "0 (center)").replace("lpips_vgg", "lpips_alex"))
+    other["protocol"]["extractor"]["kind"], other["scores"]["num_images"] = "nvg-small-image", 100
+    text = markdown_table([tokenizer_row_of_results("other", other)])
+    for reason in ("features of nvg-small-image", "100 images", "0 (center)", "source.view_policy=crop", "no LPIPS"):
+        assert reason in text
+
+
+def test_tokenizers_have_a_report_of_their_own(tmp_path: Path) -> None:
+    for name, results in (("tokenizer", TOKENIZER), ("generator", RESULTS)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    page = run_report(ReportConfig(results=[str(tmp_path / "tokenizer")], output=str(tmp_path / "report")))
+    text = page.read_text()
+    assert "Table 3 of the paper" in text
+    assert "Open-MAGVIT2" in text
+    assert "BigGAN" not in text
+    assert "<figure" not in text
+    assert "| tokenizer | here | 511 |" in (tmp_path / "report" / "report.md").read_text()
+    both = [str(tmp_path / name) for name in ("tokenizer", "generator")]
+    with pytest.raises(UserError, match="1 of generators and 1 of tokenizers, expected one kind"):
+        run_report(ReportConfig(results=both, output=str(tmp_path)))
 
 
 def test_published_rows_hold_the_numbers_to_reproduce() -> None:

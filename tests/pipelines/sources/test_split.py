@@ -173,7 +173,9 @@ def test_folders_of_ones_own_are_the_parts(tmp_path):
     assert all(key.startswith(f"{split}/") for split in PARTS for key in found[split].keys)
     assert found["test"].class_names == ["Bee", "Ant"]
     assert split_rule(found["test"].config) == {"split_rule": "folders"}
-    assert "test has no image of 1 class ('Ant'); put images of them into its folders" in describe(found["test"])
+    assert "test has no image of 1 of the classes ('Ant'); put images of them into its folders" in describe(
+        found["test"]
+    )
 
 
 @pytest.mark.parametrize(
