@@ -76,6 +76,12 @@ class TokenizerRunConfig(RunConfig):
     def __post_init__(self) -> None:
         check_fields(self)
         check_loading(self.source, self.loading)
+        at_zero_3 = self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3
+        if self.loss.revive_after_images is not None and at_zero_3:
+            raise UserError(
+                f"loss.revive_after_images is {self.loss.revive_after_images} at deepspeed.zero_stage=3, where no rank "
+                "holds the codebook whole; use 0, 1 or 2, or set it to null"
+            )
 
 
 def build_task(config: TokenizerRunConfig) -> TrainingTask:
