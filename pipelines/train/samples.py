@@ -19,7 +19,8 @@ from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import Given, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import newest_valid, weights_folder
+from pipelines.checkpoints import checkpoints_in, weights_folder
+from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import SampleSheetConfig
 
 _ROUNDING = "round"
@@ -105,11 +106,9 @@ class GeneratorSheets:
         if not self.config.partner:
             return None
         other = StructureGenerator if self.network_type is ContentGenerator else ContentGenerator
-        checkpoints = Path(self.config.partner) / "checkpoints"
-        if not Path(self.config.partner).is_dir() or (checkpoints.is_dir() and not any(checkpoints.glob("step-*"))):
+        checkpoints = Path(self.config.partner) / CHECKPOINTS_FOLDER
+        if not Path(self.config.partner).is_dir() or (checkpoints.is_dir() and not checkpoints_in(checkpoints)):
             return None  # trained beside this one, and not that far
-        if checkpoints.is_dir() and newest_valid(checkpoints, logger.warning) is None:
-            return None
         return load_network(other, weights_folder("samples.partner", self.config.partner)).to(device)
 
     def _given(self, labels_B: Tensor) -> Given:
