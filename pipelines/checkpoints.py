@@ -49,6 +49,16 @@ def _step_of(folder: Path) -> int | None:
     return int(digits) if folder.name.startswith(_PREFIX) and digits.isdigit() else None
 
 
+def checkpoints_in(checkpoints: Path) -> list[Path]:
+    """The committed checkpoints of a run, newest first: the one answer to whether a run has begun.
+
+    What a killed save or a conversion left, and what was set aside, is none. A folder that is there may be damaged.
+    """
+    if not checkpoints.is_dir():
+        return []
+    return sorted((path for path in checkpoints.iterdir() if _step_of(path) is not None), reverse=True)
+
+
 def begin(checkpoints: Path, step: int) -> Path:
     """Make the temporary folder `step-XXXXXXXX.tmp` (main rank), removing what a killed run left."""
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -133,15 +143,13 @@ def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside: bool = False) -> Path | None:
+def newest_valid(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint.
 
     Args:
         checkpoints: may be missing. `latest` is not evidence: a kill between rename and its move leaves it one behind,
             so the folders themselves are judged.
         report: called with one line per damaged folder.
-        set_aside: rename the damaged ones to `….damaged`, so that nobody takes them up again; for whoever holds the
-            run's lock.
 
     Returns:
         None when there is none at all.
@@ -149,15 +157,10 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside:
     Raises:
         UserError: there are checkpoints but every one is damaged.
     """
-    if not checkpoints.is_dir():
-        return None
-    folders = sorted((path for path in checkpoints.iterdir() if _step_of(path) is not None), reverse=True)
     damaged: dict[Path, str] = {}
-    for folder in folders:
+    for folder in checkpoints_in(checkpoints):
         reason = find_damage(folder)
         if reason is None:
-            for other in damaged if set_aside else ():
-                _set_aside(other)
             return folder
         damaged[folder] = reason
         report(f"checkpoint {folder} is damaged ({reason}); using the one before")
@@ -168,6 +171,16 @@ def newest_valid(checkpoints: Path, report: Callable[[str], None], *, set_aside:
             + "\nremove them to start anew"
         )
     return None
+
+
+def set_aside_newer(checkpoint: Path) -> None:
+    """Rename the damaged ones after the newest whole checkpoint to `….damaged`, so that nobody takes them up again.
+
+    For whoever holds the run's lock and goes on from that checkpoint.
+    """
+    for folder in checkpoints_in(checkpoint.parent):
+        if folder.name > checkpoint.name:
+            _set_aside(folder)
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
@@ -267,8 +280,7 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) ->
         keep_last: newest that stay.
         keep_every_steps: those at multiples of this stay for good.
     """
-    folders = sorted(path for path in checkpoints.iterdir() if _step_of(path) is not None)
-    for folder in folders[:-keep_last]:
+    for folder in checkpoints_in(checkpoints)[keep_last:]:
         step = _step_of(folder)
         if keep_every_steps is not None and step is not None and step % keep_every_steps == 0:
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -25,26 +26,52 @@ from cluster.ranks import Ranks
 from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
+CHECKPOINTS_FOLDER = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
-_CONFIG_FILE = "config.yaml"
+CONFIG_FILE = "config.yaml"
 _PROVENANCE_FILE = "provenance.json"
 _LOCK_FILE = ".lock"
+logger = logging.getLogger(__name__)
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl in order, without a half-written last line; none when there is no file yet."""
-    path = run_folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """Rows of a run's metrics.jsonl in order, without lines that are none (a training in it sets them aside)."""
+    rows, _ = _read_lines(run_folder / METRICS_FILE)
+    return rows
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """Rows of numbers, and the lines that are none by their number from 1: half of one, zeros after a power loss."""
+    rows: list[dict[str, Any]] = []
+    damaged: dict[int, bytes] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:  # JSON's and UTF-8's errors are of this kind
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif line:
+            damaged[number] = line
+    return rows, damaged
 
 
 def trim_metrics(run_folder: Path, step: int) -> None:
-    """Drop the rows after a step: the training goes on from there and writes them again."""
+    """Drop the rows after a step: the training goes on from there and writes them again.
+
+    A damaged line is moved to `metrics.jsonl.damaged` and said.
+    """
     path = run_folder / METRICS_FILE
-    if path.is_file():
-        kept = [row for row in read_metrics(run_folder) if row["step"] <= step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    if not path.is_file():
+        return
+    rows, damaged = _read_lines(path)
+    if damaged:
+        aside = path.with_name(f"{METRICS_FILE}.damaged")
+        with open(aside, "ab") as file:
+            file.writelines(line + b"\n" for line in damaged.values())
+        numbers = ", ".join(map(str, damaged))
+        logger.warning("%s: line(s) %s are no rows of numbers; moved to %s, training goes on", path, numbers, aside)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step).encode())
 
 
 def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> None:
@@ -52,9 +79,9 @@ def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> Non
 
     Only once the start is accepted, under the run's lock: a refused one changes nothing.
     """
-    write_atomically(run_folder / _CONFIG_FILE, dump_config(config).encode())
+    write_atomically(run_folder / CONFIG_FILE, dump_config(config).encode())
     path = run_folder / _PROVENANCE_FILE
-    sessions: list[dict[str, Any]] = json.loads(path.read_text())["sessions"] if path.is_file() else []
+    sessions = _read_sessions(path)
     sessions.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -66,6 +93,18 @@ def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> Non
         }
     )
     write_atomically(path, json.dumps({"sessions": sessions}, indent=2).encode())
+
+
+def _read_sessions(path: Path) -> list[dict[str, Any]]:
+    """Earlier starts; a file that cannot be read is set aside and said, it decides nothing."""
+    try:
+        sessions = json.loads(path.read_bytes())["sessions"] if path.is_file() else []
+        return list(sessions)
+    except (ValueError, KeyError, TypeError):
+        aside = path.with_name(f"{path.name}.damaged")
+        logger.warning("%s cannot be read; moved to %s, a new one begins with this start", path, aside)
+        path.replace(aside)
+        return []
 
 
 def _commit() -> str | None:
@@ -92,7 +131,7 @@ def run_lock(run_folder: Path, ranks: Ranks) -> Iterator[None]:
         run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
-    with open(run_folder / _LOCK_FILE, "w") as lock:
+    with open(run_folder / _LOCK_FILE, "a") as lock:  # a start that will be refused leaves the file as it is
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

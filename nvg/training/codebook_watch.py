@@ -1,6 +1,6 @@
 """How much of the codebook each stage uses: the first sign of a collapse.
 
-Legend: B images, T tokens of all stages, S stages, V codebook size.
+Legend: B images, T tokens of all stages, S stages, V codebook size, N steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class CodebookWatch(nn.Module):
     """Counts which entries the stages drew since it was last read.
 
     Usage is the share of entries drawn at least once, perplexity the exponential of the entropy of how often each was
-    drawn (V when all are drawn alike). A window of few images bounds both: stage 0 draws one entry an image.
+    drawn (V when all are drawn alike). A window of few images bounds both: stage 0 draws one entry an image. All of it
+    is of the whole batch, however it is cut over ranks and micro batches: usage is a union, no mean of shares.
 
     Args:
         layout, codebook_size: of the token space.
@@ -31,6 +32,7 @@ class CodebookWatch(nn.Module):
     """
 
     counts_SV: Tensor
+    drawn_V: Tensor
 
     def __init__(self, layout: StageLayout, codebook_size: int, *, warn_below: float = 0.0) -> None:
         super().__init__()
@@ -39,23 +41,38 @@ class CodebookWatch(nn.Module):
         self._low_stages: set[int] = set()
         counts_SV = torch.zeros(layout.num_stages, codebook_size, dtype=torch.int64)
         self.register_buffer("counts_SV", counts_SV, persistent=False)
+        self.register_buffer("drawn_V", torch.zeros(codebook_size, dtype=torch.uint8), persistent=False)
+        self._drawn_in_steps: list[Tensor] = []
 
     @torch.no_grad()
     def add(self, content_ids_BT: Tensor) -> None:
-        """Counts the ids of a batch, int64 (B, T)."""
+        """Counts the ids of a batch or of a part of it, int64 (B, T)."""
         ones = torch.ones_like(content_ids_BT)
         for stage in range(self.layout.num_stages):
             columns = self.layout.tokens(stage)
             drawn, one = content_ids_BT[:, columns].flatten(), ones[:, columns].flatten()
             self.counts_SV[stage].scatter_add_(0, drawn, one)
+        self.drawn_V[content_ids_BT.flatten()] = 1
+
+    def end_step(self) -> None:
+        """What has been added since the last call was the batch of one step."""
+        self._drawn_in_steps.append(self.drawn_V.clone())
+        self.drawn_V.zero_()
 
     @torch.no_grad()
     def close(self) -> dict[str, float]:
-        """Usage and perplexity overall and per stage since the last call, over all ranks (every rank calls)."""
+        """Numbers of the steps since the last call, over all ranks (every rank calls).
+
+        Returns:
+            usage and perplexity overall and per stage; codebook_used, the mean over steps of a step's usage.
+        """
         counts_SV = self.counts_SV.clone()
         self.counts_SV.zero_()
+        drawn_NV = torch.stack(self._drawn_in_steps) if self._drawn_in_steps else self.drawn_V[None]
+        self._drawn_in_steps = []
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts_SV)
+            dist.all_reduce(drawn_NV, op=dist.ReduceOp.MAX)
         if not counts_SV.any():
             return {}
         low = low_stages(counts_SV, self.warn_below)
@@ -68,7 +85,8 @@ class CodebookWatch(nn.Module):
             )
         self._low_stages = set(low)
         overall = codebook_use(counts_SV.sum(0, keepdim=True), "codebook")
-        return overall | codebook_use(counts_SV, "codebook_{stage}")
+        used = {"codebook_used": float(drawn_NV.float().mean())}
+        return used | overall | codebook_use(counts_SV, "codebook_{stage}")
 
 
 def low_stages(counts_SV: Tensor, warn_below: float) -> dict[int, int]:

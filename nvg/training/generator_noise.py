@@ -88,22 +88,26 @@ class Sequences:
     Args:
         stage_BM: int64 stages drawn of each image, on the CPU; elsewhere the host waits for them once.
         device: of the network.
+        num_stages: how many stages `rows` has at least, those without a sequence among them.
 
     Attributes:
         image_N, stage_N: int64 image row and stage of every sequence, on the device.
-        rows: (stage, int64 rows of its sequences in ascending order, on the device), for the stages that occur.
+        rows: (stage, int64 rows of its sequences in ascending order, on the device), for the stages that occur and, up
+            to `num_stages`, for those that do not.
 
     Release: the stages of an image are sequences of their own
     """
 
-    def __init__(self, stage_BM: Tensor, device: torch.device) -> None:
+    def __init__(self, stage_BM: Tensor, device: torch.device, num_stages: int = 0) -> None:
         host_N = stage_BM.flatten().cpu()
         image_B = torch.arange(len(stage_BM), device=device)
         self.image_N = image_B.repeat_interleave(stage_BM.shape[1])
         self.stage_N = host_N.to(device, non_blocking=True)
         order_N = host_N.argsort(stable=True).to(device, non_blocking=True)
         counts = torch.bincount(host_N).tolist()
-        self.rows = [(stage, rows) for stage, rows in enumerate(order_N.split(counts)) if len(rows)]
+        counts += [0] * (num_stages - len(counts))
+        parts = enumerate(order_N.split(counts))
+        self.rows = [(stage, rows) for stage, rows in parts if len(rows) or stage < num_stages]
 
 
 def kept_branches(noise: dict[str, Tensor], training: bool) -> Tensor | None:

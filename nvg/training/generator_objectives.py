@@ -97,7 +97,8 @@ class ContentObjective(nn.Module):
             latter two per stage as cross_entropy_0.., accuracy_0.., and repa.
         """
         structure_BL = batch["structure"]
-        sequences = Sequences(noise["stages"], structure_BL.device)
+        # Every stage is asked for its tokens, if for none: ranks with other stages must call the same modules (ZeRO-3).
+        sequences = Sequences(noise["stages"], structure_BL.device, self.network.layout.num_stages)
         image_N, stage_N = sequences.image_N, sequences.stage_N
         with torch.no_grad():
             canvases_BSLC = self.dequantizer.canvases(batch["content_ids"], structure_BL)
@@ -119,8 +120,9 @@ class ContentObjective(nn.Module):
             entropy_R = F.cross_entropy(logits_RUV.transpose(1, 2), target_RU, reduction="none").mean(1)
             right_R = (logits_RUV.detach().argmax(-1) == target_RU).float().mean(1)
             entropy_N, right_N = entropy_N.index_put((rows,), entropy_R), right_N.index_put((rows,), right_R)
-            per_stage[f"cross_entropy_{stage}"] = entropy_R.detach().mean()
-            per_stage[f"accuracy_{stage}"] = right_R.mean()
+            if len(rows):
+                per_stage[f"cross_entropy_{stage}"] = entropy_R.detach().mean()
+                per_stage[f"accuracy_{stage}"] = right_R.mean()
         entropy = entropy_N.mean()
         loss, metrics = entropy, {"cross_entropy": entropy.detach(), "accuracy": right_N.mean(), **per_stage}
         if self.network.config.prediction == FINAL_CANVAS:

@@ -113,8 +113,7 @@ class TokenizerObjective(nn.Module):
             noise: rows of `draw_noise`.
 
         Returns:
-            scalar loss; metrics l1, quantizer, the share of distinct codebook entries in the batch, and perceptual and
-            adversarial where they are on.
+            scalar loss; metrics l1, quantizer, and perceptual and adversarial where they are on.
         """
         images_BCSS = batch["image"]
         latent_BLC = self.network.encode(images_BCSS)
@@ -140,8 +139,6 @@ class TokenizerObjective(nn.Module):
         if self.discriminator is not None:
             parts["adversarial"] = self.adversarial_loss(reconstruction_BCSS, noise)
             loss = loss + self.config.adversarial_weight * parts["adversarial"]
-        used = torch.bincount(quantized.content_ids_BT.flatten(), minlength=self.network.config.codebook_size) > 0
-        parts["codebook_used"] = used.float().mean()
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def take_reconstruction(self) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ class RepaSource:
 
     Attributes:
         width: D.
-        fetch: rows (B,) int64 -> what joins the batch: features (B, N, D), or image (B, 3, S, S) for the teacher.
+        fetch: rows (B,) int64 -> what joins the batch: features (B, N, D), or image (B, 3, S, S) for the teacher;
+            nothing for a target that is only described.
         teacher: makes features of images; None where they are stored.
     """
 
     width: int
-    fetch: Callable[[np.ndarray], dict[str, Tensor]]
+    fetch: Callable[[np.ndarray], dict[str, Tensor]] = lambda _: {}
     teacher: Dinov2Features | None = None
 
 
@@ -135,27 +136,35 @@ def _fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str, Any]
 
 
 def open_repa_source(records: RecordDataset, dinov2_weights: str) -> RepaSource:
-    """What a data set has beside its records, as their manifest says.
+    """What a data set has beside its records; arguments and errors are those of `repa_target`."""
+    target = repa_target(records, dinov2_weights)
+    if target.teacher is None:
+        features = FeatureDataset.open(records)
+        return replace(target, fetch=lambda rows: {FEATURES: torch.from_numpy(features.batch(rows))})
+    images = JpegDataset.open(records)
+
+    def decode(rows: np.ndarray) -> dict[str, Tensor]:
+        return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
+
+    return replace(target, fetch=decode)
+
+
+def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
+    """The target of the alignment as the manifest describes it; what is stored is not opened.
 
     Args:
-        records: opened records.
+        records: opened records, or their description alone.
         dinov2_weights: weight file, read where images were stored and no features.
 
     Raises:
         UserError: nothing was stored, or the weight file is missing.
     """
-    store = records.manifest.get("repa", {}).get("store")
-    if store == FEATURES_FOLDER:
-        features = FeatureDataset.open(records)
-        return RepaSource(features.layout.width, lambda rows: {FEATURES: torch.from_numpy(features.batch(rows))})
-    if store == JPEG_FOLDER:
-        images = JpegDataset.open(records)
+    stored = records.manifest.get("repa", {})
+    if stored.get("store") == FEATURES_FOLDER:
+        return RepaSource(int(stored["width"]))
+    if stored.get("store") == JPEG_FOLDER:
         teacher = load_dinov2_features(dinov2_weights, key=_WEIGHTS_KEY)
-
-        def decode(rows: np.ndarray) -> dict[str, Tensor]:
-            return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
-
-        return RepaSource(teacher.width, decode, teacher)
+        return RepaSource(teacher.width, teacher=teacher)
     raise UserError(
         f"loss.repa_weight is above 0, but {records.folder} has neither features nor images beside its records; run "
         "`nvg precompute` with repa.store=features or jpeg, or set loss.repa_weight=0"

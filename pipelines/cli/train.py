@@ -20,9 +20,10 @@ def tokenizer(config: ConfigFile = None, overrides: Overrides = None, dry_run: D
     Example: [bold]nvg train tokenizer run_folder=runs/tok source.kind=folder source.path=/data/train[/bold]
     """
     from pipelines.train.plan import plan_training
-    from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
+    from pipelines.train.tokenizer import TokenizerRunConfig, check_start, train_tokenizer
 
     def plan(run: TokenizerRunConfig) -> list[str]:
+        check_start(run)
         return plan_training("the tokenizer", f"images of {run.source.kind} {run.source.path or ''}".rstrip(), run)
 
     execute(TokenizerRunConfig, plan, train_tokenizer, config, overrides, dry_run)
@@ -59,10 +60,11 @@ def generators(config: ConfigFile = None, overrides: Overrides = None, dry_run: 
 
 
 def _generator(kind: str, config: str | None, overrides: list[str] | None, dry_run: bool) -> None:
-    from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun, train_generator
+    from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun, check_start, train_generator
     from pipelines.train.plan import plan_alignment, plan_costs, plan_training
 
     def plan(run: GeneratorRunConfig) -> list[str]:
+        check_start(run)
         steps = plan_training(f"the {kind} generator", f"records of {run.data.path}", run)
         return [*steps, *plan_alignment(run), *plan_costs(run, run.launch.num_workers)]
 

@@ -30,12 +30,11 @@ from nvg.errors import UserError
 from pipelines.checkpoints import checkpoint_name, find_damage, resolve_checkpoint
 from pipelines.configuration import dump_config, load_config
 from pipelines.entry import EXIT_STOPPED, TrainingStopped
-from pipelines.run_folder import read_metrics
+from pipelines.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, read_metrics
 from pipelines.train.config import LaunchConfig, RunConfig
 from pipelines.train.generator import ContentRun, GeneratorRunConfig, StructureRun
 from pipelines.train.interrupt import on_stop_signals
 from pipelines.train.launch import python_path, worker_resources
-from pipelines.train.loop import CHECKPOINTS_FOLDER
 
 _LOG_FILE = "driver.log"
 DRIVER_CONFIG_FILE = "driver.yaml"
@@ -179,9 +178,12 @@ def training_process(run: RunConfig, environment: dict[str, str]) -> Iterator[su
 
 
 def is_finished(run: RunConfig) -> bool:
-    """Whether a run folder holds the last checkpoint of exactly this training."""
+    """Whether a run folder holds the last checkpoint of exactly this training.
+
+    The configuration is that of the last start that was accepted, not the one that a refused start was given.
+    """
     folder = Path(run.run_folder)
-    config_file = folder / DRIVER_CONFIG_FILE
+    config_file = folder / CONFIG_FILE
     last = folder / CHECKPOINTS_FOLDER / checkpoint_name(run.optimizer.num_steps)
     return config_file.is_file() and last.is_dir() and _is_of(config_file, run) and find_damage(last) is None
 

@@ -264,6 +264,9 @@ class _Sharded(_DeepSpeed):
                 group.update(settings)
             for state in self.optimizer.state.values():
                 state["step"] = state["step"].clone()
+        # Loading leaves small parameters whole. DeepSpeed notes which parameters a module borrows of its children when
+        # the first forward pass meets them partitioned; noted later, they contradict the order it has recorded.
+        self.engine.empty_partition_cache()
 
     @torch.no_grad()
     def _load_buffers(self, folder: Path) -> None:

@@ -15,8 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
+from torch import Tensor
+
+from cluster.manifest import MANIFEST_FILE
 from nvg.bounds import refuse
-from nvg.checkpoints import load_network
+from nvg.checkpoints import load_network, weights_hash
 from nvg.checkpoints.networks import check_fit, read_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
@@ -26,12 +30,14 @@ from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import BatchSource
-from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source
-from pipelines.checkpoints import weights_folder
+from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source, repa_target
+from pipelines.checkpoints import checkpoints_in, weights_folder
+from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import RunConfig, SampleSheetConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image
 from pipelines.train.launch import command, run_training
-from pipelines.train.task import SampleSheets, TrainingTask
+from pipelines.train.saving import refuse_changed
+from pipelines.train.task import SampleSheets, TrainingTask, settings_of
 
 logger = logging.getLogger(__name__)
 KEY = "init_from"
@@ -158,10 +164,10 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
     records = open_records(config.data)
-    repa = _repa(config, records)
+    repa = open_repa_source(records, config.dinov2_weights) if _wants_repa(config) else None
     objective = _objective(config, records, repa)
     network, model = objective.network, objective.network.config
-    prepare_network(network, config)
+    begun = prepare_network(network, config)
     return TrainingTask(
         kind=config.kind,
         objective=objective,
@@ -169,26 +175,57 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         loss_config=asdict(config.loss),
         batches=generator_source(records, config.data, repa),
         validation=_validation(config, records),
+        init_from=begun,
         tokens_per_image=tokens_per_image(network, config.loss.stages_per_image),
         count_flops=lambda: flops_per_image(model, config.loss.stages_per_image),
         samples=_sheets(config, model, records),
     )
 
 
+def check_start(config: GeneratorRunConfig) -> None:
+    """Every comparison of a start that needs no record, for a dry run: networks have no storage, nothing is written.
+
+    Where there are no records yet, what they fix is not compared.
+
+    Raises:
+        UserError: what `build_task` and going on from the newest checkpoint would say.
+    """
+    loss, data, fixed = asdict(config.loss), {}, _FIXED_BY_RECORDS
+    model = config.model
+    if (Path(config.data.path) / MANIFEST_FILE).is_file():
+        records = RecordDataset.open_description(Path(config.data.path))
+        repa = repa_target(records, config.dinov2_weights) if _wants_repa(config) else None
+        network = _objective(config, records, repa, device="meta").network
+        if config.init_from is not None and is_new(Path(config.run_folder)):
+            first_weights(network, config.init_from)
+        if config.validation_path is not None and config.loop.validate_every_steps is not None:
+            _check_held_out(config.validation_path, RecordDataset.open_description(config.validation_path), records)
+        model, fixed = network.config, ()
+        data = generator_source(records, config.data, repa).fingerprint
+    settings = settings_of(config, config.kind, asdict(model), loss)
+    refuse_changed(config, settings, data, _asked(config), unknown={f"model.{name}" for name in fixed})
+
+
+def _wants_repa(config: GeneratorRunConfig) -> bool:
+    return config.kind == "content" and config.loss.repa_weight > 0
+
+
 def _objective(
-    config: GeneratorRunConfig, records: RecordDataset, repa: RepaSource | None
+    config: GeneratorRunConfig, records: RecordDataset, repa: RepaSource | None, device: str = "cpu"
 ) -> ContentObjective | StructureObjective:
     dequantizer = load_network(Dequantizer, config.data.path, "dequantizer")
     if isinstance(config, ContentRun):
-        network = ContentGenerator(fill_from_manifest(config.content, records.manifest))
         target = {} if repa is None else {"feature_width": repa.width, "teacher": repa.teacher}
-        return ContentObjective(network, dequantizer, config.loss, **target)
+        with torch.device(device):
+            network = ContentGenerator(fill_from_manifest(config.content, records.manifest))
+            return ContentObjective(network, dequantizer, config.loss, **target)
     if _structure(records) == SPATIAL:
         raise UserError(
             f"data.path {config.data.path} holds records of spatial structure, the same map for every image; there "
             "is nothing for a structure generator to learn: train the content generator alone"
         )
-    network = StructureGenerator(fill_from_manifest(config.model, records.manifest))
+    with torch.device(device):
+        network = StructureGenerator(fill_from_manifest(config.model, records.manifest))
     return StructureObjective(network, dequantizer, config.loss)
 
 
@@ -196,28 +233,23 @@ def _validation(config: GeneratorRunConfig, records: RecordDataset) -> BatchSour
     if config.validation_path is None or config.loop.validate_every_steps is None:
         return None
     data = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
-    held_out = _held_out_records(data, records)
-    return generator_source(held_out, data, _repa(config, held_out))
+    held_out = RecordDataset.open(Path(config.validation_path))
+    _check_held_out(config.validation_path, held_out, records)
+    repa = open_repa_source(held_out, config.dinov2_weights) if _wants_repa(config) else None
+    return generator_source(held_out, data, repa)
 
 
-def _held_out_records(config: DataConfig, training: RecordDataset) -> RecordDataset:
-    records = RecordDataset.open(Path(config.path))
-    found, expected = ((of.manifest["tokenizer_hash"], _structure(of)) for of in (records, training))
+def _check_held_out(path: str, held_out: RecordDataset, training: RecordDataset) -> None:
+    found, expected = ((of.manifest["tokenizer_hash"], _structure(of)) for of in (held_out, training))
     if found != expected:
         raise UserError(
-            f"validation_path {config.path} was made with tokenizer {found[0]} ({found[1]} structure), the training "
+            f"validation_path {path} was made with tokenizer {found[0]} ({found[1]} structure), the training "
             f"records with {expected[0]} ({expected[1]}); precompute both with the same tokenizer"
         )
-    return records
 
 
 def _structure(records: RecordDataset) -> str:
     return records.manifest.get("structure", GRANULARITY)
-
-
-def _repa(config: GeneratorRunConfig, records: RecordDataset) -> RepaSource | None:
-    wanted = config.kind == "content" and config.loss.repa_weight > 0
-    return open_repa_source(records, config.dinov2_weights) if wanted else None
 
 
 def _sheets(config: GeneratorRunConfig, model: Any, records: RecordDataset) -> SampleSheets | None:
@@ -229,33 +261,56 @@ def _sheets(config: GeneratorRunConfig, model: Any, records: RecordDataset) -> S
     return GeneratorSheets(network_type=config.network_type, model=model, records=records, config=config.samples)
 
 
-def prepare_network(network: ContentGenerator | StructureGenerator, config: GeneratorRunConfig) -> None:
+def prepare_network(network: ContentGenerator | StructureGenerator, config: GeneratorRunConfig) -> dict[str, str]:
     """Give a freshly initialised network its first weights and the way it is computed.
+
+    Returns:
+        Where the weights are from, or were asked to be; see `TrainerState`.
 
     Raises:
         UserError: the weights to begin with do not fit.
     """
+    begun = _asked(config)
     if config.init_from is not None and is_new(Path(config.run_folder)):
-        begin_with(network, config.init_from)
+        begun |= begin_with(network, config.init_from)
     network.trunk.recompute_activations = config.compute.recompute_activations
     if config.compute.compile:
         for block in network.trunk.blocks:
             block.compile()
+    return begun
+
+
+def _asked(config: GeneratorRunConfig) -> dict[str, str]:
+    return {} if config.init_from is None else {KEY: str(Path(config.init_from).expanduser().absolute())}
 
 
 def is_new(run_folder: Path) -> bool:
     """Whether a run has no checkpoint yet, so that its first weights matter."""
-    return not any((run_folder / "checkpoints").glob("step-*"))
+    return not checkpoints_in(run_folder / CHECKPOINTS_FOLDER)
 
 
-def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> None:
-    """Fill a new network; the class embedding stays new where the number of classes differs.
+def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> dict[str, str]:
+    """Fill a new network; arguments and errors are those of `first_weights`.
+
+    Returns:
+        The folder the weights are from, and the hash of their file.
+    """
+    folder, name, tensors = first_weights(network, path)
+    network.load_state_dict(tensors)
+    return {"weights": str(folder), "sha256": weights_hash(folder, name)}
+
+
+def first_weights(network: ContentGenerator | StructureGenerator, path: str) -> tuple[Path, str, dict[str, Tensor]]:
+    """Weights for a new network; its class embedding stays new where the number of classes differs.
 
     Averaged weights are taken where there are any. The canvas scales stay those of the new run's records.
 
     Args:
         network: freshly initialised.
         path: a run folder, a checkpoint, or a folder of (imported) weights.
+
+    Returns:
+        The folder they are from, the name of their file, and all tensors of the network.
 
     Raises:
         UserError: nothing usable is there, or it is another architecture.
@@ -288,7 +343,7 @@ def begin_with(network: ContentGenerator | StructureGenerator, path: str) -> Non
     if _MEASURED in own:
         tensors[_MEASURED] = own[_MEASURED]
     check_fit(tensors, network, f"{folder}/{name}.safetensors")
-    network.load_state_dict(tensors)
+    return folder, name, tensors
 
 
 def train_generator(config: GeneratorRunConfig) -> Path:

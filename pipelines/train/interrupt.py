@@ -1,19 +1,20 @@
 """Ending a training early and in order: a signal or a file asks for it, the loop saves and stops.
 
 Schedulers announce the end of a job with SIGTERM (Slurm also with SIGUSR1, where asked to) some seconds before they
-kill it. A rank that gets the signal tells the others; under Ray the driver gets it, and tells the ranks through the
-file `stop` in the run folder, which anybody may also make by hand. A rank that hangs is ended with its stack on disk,
-so that its launcher can start the job again.
+kill it; a person presses Ctrl-C, and once more if the end is to come at once. A rank that gets the signal tells the
+others; under Ray the driver gets it, and tells the ranks through the file `stop` in the run folder, which anybody may
+also make by hand. A rank that hangs is ended with its stack on disk, so that its launcher can start the job again.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from cluster.ranks import Ranks  # loads torch, which `nvg --help` does without
 
 STOP_FILE = "stop"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_S = 1.0
+SAME_PRESS_S = 1.0  # launchers pass on a Ctrl-C that the terminal has sent to their ranks already
 
 
 def stopped_text(name: str, step: int, num_steps: int, checkpoint: Path) -> str:
@@ -73,11 +75,31 @@ class StopRequest:
 
 @contextmanager
 def on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call a handler on SIGTERM and SIGUSR1 inside the block; outside the main thread nothing changes."""
+    """Call a handler on SIGTERM, SIGUSR1 and Ctrl-C inside the block; outside the main thread nothing changes.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed again.
+    """
     if threading.current_thread() is not threading.main_thread():  # a Ray worker: its driver gets the signal
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    pressed: float | None = None
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        now = time.monotonic()
+        if pressed is not None and now - pressed >= SAME_PRESS_S:
+            raise KeyboardInterrupt
+        if pressed is None:
+            pressed = now
+            with suppress(OSError):  # not through sys.stderr, which may be in the middle of a line
+                os.write(2, b"\nCtrl-C: ends with a checkpoint after this step; press it again to end at once\n")
+        handler(number, frame)
+
+    handlers = dict.fromkeys(SIGNALS, handler) | {signal.SIGINT: on_interrupt}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's job in the background: no Ctrl-C is meant for it
+        del handlers[signal.SIGINT]
+    before = {number: signal.signal(number, own) for number, own in handlers.items()}
     try:
         yield
     finally:

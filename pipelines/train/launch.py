@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,13 +120,22 @@ def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             ),
         )
         try:
-            trainer.fit()
+            _fit(trainer)
         except ray.train.TrainingFailedError as error:
             message = _own_message(error)
             if message is None:
                 raise
             raise UserError(message) from error
     return _require_finished(config, resolve_checkpoint(run_folder))
+
+
+def _fit(trainer: Any) -> None:
+    """Beside the main thread: there Ray would take Ctrl-C for itself and abort without a checkpoint."""
+    beside = ThreadPoolExecutor(1, thread_name_prefix="ray-train")
+    try:
+        beside.submit(trainer.fit).result()
+    finally:
+        beside.shutdown(wait=False)  # where Ctrl-C was pressed again, the session's end frees the thread
 
 
 def _require_finished(config: RunConfig, newest: Path) -> Path:

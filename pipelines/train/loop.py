@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster.ranks import Ranks, round_to_tf32
 from pipelines.batches.order import BatchSource
 from pipelines.entry import TrainingStopped
-from pipelines.run_folder import run_lock, write_provenance
+from pipelines.run_folder import CHECKPOINTS_FOLDER, run_lock, write_provenance
 from pipelines.train.config import RunConfig
 from pipelines.train.costs import Speed
 from pipelines.train.engine import advice_on_memory
@@ -30,7 +30,6 @@ from pipelines.train.step import Step, StepNumbers
 from pipelines.train.task import TrainingTask
 
 _FIRST_STEP = 1 << 30  # noise of held-out batches is never that of a training step
-CHECKPOINTS_FOLDER = "checkpoints"
 logger = logging.getLogger(__name__)
 
 
@@ -94,6 +93,7 @@ class _Session:
         self.task, self.config, self.run_folder, self.ranks = task, config, run_folder, ranks
         self.checkpoints = run_folder / CHECKPOINTS_FOLDER
         self.accepted: list[str] = []
+        self.init_from: dict[str, str] | None = task.init_from
         self.failed_checkpoints = 0
         self.found = find_resumable(
             self.checkpoints, expected=self._state(0, 0), accept_changed=config.loop.accept_changed, ranks=ranks
@@ -210,6 +210,7 @@ class _Session:
             config=self.task.settings(self.config),
             data=flatten(self.task.batches.fingerprint),
             accepted=self.accepted,
+            init_from=self.init_from,
         )
 
     def _save(self, *, needed: bool) -> Path | None:
@@ -230,5 +231,6 @@ class _Session:
         if self.found is None:
             return None
         load_checkpoint(self.found, self.step)
-        self.step.done, self.accepted = self.found.state.step, self.found.state.accepted
+        state = self.found.state
+        self.step.done, self.accepted, self.init_from = state.step, state.accepted, state.init_from
         return self.found.folder

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.manifest import MANIFEST_FILE, read_manifest
+from pipelines.checkpoints import checkpoints_in
+from pipelines.run_folder import CHECKPOINTS_FOLDER
 
 if TYPE_CHECKING:
     from pipelines.train.config import RunConfig
@@ -25,12 +27,13 @@ def _generator_model(config: GeneratorRunConfig) -> ModelConfig:
     Raises:
         UserError: the configuration and the records contradict each other.
     """
+    from nvg.records import RecordDataset
     from pipelines.train.generator import fill_from_manifest
 
     records = Path(config.data.path)
     if not (records / MANIFEST_FILE).is_file():
         return config.model
-    return fill_from_manifest(config.model, read_manifest(records))
+    return fill_from_manifest(config.model, RecordDataset.open_description(records).manifest)
 
 
 def generator_work(config: GeneratorRunConfig) -> TrainingWork:
@@ -100,9 +103,16 @@ def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_
 
 
 def plan_generators(config: PairRunConfig) -> list[str]:
-    """Steps of both trainings, a line each."""
+    """Steps of both trainings, a line each.
+
+    Raises:
+        UserError: one of them would be refused.
+    """
+    from pipelines.train.generator import check_start
+
     lines = [f"use the Ray cluster {config.cluster.address!r} for two driver processes"]
     for run in config.runs:
+        check_start(run)
         lines.append(
             f"train the {run.kind} generator on {run.data.path} for {run.optimizer.num_steps} steps of "
             f"{run.optimizer.global_batch} images with {run.launch.num_workers} worker(s) in {run.run_folder}"
@@ -114,7 +124,7 @@ def plan_generators(config: PairRunConfig) -> list[str]:
 def plan_training(subject: str, data: str, config: RunConfig) -> list[str]:
     """Steps of one training of a subject on some data (in words), a line each."""
     optimizer, launch = config.optimizer, config.launch
-    begun = (Path(config.run_folder) / "checkpoints").is_dir()
+    begun = bool(checkpoints_in(Path(config.run_folder) / CHECKPOINTS_FOLDER))
     return [
         f"read {data}",
         f"train {subject} for {optimizer.num_steps} steps of {optimizer.global_batch} images, "

@@ -37,6 +37,7 @@ def open_report(
     if not ranks.is_main:
         return SilentReport()
     loop = config.loop
+    trim_metrics(run_folder, first_step)
     sinks = open_sinks(
         run_folder, wandb=loop.wandb, tensorboard=loop.tensorboard, settings=settings, first_step=first_step
     )
@@ -66,7 +67,6 @@ class TrainingReport:
         sinks: Sequence[Sink] = (),
     ) -> None:
         self.name, self.num_steps, self.first_step = name, num_steps, first_step
-        trim_metrics(run_folder, first_step)
         self.file = open(run_folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115 (closed in __exit__)
         self.bars = ProgressBars({name: num_steps}, completed={name: first_step}, unit="steps")
         self.status = ""

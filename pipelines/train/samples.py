@@ -19,7 +19,8 @@ from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import Given, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import generators, newest_valid, require_tokenizer, weights_folder
+from pipelines.checkpoints import checkpoints_in, generators, newest_valid, require_tokenizer, weights_folder
+from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import SampleSheetConfig
 
 _ROUNDING = "round"
@@ -122,8 +123,8 @@ class GeneratorSheets:
     def _partner_folder(self) -> Path | None:
         if not self.config.partner:
             return None
-        checkpoints = Path(self.config.partner) / "checkpoints"
-        if not Path(self.config.partner).is_dir() or (checkpoints.is_dir() and not any(checkpoints.glob("step-*"))):
+        checkpoints = Path(self.config.partner) / CHECKPOINTS_FOLDER
+        if not Path(self.config.partner).is_dir() or (checkpoints.is_dir() and not checkpoints_in(checkpoints)):
             return None  # trained beside this one, and not that far
         if checkpoints.is_dir() and newest_valid(checkpoints, logger.warning) is None:
             return None

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,14 @@ from cluster.ranks import Ranks, environment_of_no_rank
 from nvg.checkpoints import load_weights, save_weights
 from nvg.errors import UserError
 from pipelines import checkpoints
-from pipelines.train.state import TrainerState, require_same
+from pipelines.run_folder import CHECKPOINTS_FOLDER
+from pipelines.train.config import RunConfig
+from pipelines.train.state import TrainerState, flatten, require_same
 from pipelines.train.step import Step
 
 _NUM_PROCESSES = 4
 _NUM_LINES = 8
+_SETTING = "init_from"
 _SHARDED = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
 logger = logging.getLogger(__name__)
 
@@ -162,17 +166,76 @@ def find_resumable(
 
 
 def _choose(run_checkpoints: Path, expected: TrainerState, accept_changed: Sequence[str]) -> Resumable | None:
-    folder = checkpoints.newest_valid(run_checkpoints, logger.warning, set_aside=True)
-    if folder is None:
+    compared = compare_newest(run_checkpoints, expected, accept_changed)
+    if compared is None:
         return None
-    state = TrainerState.read(folder)
-    changes = require_same(state.config, expected.config, "configuration", folder, accept_changed)
-    changes += require_same(state.data, expected.data, "data", folder, accept_changed)
+    folder, state, changes = compared
+    checkpoints.set_aside_newer(folder)
     for change in changes:
         logger.warning("going on with a changed setting: %s", change)
     state.accepted.extend(f"from step {state.step}: {change}" for change in changes)
     converted = _convert(folder) if _needs_conversion(folder, state, expected) else None
     return Resumable(folder=folder, state=state, converted=converted)
+
+
+def refuse_changed(
+    config: RunConfig, settings: dict[str, Any], data: dict[str, Any], init_from: dict[str, str], unknown: set[str]
+) -> None:
+    """What going on from a run's newest checkpoint would refuse, without starting; nothing is written.
+
+    Args:
+        config: the run.
+        settings, data, init_from: see `TrainerState`; no data are not compared.
+        unknown: settings that cannot be told before a start.
+
+    Raises:
+        UserError: see `compare_newest`.
+    """
+    loop = config.loop
+    expected = TrainerState(
+        step=0,
+        images=0,
+        epoch=0,
+        images_in_epoch=0,
+        ema_images=0,
+        world_size=1,
+        engine=config.engine_name,
+        config=settings,
+        data=flatten(data),
+        init_from=init_from,
+    )
+    accepted = [*loop.accept_changed, *unknown]
+    compare_newest(Path(config.run_folder).resolve() / CHECKPOINTS_FOLDER, expected, accepted)
+
+
+def compare_newest(
+    run_checkpoints: Path, expected: TrainerState, accept_changed: Sequence[str]
+) -> tuple[Path, TrainerState, list[str]] | None:
+    """The newest valid checkpoint, where this run may go on from it; nothing is written.
+
+    Args:
+        run_checkpoints: the run's checkpoints folder.
+        expected: configuration, engine, first weights of this run, and its data: without any they are not compared.
+        accept_changed: settings that may differ.
+
+    Returns:
+        Its folder, its state, and what differs by request; None when there is no checkpoint.
+
+    Raises:
+        UserError: configuration, data or engine have changed, or all checkpoints are damaged.
+    """
+    folder = checkpoints.newest_valid(run_checkpoints, logger.warning)
+    if folder is None:
+        return None
+    state = TrainerState.read(folder)
+    changes = require_same(state.config, expected.config, "configuration", folder, accept_changed)
+    if expected.data:
+        changes += require_same(state.data, expected.data, "data", folder, accept_changed)
+    if expected.init_from and state.init_from is not None:  # whoever goes on need not say it again
+        begun, asked = ({_SETTING: of[_SETTING]} if of else {} for of in (state.init_from, expected.init_from))
+        changes += require_same(begun, asked, "origin of the first weights", folder, accept_changed)
+    _needs_conversion(folder, state, expected)
+    return folder, state, changes
 
 
 def _needs_conversion(folder: Path, found: TrainerState, expected: TrainerState) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cluster.files import write_atomically
 from nvg.errors import UserError
+from pipelines.run_folder import read_metrics
 from pipelines.train.config import WandbConfig
 
 _WANDB_ID_FILE = "wandb-id.txt"
@@ -48,7 +49,7 @@ def open_sinks(
         UserError: one needs a library that is not installed.
     """
     sinks: list[Sink] = []
-    if wandb.enabled and (page := _open_wandb(wandb, run_folder, settings)) is not None:
+    if wandb.enabled and (page := _open_wandb(wandb, run_folder, settings, first_step)) is not None:
         sinks.append(page)
     if tensorboard:
         sinks.append(_Tensorboard(run_folder / _TENSORBOARD_FOLDER, first_step))
@@ -91,7 +92,7 @@ class _Tensorboard:
         self._writer.close()
 
 
-def _open_wandb(config: WandbConfig, run_folder: Path, settings: dict[str, Any]) -> _Wandb | None:
+def _open_wandb(config: WandbConfig, run_folder: Path, settings: dict[str, Any], first_step: int) -> _Wandb | None:
     """The run's page, or None with a warning when the service refuses: metrics.jsonl has the same numbers."""
     try:
         import wandb  # optional dependency
@@ -115,7 +116,23 @@ def _open_wandb(config: WandbConfig, run_folder: Path, settings: dict[str, Any])
     except wandb.errors.Error as error:
         logger.warning("wandb could not be started, training without it: %s", error)
         return None
-    return _Wandb(run, wandb.Image)
+    page = _Wandb(run, wandb.Image)
+    if config.mode == "offline":
+        _tell_again(page, run_folder, first_step)
+    return page
+
+
+def _tell_again(page: _Wandb, run_folder: Path, first_step: int) -> None:
+    """Rows and pictures of the sessions before: each session has a folder of its own, and the newest one is whole."""
+    rows = {row["step"]: row for row in read_metrics(run_folder)}
+    pictures: dict[int, list[Path]] = {}
+    for path in sorted(run_folder.glob("*/step-*.png")):
+        pictures.setdefault(int(path.stem.removeprefix("step-")), []).append(path)
+    for step in sorted(step for step in {*rows, *pictures} if step <= first_step):
+        for path in pictures.get(step, []):
+            page.picture(path.parent.name, path, step)
+        if step in rows:
+            page.row(rows[step])
 
 
 def _wandb_id(run_folder: Path) -> str:

@@ -31,6 +31,8 @@ class TrainerState:
         config: the settings that must be equal for the run to go on, flat.
         data: fingerprint of the data, flat.
         accepted: every difference with which the run has gone on by request.
+        init_from: the setting the run began with, the folder it led to ("weights") and their hash; empty where first
+            weights were drawn, None in files from before this was kept.
         schema_version: of this file.
     """
 
@@ -45,6 +47,7 @@ class TrainerState:
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
+    init_from: dict[str, str] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:

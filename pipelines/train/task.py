@@ -92,6 +92,7 @@ class TrainingTask:
         count_flops: operations of an image, forward and backward, counted when called; None where nobody counts.
         samples: pictures of samples, or None.
         training_keys: uint64, hashes of the names of the training images, kept with the weights; or None.
+        init_from: where the first weights are from, or were asked to be; see `TrainerState`.
         window_numbers: further numbers of the steps since the last row of metrics (every rank calls it), or None.
     """
 
@@ -104,28 +105,41 @@ class TrainingTask:
     adversary: Adversary | None = None
     after_update: Callable[[TrainingEngine, int], None] | None = None
     window_numbers: Callable[[], dict[str, float]] | None = None
+    init_from: dict[str, str] = field(default_factory=dict)
     tokens_per_image: int | None = None
     count_flops: Callable[[], float] | None = None
     samples: SampleSheets | None = None
     training_keys: np.ndarray | None = None
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
-        """What must be equal for a run to go on: everything that moves a weight.
+        """What must be equal for a run to go on; see `settings_of`."""
+        adversary = None if self.adversary is None else self.adversary.optimizer
+        return settings_of(config, self.kind, self.model_config, self.loss_config, adversary)
 
-        Returns:
-            Flat dictionary of JSON values.
-        """
-        adversary = {} if self.adversary is None else {"adversary": _settings(self.adversary.optimizer)}
-        return flatten(
-            {
-                "kind": self.kind,
-                "model": self.model_config,
-                "loss": self.loss_config,
-                "optimizer": _settings(config.optimizer),
-                **adversary,
-                "loop": {"seed": config.loop.seed, "precision": config.loop.precision},
-            }
-        )
+
+def settings_of(
+    config: RunConfig, kind: str, model: dict[str, Any], loss: dict[str, Any], adversary: OptimizerConfig | None = None
+) -> dict[str, Any]:
+    """What must be equal for a run to go on: everything that moves a weight.
+
+    Args:
+        config: the run.
+        kind, model, loss: of the task.
+        adversary: its optimizer, where there is one.
+
+    Returns:
+        Flat dictionary of JSON values.
+    """
+    return flatten(
+        {
+            "kind": kind,
+            "model": model,
+            "loss": loss,
+            "optimizer": _settings(config.optimizer),
+            **({} if adversary is None else {"adversary": _settings(adversary)}),
+            "loop": {"seed": config.loop.seed, "precision": config.loop.precision},
+        }
+    )
 
 
 def _settings(optimizer: OptimizerConfig) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from cluster.ranks import Ranks
 from nvg.bounds import at_least, check_fields, positive
@@ -25,7 +27,10 @@ from pipelines.sources.source import hash_names
 from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.launch import command, run_training
-from pipelines.train.task import Adversary, TrainingTask
+from pipelines.train.saving import refuse_changed
+from pipelines.train.task import Adversary, TrainingTask, settings_of
+
+_KIND = "tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,12 @@ class TokenizerRunConfig(RunConfig):
     def __post_init__(self) -> None:
         check_fields(self)
         check_loading(self.source, self.loading)
+        at_zero_3 = self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3
+        if self.loss.revive_after_images is not None and at_zero_3:
+            raise UserError(
+                f"loss.revive_after_images is {self.loss.revive_after_images} at deepspeed.zero_stage=3, where no rank "
+                "holds the codebook whole; use 0, 1 or 2, or set it to null"
+            )
 
 
 def build_task(config: TokenizerRunConfig) -> TrainingTask:
@@ -88,6 +99,44 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     Raises:
         UserError: the source's images are not what the model takes, or cannot be read.
     """
+    objective, adversary = _players(config)
+    source, validation, is_main = config.source, None, Ranks.read().is_main
+    if config.validation_split is not None and config.loop.validate_every_steps is not None:
+        held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
+        validation = image_source(open_source(held_out, tell=is_main), "all", config.loading)
+    images = open_source(source, tell=is_main)
+    return TrainingTask(
+        kind=_KIND,
+        objective=objective,
+        adversary=adversary,
+        after_update=partial(_after_update, objective, config),
+        window_numbers=objective.watch.close,
+        model_config=dataclasses.asdict(config.model),
+        loss_config=_loss_config(config),
+        batches=image_source(images, config.views_per_epoch, config.loading),
+        training_keys=np.sort(hash_names(images.keys)),
+        validation=validation,
+    )
+
+
+def check_start(config: TokenizerRunConfig) -> None:
+    """Every comparison of a start that needs no image, for a dry run: the tokenizer has no storage, nothing is written.
+
+    Raises:
+        UserError: what `build_task` and going on from the newest checkpoint would say.
+    """
+    _, adversary = _players(config, device="meta")
+    optimizer = None if adversary is None else adversary.optimizer
+    model = dataclasses.asdict(config.model)
+    refuse_changed(config, settings_of(config, _KIND, model, _loss_config(config), optimizer), {}, {}, set())
+
+
+def _loss_config(config: TokenizerRunConfig) -> dict[str, Any]:
+    return {**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)}
+
+
+def _players(config: TokenizerRunConfig, device: str = "cpu") -> tuple[TokenizerObjective, Adversary | None]:
+    """The tokenizer's objective, and the discriminator's side of a training that has one."""
     source, model = config.source, config.model
     found, expected = (source.image_size, source.image_channels), (model.image_size, model.image_channels)
     if found != expected:
@@ -95,33 +144,21 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
             f"source.image_size, source.image_channels are {found}, model.image_size, "
             f"model.image_channels are {expected}; set them equal"
         )
-    validation, is_main = None, Ranks.read().is_main
-    if config.validation_split is not None and config.loop.validate_every_steps is not None:
-        held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
-        validation = image_source(open_source(held_out, tell=is_main), "all", config.loading)
     perceptual = load_perceptual_distance(config.judges.vgg_weights) if config.loss.perceptual_weight > 0 else None
     discriminator = None
     if config.loss.adversarial_weight > 0:
         discriminator = Discriminator(load_dino_features(config.judges.dino_weights))
-    objective = TokenizerObjective(Tokenizer(model), config.loss, perceptual=perceptual, discriminator=discriminator)
-    images = open_source(source, tell=is_main)
-    return TrainingTask(
-        kind="tokenizer",
-        objective=objective,
-        adversary=None if discriminator is None else _adversary(discriminator, objective, config),
-        after_update=None if objective.revival is None else partial(_revive, objective, config),
-        window_numbers=objective.watch.close,
-        model_config=dataclasses.asdict(model),
-        loss_config={**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)},
-        batches=image_source(images, config.views_per_epoch, config.loading),
-        training_keys=np.sort(hash_names(images.keys)),
-        validation=validation,
-    )
+    with torch.device(device):
+        network = Tokenizer(model)
+    objective = TokenizerObjective(network, config.loss, perceptual=perceptual, discriminator=discriminator)
+    return objective, None if discriminator is None else _adversary(discriminator, objective, config)
 
 
-def _revive(objective: TokenizerObjective, config: TokenizerRunConfig, engine: TrainingEngine, step: int) -> None:
-    """Put entries of the codebook that have been idle beside used ones."""
-    assert objective.revival is not None
+def _after_update(objective: TokenizerObjective, config: TokenizerRunConfig, engine: TrainingEngine, step: int) -> None:
+    """Close the step's count, and put entries of the codebook that have been idle beside used ones."""
+    objective.watch.end_step()
+    if objective.revival is None:
+        return
     codebook = objective.network.dequantizer.codebook
     revived = objective.revival.revive(
         codebook.detach(), seed=config.loop.seed, step=step, num_images=config.optimizer.global_batch

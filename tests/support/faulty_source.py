@@ -13,7 +13,7 @@ from typing import Any
 from cluster.ranks import Ranks
 from pipelines.batches.order import Batch, BatchSource
 
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class FaultySource:
     Attributes:
         source: the batches.
         step: the step in front of which it happens, counted from 1.
-        fault: "kill", "term" (the signals), "hang", or "stop" (somebody makes the file).
+        fault: "kill", "term", "int" (the signals), "hang", or "stop" (somebody makes the file).
         marker: file that is there once it has happened; holds the rank's process id.
     """
 

@@ -33,9 +33,11 @@ NUMBERS = ("loss", "accuracy", "grad_norm")
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenRunConfig(RunConfig):
-    """One of the two curves."""
+    """One of the two curves; with other blocks or stages of an image it is another training on the same records."""
 
     kind: str
+    depth: int = 2
+    stages_per_image: int | None = None
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=2e-3,
@@ -65,8 +67,8 @@ def build_task(config: GoldenRunConfig) -> TrainingTask:
 
     dequantizer = Dequantizer(DequantizerConfig(**SPACE, codebook_size=CODEBOOK_SIZE))
     torch.nn.init.normal_(dequantizer.codebook, std=0.3)
-    loss = GeneratorLossConfig()
-    network: dict[str, Any] = {"depth": 2, "width": 64, "num_classes": 10, **SPACE}
+    loss = GeneratorLossConfig(stages_per_image=config.stages_per_image)
+    network: dict[str, Any] = {"depth": config.depth, "width": 64, "num_classes": 10, **SPACE}
     model: Any
     if config.kind == "content":
         model = ContentGeneratorConfig(**network, codebook_size=CODEBOOK_SIZE)

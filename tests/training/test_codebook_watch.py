@@ -9,6 +9,20 @@ from nvg.granularity import StageLayout
 from nvg.training.codebook_watch import CodebookWatch, codebook_use
 
 
+def test_entries_of_a_step_are_those_of_its_whole_batch_however_it_is_cut():
+    layout = StageLayout(4)
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randint(0, 64, (4, layout.num_tokens), generator=generator) for _ in range(3)]
+    for cut in (1, 2, 4):
+        watch = CodebookWatch(layout, codebook_size=64)
+        for batch in batches:
+            for part in batch.chunk(cut):
+                watch.add(part)
+            watch.end_step()
+        expected = sum(len(batch.unique()) for batch in batches) / 64 / 3
+        assert watch.close()["codebook_used"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_usage_and_perplexity_are_their_definitions():
     counts = torch.tensor([[4, 0, 0, 0], [2, 2, 0, 0], [1, 1, 1, 1]])
     numbers = codebook_use(counts, "stage_{stage}")

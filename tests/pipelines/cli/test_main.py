@@ -73,6 +73,7 @@ def test_help_imports_no_heavy_library():
 
 
 SETTINGS = {
+    "train tokenizer": ["source.image_size=256", "source.image_channels=3"],
     "precompute": ["tokenizer=runs/tok", "output=out"],
     "eval generator": ["--model", "runs/demo", "--sampling", "paper", "output=out"],
     "eval tokenizer": ["tokenizer=runs/tok", "output=out"],

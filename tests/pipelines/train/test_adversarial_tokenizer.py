@@ -203,6 +203,9 @@ def test_two_ranks_of_zero_2_give_the_losses_of_one_process(two_ranks, judges, t
     )
     two_ranks.run(train_tokenizer, ranks)
     for found, expected in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
+        counted = {name for name in expected if name.startswith("codebook_")}  # of the whole batch, not of a share
+        assert {name: found[name] for name in counted} == {name: expected[name] for name in counted}
+        assert {"codebook_used", "codebook_usage", "codebook_perplexity", "codebook_4_usage"} <= counted
         for name in ("loss", "adversarial", "discriminator", "lecam", "adversary_loss"):
             assert found[name] == pytest.approx(expected[name], rel=1e-3 if name == "lecam" else 1e-4), name
     weights = {

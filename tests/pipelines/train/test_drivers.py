@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines.checkpoints import commit
 from pipelines.configuration import dump_config
+from pipelines.run_folder import CONFIG_FILE
 from pipelines.train import drivers
 from pipelines.train.config import OptimizerConfig
 from pipelines.train.generator import ContentRun, StructureRun
@@ -64,7 +65,7 @@ def test_finished_means_the_last_checkpoint_of_the_same_settings_however_they_we
     assert not drivers.is_finished(run)
     commit(temporary)
     assert not drivers.is_finished(run)
-    file = tmp_path / "content" / drivers.DRIVER_CONFIG_FILE
+    file = tmp_path / "content" / CONFIG_FILE
     file.write_text(dump_config(run) + "structure: {depth: 12}\n")  # as files were written before
     assert drivers.is_finished(run)
     file.write_text(dump_config(run).replace("lr: 0.0001", "lr: 0.0002"))

@@ -15,7 +15,7 @@ from nvg.errors import UserError
 from pipelines.entry import EXIT_STOPPED, TrainingStopped
 from pipelines.run_folder import read_metrics, run_lock
 from pipelines.train import interrupt
-from pipelines.train.interrupt import STOP_FILE, StopRequest, ask_to_stop
+from pipelines.train.interrupt import STOP_FILE, StopRequest, ask_to_stop, on_stop_signals
 from pipelines.train.launch import run_training
 
 SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
@@ -25,7 +25,7 @@ def losses(folder):
     return [row["loss"] for row in read_metrics(folder)]
 
 
-@pytest.mark.parametrize("fault", ["term", "stop"])
+@pytest.mark.parametrize("fault", ["term", "int", "stop"])
 @pytest.mark.parametrize("engine", ["plain", "deepspeed"])
 def test_asked_to_end_it_saves_the_step_and_the_whole_equals_a_straight_run(tmp_path, engine, fault, monkeypatch):
     monkeypatch.setattr(interrupt, "POLL_S", 0.0)
@@ -36,10 +36,37 @@ def test_asked_to_end_it_saves_the_step_and_the_whole_equals_a_straight_run(tmp_
     assert [row["step"] for row in read_metrics(tmp_path / "stopped")] == [4, 6]
     assert not (tmp_path / "stopped" / STOP_FILE).exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     resumed = run_training(config, build_task)
     for name in ("model", "ema"):
         file = f"{name}.safetensors"
         assert (resumed / file).read_bytes() == (straight / file).read_bytes()
+
+
+def test_second_ctrl_c_ends_at_once_and_one_that_a_launcher_passes_on_does_not(monkeypatch, capfd):
+    told = []
+    with on_stop_signals(lambda *_: told.append(True)):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the terminal has sent it, and the launcher sends it too
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(told) == 3
+        monkeypatch.setattr(interrupt, "SAME_PRESS_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err.count("press it again to end at once") == 1
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_job_in_the_background_of_a_script_does_not_hear_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told = []
+    try:
+        with on_stop_signals(lambda *_: told.append(True)):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(told) == 1
 
 
 def test_request_of_an_earlier_session_is_forgotten(tmp_path, monkeypatch):
@@ -90,9 +117,10 @@ def test_one_rank_that_was_signalled_stops_all(tmp_path):
     assert told == [False, True]
 
 
-def test_exit_code_says_that_it_was_stopped(repository, tmp_path):
+@pytest.mark.parametrize("fault", ["term", "int"])
+def test_exit_code_says_that_it_was_stopped(repository, tmp_path, fault):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), f"run_folder={tmp_path}", "fault=term"],
+        [sys.executable, str(SCRIPT), f"run_folder={tmp_path}", f"fault={fault}"],
         env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

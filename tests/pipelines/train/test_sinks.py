@@ -24,18 +24,19 @@ def no_service(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_offline_log_of_a_resumed_run_holds_every_row(tmp_path):
+def test_offline_log_of_a_run_resumed_twice_holds_every_row(tmp_path):
     folder = tmp_path / "run"
     wandb = WandbConfig(enabled=True, mode="offline")
-    run_training(tiny_config(folder, wandb=wandb, stop_after_steps=5), build_task)
-    run_training(tiny_config(folder, wandb=wandb), build_task)
+    for stop in (5, 8, None):
+        run_training(tiny_config(folder, wandb=wandb, stop_after_steps=stop), build_task)
     rows = read_metrics(folder)
     assert [row["step"] for row in rows] == list(range(1, 13))
 
     run_id = (folder / "wandb-id.txt").read_text()
     sessions = sorted((folder / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
-    assert len(sessions) == 2  # one id for both: the page goes on
-    logged = b"".join(path.read_bytes() for path in sessions)
+    assert len(sessions) == 3  # one id for all of them
+    assert (folder / "wandb" / "latest-run").resolve() == sessions[-1].parent
+    logged = sessions[-1].read_bytes()  # the newest is whole: it alone has to be sent
     for row in rows:
         for name in ("loss", "absolute", "grad_norm"):
             assert json.dumps(row[name]).encode() in logged
