@@ -158,7 +158,7 @@ def sample(
     )
     settings = [{"control": control}, *(overrides or [])]
     if config is None and sampling is None:
-        settings = [*run_sampling(load_config(SampleConfig, None, settings).run), *settings]
+        settings = [run_sampling(load_config(SampleConfig, None, settings).run), *settings]
     execute(SampleConfig, plan_sample, sample_images, config, settings, dry_run, sampling=sampling)
 
 

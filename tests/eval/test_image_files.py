@@ -47,7 +47,7 @@ def test_grey_images_are_written_as_rgb(tmp_path: Path) -> None:
 
 
 def test_a_folder_comes_back_in_order(images: np.ndarray, tmp_path: Path) -> None:
-    write_png_folder(tmp_path / "samples", [images[:4], images[4:]])
+    write_png_folder(tmp_path / "samples", 11, [images[:4], images[4:]])
     reader = pickle.loads(pickle.dumps(open_images(str(tmp_path / "samples"))))
     assert isinstance(reader, FolderImages)
     assert len(reader) == 11
@@ -81,7 +81,7 @@ def test_odd_files_of_a_folder_are_named(images: np.ndarray, tmp_path: Path) -> 
     with pytest.raises(UserError, match="found no image in"):
         open_images(str(tmp_path / "empty"))
     folder = tmp_path / "samples"
-    write_png_folder(folder, [images[:2]])
+    write_png_folder(folder, 2, [images[:2]])
     Image.fromarray(images[0][:6]).save(folder / "small.png")
     with pytest.raises(UserError, match=r"small\.png of \(6, 12\) pixels, expected \(12, 12\)"):
         open_images(str(folder)).read(np.arange(3))

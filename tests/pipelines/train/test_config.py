@@ -120,8 +120,8 @@ def test_file_that_holds_the_other_generators_section_is_read_as_before(tmp_path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("structure.depht=3", "in structure, depht is an unknown key"),
-        ("structure.depth=deep", "in structure, depth is 'deep'"),
+        ("structure.depht=3", "structure.depht is an unknown key"),
+        ("structure.depth=deep", "structure.depth is 'deep'"),
         ("kind=tokenizer", "kind is 'tokenizer'; expected content or structure"),
     ],
 )
