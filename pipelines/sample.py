@@ -68,7 +68,7 @@ class SampleConfig:
     num_per_class: int = at_least(1, 8)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
-    seed: int = 0
+    seed: int = at_least(0, 0)
     weights: Literal["ema", "model"] = "ema"
     rounding: Rounding = "round"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -140,7 +140,7 @@ def sample_images(config: SampleConfig) -> Path:
         control = load_control(config.control, sampler.tokenizer, spatial=sampler.structure is None)
     pictures = [GRID_FILE, STAGES_FILE, *([] if control is None else [CONTROL_FILE, ADHERENCE_FILE])]
     if num_removed := begin_sample_folder("output", output, [*files, *pictures]):
-        Console().print(f"{config.output}: {num_removed} files of an earlier run went", soft_wrap=True)
+        Console().print(f"{config.output}: removed {num_removed} files of an earlier run", soft_wrap=True)
     if control is not None:
         images = _sample_controlled(sampler, control, config.control.num_candidates, labels, indices, output)
     else:

@@ -130,7 +130,7 @@ def run_against(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
     if config.samples_folder:
         num_removed = write_png_folder(Path(config.samples_folder), pool.num_items, pool.stream(IMAGES))
         if num_removed:
-            console.print(f"{config.samples_folder}: {num_removed} files of an earlier run went", soft_wrap=True)
+            console.print(f"{config.samples_folder}: removed {num_removed} files of an earlier run", soft_wrap=True)
     return results
 
 
