@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import yaml
@@ -119,13 +120,12 @@ def literal(value: Any) -> Any:
 def typed_section(schema: type, content: Mapping[str, Any], key: str, root: type) -> dict[str, Any]:
     """What is written in a section, each value of the type that the schema gives its key."""
     unread = getattr(schema, "UNREAD", {})
-    hints = typing.get_type_hints(schema)
-    kinds = {item.name: hints[item.name] for item in dataclasses.fields(schema)} | unread
+    kinds = _kinds(schema) | unread
     typed = {}
     for name, value in content.items():
         full_key = f"{key}.{name}" if key else name
         if name not in kinds:
-            siblings = [item.name for item in dataclasses.fields(schema)]
+            siblings = list(_kinds(schema))
             similar = nearest(name, siblings) or nearest(full_key, [known for known, _ in walk_schema(root)])
             advice = f"did you mean {similar}?" if similar else f"remove {full_key}"
             found = _opened(Any, value) if isinstance(value, Typed) else value
@@ -235,14 +235,18 @@ def _meant(text: str) -> float | None:
 
 def walk_schema(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key of a schema with its type, sections before their content."""
-    hints = typing.get_type_hints(schema)
-    for item in dataclasses.fields(schema):
-        key = f"{prefix}{item.name}"
-        kind = hints[item.name]
+    for name, kind in _kinds(schema).items():
+        key = f"{prefix}{name}"
         yield key, kind
         inner = _without_none(kind)
         if dataclasses.is_dataclass(inner) and isinstance(inner, type):
             yield from walk_schema(inner, f"{key}.")
+
+
+@cache
+def _kinds(schema: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(schema)
+    return {item.name: hints[item.name] for item in dataclasses.fields(schema)}
 
 
 def _is_nested(kind: Any) -> bool:

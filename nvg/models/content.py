@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nvg.bounds import check_fields
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_mean
 from nvg.layers import ModulatedHead, rotary_table, token_ids
@@ -50,6 +51,7 @@ class ContentGeneratorConfig:
     structure_rope: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "content")
         resolve_width(self.depth, self.width, CONTENT_WIDTH_PER_DEPTH)
         check_token_space(self.num_positions, self.num_classes, self.codebook_size, self.latent_channels)
         expected = StageLayout(self.num_positions).num_stages + 1

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import check_fields
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.layers import ModulatedHead, rotary_table, token_ids
@@ -45,6 +46,7 @@ class StructureGeneratorConfig:
     structure_rope: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "structure")
         resolve_width(self.depth, self.width, STRUCTURE_WIDTH_PER_DEPTH)
         check_token_space(self.num_positions, self.num_classes, 1, self.latent_channels)
         if self.structure_input not in STRUCTURE_INPUTS:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nvg.bounds import check_fields
 from nvg.errors import UserError
 
 
@@ -43,6 +44,7 @@ class SamplingConfig:
     gumbel_split: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "sampling")
         if not 0.0 < self.top_p_last <= 1.0:
             raise UserError(f"top_p_last is {self.top_p_last}; it must lie in (0, 1]")
         if self.num_flow_steps < 1:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import check_fields
 from nvg.errors import UserError
 from nvg.tokenizer.augmentation import augment
 from nvg.tokenizer.discriminator import Discriminator
@@ -30,6 +31,7 @@ class DiscriminatorLossConfig:
     lecam_decay: float = 0.999
 
     def __post_init__(self) -> None:
+        check_fields(self, "judges.loss")
         if self.lecam_weight < 0 or not 0 <= self.lecam_decay < 1:
             raise UserError(
                 f"lecam_weight is {self.lecam_weight} and lecam_decay {self.lecam_decay}; a weight of 0 or more and a "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nvg.bounds import check_fields
 from nvg.errors import UserError
 from nvg.randomness import Purpose, permutation, uniforms
 
@@ -37,6 +38,7 @@ class GeneratorLossConfig:
     repa_block: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self, "loss")
         if not 0.0 <= self.class_dropout_prob < 1.0:
             raise UserError(f"class_dropout_prob is {self.class_dropout_prob}; a share from 0 to below 1 is needed")
         if self.repa_weight < 0:

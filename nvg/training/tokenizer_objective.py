@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import check_fields
 from nvg.errors import UserError
 from nvg.randomness import Purpose, uniforms
 from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
@@ -49,6 +50,7 @@ class TokenizerLossConfig:
     revive_after_images: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "loss")
         for name, value in asdict(self).items():
             if value is not None and value < 0:
                 raise UserError(f"{name} is {value}; it must be 0 or more")
