@@ -156,8 +156,11 @@ def _typed(kind: Any, value: Any, key: str, root: type) -> Any:
         each = arguments[0] if arguments else Any
         return [_typed(each, item, f"{key}[{number}]", root) for number, item in enumerate(value)]
     if is_section or origin in (list, dict) or isinstance(value, (Mapping, list, tuple)):
-        advice = f"write [{value.text}]" if origin is list and isinstance(value, Written) else ""
+        is_bare = origin is list and isinstance(value, Written) and value.text[:1] not in ("[", "(", "")
+        advice = f"write [{value.text}]" if is_bare else ""
         raise refuse(key, value, type_name(kind), advice)
+    if value == "???" or (isinstance(value, Written) and value.text == "???"):
+        raise refuse(key, "???", f"{type_name(kind)}; OmegaConf takes ??? for a value that is not set")
     if isinstance(value, str):
         return literal(value) if inner is str else _typed_value(inner, Written(value), key, kind)
     return _typed_value(inner, value, key, kind) if isinstance(value, Written) else value

@@ -187,6 +187,9 @@ def test_home_folder_null_and_references_keep_their_meaning(monkeypatch):
         ("rate=1:30.5", "rate is 1:30.5; expected a number"),
         ("flag=yes", "flag is yes; expected true or false; write true or false"),
         ("flag=1", "flag is 1; expected true or false; write true or false"),
+        ("name=???", "name is '???'; expected a text; OmegaConf takes ??? for a value that is not set; change name"),
+        ("names=[a, ???]", "names[1] is '???'"),
+        ("seeds=[3", "seeds is '[3'; expected a list, each a whole number; change seeds"),
         ("part=3", "part is 3; expected a section with note, number"),
         ("part={number: 010}", "part.number is 010; expected a whole number; write 10"),
         ("parts=[{number: 1}, {number: 0x2}]", "parts[1].number is 0x2; expected a whole number; write 2"),
@@ -197,6 +200,11 @@ def test_what_can_be_read_in_two_ways_is_refused_with_what_to_write(setting, mes
     with pytest.raises(ConfigError) as caught:
         load_config(Whole, None, [setting])
     assert message in str(caught.value)
+
+
+def test_a_text_that_omegaconf_would_leave_out_is_refused_of_code_too():
+    with pytest.raises(ConfigError, match=r"name is '\?\?\?'"):
+        load_config(Whole, None, [{"name": "???"}])
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
