@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.process import stop_process
-from cluster.session import ClusterError, SessionConfig, free_port, session_environment
+from cluster.session import ClusterError, SessionConfig, free_port, session_environment, settle_temporary_folder
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -36,6 +36,8 @@ def local_head(config: SessionConfig) -> Iterator[str]:
     Raises:
         ClusterError: the head does not start; the message holds the end of its log.
     """
+    if config.temp_dir is None:
+        settle_temporary_folder()
     dashboard = f"127.0.0.1:{free_port()}"
     host, port = dashboard.split(":")
     sizes = {

@@ -11,7 +11,9 @@ What libraries take from this process as a whole (DeepSpeed's variables and oper
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,7 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from cluster.session import ClusterError
+from cluster.session import ClusterError, settle_temporary_folder
+
+_LAUNCHERS_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +60,23 @@ class Ranks:
             ClusterError: the variables contradict each other.
         """
         environ = os.environ if environ is None else environ
-        world_size = int(environ.get("WORLD_SIZE", "1"))
-        rank = int(environ.get("RANK", "0"))
-        local_rank = int(environ.get("LOCAL_RANK", "0"))
+        settle_temporary_folder()
+        world_size = _count(environ, "WORLD_SIZE", "1")
+        rank = _count(environ, "RANK", "0")
+        local_rank = _count(environ, "LOCAL_RANK", "0")
         local = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE")
         if local is None and world_size > 1:
             raise ClusterError(
                 f"WORLD_SIZE={world_size} but neither LOCAL_WORLD_SIZE nor LOCAL_SIZE is set; start with "
                 "torchrun, the deepspeed launcher or Ray Train, or set LOCAL_WORLD_SIZE to "
-                "the number of ranks on this node"
+                f"the number of ranks on this node; {_left_over_advice(environ)}"
             )
-        local_world_size = int(local or "1")
+        local_world_size = _count(environ, "LOCAL_WORLD_SIZE" if environ.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE", "1")
         if not 0 <= rank < world_size or not 0 <= local_rank < local_world_size or world_size % local_world_size:
             raise ClusterError(
                 f"found RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE="
-                f"{local_world_size}; expected rank < world size and the same number of ranks on every node"
+                f"{local_world_size}; expected rank < world size and the same number of ranks on every node; "
+                f"{_left_over_advice(environ)}"
             )
         if not torch.cuda.is_available():
             environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -94,14 +100,26 @@ class Ranks:
 
         The group stays for the life of the process: DeepSpeed keeps handles of it. One rank alone needs no port: it
         uses a store in its own memory.
+
+        Raises:
+            ClusterError: the others did not come, or the launcher's variables do not say where to meet.
         """
         if dist.is_initialized():
             return
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         if self.world_size == 1:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-        else:
+            return
+        if self.local_rank == 0:
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            sys.stderr.write(f"nvg: rank {self.rank} waits at {place} for the other {self.world_size - 1}\n")
+        try:
             dist.init_process_group(backend)
+        except (dist.DistError, ValueError) as error:
+            raise ClusterError(
+                f"The {self.world_size} ranks did not find each other: {str(error).strip().splitlines()[0]}. Check "
+                f"MASTER_ADDR and MASTER_PORT; {_left_over_advice(os.environ)}"
+            ) from error
 
     def barrier(self) -> None:
         """Wait for all ranks; nothing to do for one."""
@@ -151,6 +169,19 @@ class Ranks:
     def _host_group(self) -> Any:
         """The ranks on gloo, whatever the device; made at the first question."""
         return dist.new_group(backend="gloo")
+
+
+def _left_over_advice(environ: Mapping[str, str]) -> str:
+    """What to do where no launcher was meant and an earlier one left its variables behind."""
+    found = [name for name in _LAUNCHERS_VARIABLES if name in environ]
+    return f"without a launcher: unset {' '.join(found)}" if found else "start with a launcher"
+
+
+def _count(environ: Mapping[str, str], name: str, default: str) -> int:
+    text = environ.get(name, default)
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ClusterError(f"{name} is {text!r}; expected a whole number; {_left_over_advice(environ)}")
+    return int(text)
 
 
 def _own_device(local_rank: int) -> torch.device:

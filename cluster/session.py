@@ -6,14 +6,20 @@ Every entry point that needs Ray goes through `cluster_session`, so that one pla
 
 import logging
 import os
+import re
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 # `$temp_dir/session_<date>_<time>_<pid>/sockets/plasma_store` must fit into a Unix socket's 107 bytes.
 _MAX_TEMP_DIR_BYTES = 40
+MAX_TMPDIR_BYTES = _MAX_TEMP_DIR_BYTES - len("/ray")  # Ray's own folder there
+_SHORT_TEMP_DIR = "/tmp"
+_ADDRESS = re.compile(r"(ray://)?([^/:\s]+|\[[0-9a-fA-F:.]+\]):[0-9]+")
 MIN_OBJECT_STORE_BYTES = 80 * 2**20
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -46,7 +52,7 @@ class SessionConfig:
         num_gpus: logical GPUs of a started cluster; None takes what Ray finds.
         object_store_memory_bytes: shared memory of a started cluster; None leaves the choice to Ray.
         temp_dir: folder of Ray's sockets and logs of a started cluster, an absolute path of at most
-            40 bytes; None means Ray's default.
+            40 bytes; None means Ray's default, see `settle_temporary_folder`.
         threads_per_worker: OMP_NUM_THREADS and MKL_NUM_THREADS of every worker, so that concurrent
             workers do not fight over cores.
         env_vars: further environment variables of every worker.
@@ -86,7 +92,7 @@ class SessionConfig:
         }
         for key, (fits, expected) in checks.items():
             if not fits:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; expected {expected}; change {key}")
+                raise ValueError(f"session.{key} is {getattr(self, key)!r}; expected {expected}; change session.{key}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +118,32 @@ def session_environment(config: SessionConfig) -> dict[str, str]:
     """Variables that Ray's processes read when they start, without those the environment already sets."""
     wanted = {**_SESSION_ENVIRONMENT, "RAY_AUTH_MODE": config.auth_mode}
     return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def settle_temporary_folder() -> None:
+    """Have this process and its children put their sockets below /tmp where TMPDIR is too long for them, and say so.
+
+    Slurm names such folders. Ray, and whoever shares tensors between processes, makes sockets there, whose names may
+    have 107 bytes.
+
+    Raises:
+        ClusterError: RAY_TMPDIR, which is meant for these sockets alone, is too long.
+    """
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        num_bytes = len(os.fsencode(os.environ.get(name, "")))
+        if num_bytes <= MAX_TMPDIR_BYTES:
+            continue
+        if name == "RAY_TMPDIR":
+            raise ClusterError(
+                f"RAY_TMPDIR has {num_bytes} bytes; expected at most {MAX_TMPDIR_BYTES}, since Ray's socket names "
+                "below it are limited to 107; shorten it, or unset it and set session.temp_dir"
+            )
+        sys.stderr.write(
+            f"nvg: TMPDIR has {num_bytes} bytes, too many for the names of sockets (at most {MAX_TMPDIR_BYTES}); "
+            f"{_SHORT_TEMP_DIR} is used. RAY_TMPDIR or session.temp_dir choose another place for Ray.\n"
+        )
+        os.environ[name] = _SHORT_TEMP_DIR
+        tempfile.tempdir = None  # asked for again
 
 
 def worker_environment(config: SessionConfig, address: str) -> dict[str, str]:
@@ -143,6 +175,8 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         yield _describe(started=False)
         return
     address = _resolve_address(config)
+    if address == "local" and config.temp_dir is None:
+        settle_temporary_folder()
     head = f"{ray.util.get_node_ip_address()}:{free_port()}" if address == "local" else address
     arguments: dict = {
         "runtime_env": {"env_vars": worker_environment(config, head)},
@@ -197,9 +231,23 @@ def _variable(name: str, value: str) -> Iterator[None]:
 
 
 def _resolve_address(config: SessionConfig) -> str:
-    if config.address != "auto":
-        return config.address
-    return os.environ.get("RAY_ADDRESS") or "local"
+    """Where to connect. Raises ClusterError for what is no address of a cluster."""
+    name, address = "address", config.address
+    if address == "auto":
+        name, address = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("http://", "https://")):
+        host = urlsplit(address).hostname or "HOST"
+        raise ClusterError(
+            f"{name} is {address!r}, the address of a job server; expected that of the cluster, {host}:6379 or "
+            f"ray://{host}:10001; change {name}, or send the command to the job server: nvg submit --address "
+            f"{address} -- nvg …"
+        )
+    if address not in ("auto", "local") and not _ADDRESS.fullmatch(address):
+        raise ClusterError(
+            f"{name} is {address!r}; expected HOST:PORT of the head, such as 10.0.0.5:6379, ray://HOST:PORT, auto or "
+            f"local; change {name}"
+        )
+    return address
 
 
 def _check_reachable(address: str) -> None:

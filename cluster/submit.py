@@ -10,6 +10,7 @@ Two ways to reach the code on the other side:
 
 import asyncio
 import logging
+import math
 import os
 import shlex
 import sys
@@ -57,7 +58,7 @@ class JobConfig:
     session: SessionConfig = field(default_factory=lambda: SessionConfig(address="local"))
 
     def __post_init__(self) -> None:
-        if self.num_cpus < 0:
+        if not 0 <= self.num_cpus < math.inf:
             raise ValueError(f"num_cpus is {self.num_cpus}; expected 0 or more; change num_cpus")
         if self.working_dir is not None and not Path(self.working_dir).is_dir():
             raise ValueError(

@@ -7,8 +7,9 @@ loaded: 50,000 of 256 pixels are 10 GB.
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cluster.files import write_atomically
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, check_images
 
 IMAGES_KEY = "arr_0"
+LISTING_FILE = "samples.json"  # in a folder of samples: what was written there
 _SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")
 _LOCAL_HEADER_BYTES = 30
 
@@ -214,11 +217,60 @@ def _write_images(stream: Any, count: int, blocks: Iterable[ImageArray]) -> None
     assert written == count, f"{written} images written, {count} announced"
 
 
-def write_png_folder(folder: Path, blocks: Iterable[ImageArray]) -> None:
-    """Write images as `000000.png`, `000001.png`, … in order of the sample index."""
+def check_sample_folder(key: str, folder: Path) -> list[Path]:
+    """Make a folder for samples, or make sure that one which is there holds no images but those that it lists.
+
+    Args:
+        key: the setting that names it.
+
+    Returns:
+        What an earlier run wrote into it, by its `samples.json`.
+
+    Raises:
+        UserError: it holds other images; they would be scored with the samples as one set.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    for block in blocks:
-        for image in block:
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / f"{number:06d}.png")
-            number += 1
+    try:
+        listed = json.loads((folder / LISTING_FILE).read_bytes())["files"]
+        own = {path for name in listed if (path := folder / name).is_file() and path.parent == folder}
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        own = set()
+    suffixes = Image.registered_extensions()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes and path not in own:
+            found = f"{folder}, which holds {path.relative_to(folder)}, an image that its {LISTING_FILE} does not list"
+            raise UserError(
+                f"{key} is {found}; expected a folder of its own: what lies there would be taken for a sample; "
+                f"change {key}, or empty that folder"
+            )
+    return sorted(own)
+
+
+def begin_sample_folder(key: str, folder: Path, names: Sequence[str]) -> int:
+    """Remove what an earlier run wrote into a folder for samples, and list what is written now.
+
+    Returns:
+        How many files went.
+
+    Raises:
+        UserError: see `check_sample_folder`.
+    """
+    old = check_sample_folder(key, folder)
+    for listed in ({*names, *(path.name for path in old)}, names):  # whenever it is stopped, its files are listed
+        write_atomically(folder / LISTING_FILE, f"{json.dumps({'files': sorted(listed)}, indent=0)}\n".encode())
+        for path in old:
+            path.unlink(missing_ok=True)
+    return len(old)
+
+
+def write_png_folder(folder: Path, count: int, blocks: Iterable[ImageArray], *, key: str = "samples_folder") -> int:
+    """Write images as `000000.png`, `000001.png`, … in order of the sample index, in the place of an earlier run's.
+
+    Returns:
+        How many files of an earlier run went.
+    """
+    names = [f"{number:06d}.png" for number in range(count)]
+    num_removed = begin_sample_folder(key, folder, names)
+    for name, image in zip(names, (image for block in blocks for image in block), strict=True):
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(folder / name)
+    return num_removed

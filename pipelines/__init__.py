@@ -3,6 +3,7 @@
 In reading order, from what a command is told to the command line over all of them. A room imports from those before it
 in the import order of `pyproject.toml` alone, and nothing is re-exported here, so that `nvg --help` stays quick.
 
+    written            what is written for a key becomes a value of its type, at once or not at all: `typed_section`
     configuration      a dataclass, a YAML file and settings become one checked config: `load_config`
     entry              arguments, dry runs and exit codes of every program: `execute`, `program`, `guard`
     run_folder         what a training's folder holds besides checkpoints, and its lock: `write_provenance`, `run_lock`

@@ -16,6 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from rich.console import Console
 from rich.table import Table
 
+from cluster.session import MAX_TMPDIR_BYTES
 from pipelines.configuration import CONFIG_FOLDER
 
 GIB = 2**30
@@ -64,6 +65,7 @@ def _examine(folder: Path) -> Iterator[Check]:
     yield _cores()
     yield _memory()
     yield _room("/dev/shm", Path("/dev/shm"), _MIN_SHARED_MEMORY_BYTES, "start the container with --shm-size=2g")
+    yield _sockets()
     yield _room("disk here", folder, _MIN_FREE_DISK_BYTES, "free some space or run from another disk")
     yield _devices()
 
@@ -141,6 +143,21 @@ def _room(subject: str, folder: Path, needed: int, advice: str) -> Check:
     if usage.free < needed:
         return Check(subject, found, "note", advice)
     return Check(subject, found)
+
+
+def _sockets() -> Check:
+    """Whether the names of sockets fit below the folder for temporary files."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
+    folder = os.environ.get(name, "/tmp")
+    num_bytes = len(os.fsencode(folder))
+    found = f"{name or 'TMPDIR unset'}: {folder if num_bytes <= 60 else f'{num_bytes} bytes'}"
+    if num_bytes <= MAX_TMPDIR_BYTES:
+        return Check("Ray's sockets", found)
+    if name == "TMPDIR":
+        return Check(
+            "Ray's sockets", found, "note", "too long for sockets: /tmp is used; RAY_TMPDIR=… chooses a folder"
+        )
+    return Check("Ray's sockets", found, "missing", f"at most {MAX_TMPDIR_BYTES} bytes: shorten RAY_TMPDIR or unset it")
 
 
 def _devices() -> Check:

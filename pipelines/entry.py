@@ -4,7 +4,7 @@
 |---|---|
 | 0 | done |
 | 1 | a mistake of ours, with its trace; `nvg doctor`: something needed is missing |
-| 2 | a mistake, or a full disk, of which the message says what to do |
+| 2 | a mistake, a file or a disk, of which the message says what to do |
 | 143 | ended early as asked; the same command goes on |
 
 Heavy libraries, OmegaConf among them, are imported inside the functions, so that `nvg --help` is quick.
@@ -13,6 +13,7 @@ Heavy libraries, OmegaConf among them, are imported inside the functions, so tha
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,18 @@ T = TypeVar("T")
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 128 + signal.SIGTERM
+_NO_RIGHT = "change its rights, or name another place"
+_ADVICE = {
+    errno.EEXIST: "a file is where a folder is wanted: move it, or name another place",
+    errno.ENOTDIR: "a file is where a folder is wanted: move it, or name another place",
+    errno.EISDIR: "a folder is where a file is wanted: name another place",
+    errno.ENOENT: "it is not there and cannot be made: name another place",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: _NO_RIGHT,
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.EMFILE: "raise the limit of open files, `ulimit -n`",
+}
 
 ConfigFile = Annotated[
     str | None,
@@ -154,14 +167,10 @@ def guard(run: Callable[[], object], *, start: str = "nvg: ") -> int:
         sys.stderr.write(f"nvg: {stopped}\n")
         return EXIT_STOPPED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        message = _explain(_original(error))
+        if message is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        _show_error(
-            f"No space is left on the disk{where}. Finished work is intact: free some space and start the "
-            "same command again.",
-            start,
-        )
+        _show_error(message, start)
         return EXIT_USER_ERROR
     return 0
 
@@ -180,6 +189,22 @@ def _require_utf8() -> None:
                 f"an argument is {argument!a}; expected text in UTF-8; rename the file or folder, or give a link to it "
                 "that has a name in UTF-8"
             )
+
+
+def _explain(error: BaseException) -> str | None:
+    """What a file or a disk did not let a program do, and what helps; None for what has to do with neither."""
+    assert isinstance(error, OSError)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return (
+            f"No space is left on the disk{where}. Finished work is intact: free some space and start the same command "
+            "again."
+        )
+    path = error.filename2 or error.filename
+    if error.errno is None or not isinstance(path, str | bytes | os.PathLike):
+        return None
+    advice = _ADVICE.get(error.errno, "name another place, or mend this one")
+    return f"{os.fsdecode(path)}: {error.strerror}; {advice}. Finished work is intact."
 
 
 def _show_plan(config: object, steps: Sequence[str]) -> None:

@@ -7,13 +7,14 @@ both follow. Enter by `sample_images`.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,7 @@ from rich.table import Table
 from cluster.files import write_atomically
 from cluster.manifest import read_manifest
 from eval.controlled import Comparison, ControlledSamples, compare, draw_stagewise
+from eval.image_files import begin_sample_folder, check_sample_folder
 from eval.image_sets import ImageSet
 from eval.pictures import paint_samples, paint_sequences, painting_rows, sample_grid
 from eval.pictures.sheets import control_sheet, stagewise_sheet
@@ -34,7 +36,8 @@ from nvg.pixels import ImageArray, Rounding
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpoints import generators, require_tokenizer, weights_folder
-from pipelines.structure_control import Control, ControlConfig, Cut, cut_of_run, load_control, plan_control, tokenized
+from pipelines.configuration import read_section
+from pipelines.structure_control import Control, ControlConfig, cut_of_run, load_control, plan_control, tokenized
 
 GRID_FILE, STAGES_FILE, CONTROL_FILE, ADHERENCE_FILE = "grid.png", "stages.png", "control.png", "adherence.json"
 STAGEWISE_FILE = "stagewise.png"
@@ -67,7 +70,7 @@ class SampleConfig:
     num_per_class: int = at_least(1, 8)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
-    seed: int = 0
+    seed: int = at_least(0, 0)
     weights: Literal["ema", "model"] = "ema"
     rounding: Rounding = "round"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,16 +80,13 @@ class SampleConfig:
         check_fields(self)
 
 
-def run_sampling(run: str) -> list[str]:
-    """The sampling settings that a run was scored with, as an override `sampling={…}`.
+def run_sampling(run: str) -> dict[str, Any]:
+    """The sampling settings that a run was scored with, as a setting of the section `sampling`.
 
-    None where the folder of the run keeps no `configs/evaluation.yaml`.
+    Empty where the folder of the run keeps no `configs/evaluation.yaml`.
     """
     file = Path(run) / _EVALUATION_FILE
-    if not file.is_file():
-        return []
-    sampling = yaml.safe_load(file.read_text(encoding="utf-8")).get("sampling")
-    return [f"sampling={json.dumps(sampling)}"] if sampling else []
+    return read_section(file, "sampling") if file.is_file() else {}
 
 
 def plan_sample(config: SampleConfig) -> list[str]:
@@ -139,26 +139,35 @@ def sample_images(config: SampleConfig) -> Path:
     )
     require_tokenizer("run", tokenizer, tokenizer_weights, generators(spec.content, spec.structure))
     labels = np.repeat(classes, config.num_per_class)
-    numbers = np.tile(np.arange(config.num_per_class), len(classes))
+    counters = defaultdict(count)
+    numbers = np.array([next(counters[label]) for label in labels.tolist()])  # a class asked for twice goes on
     # The k-th image of class c is sample c + k · classes of the evaluation pool, whichever classes are asked for.
     indices = labels + numbers * len(names)
     output = Path(config.output).absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    sampler = spec.build(_device(config.device))
+    files = [f"{label}-{number:03d}.png" for label, number in zip(labels, numbers, strict=True)]
+    check_sample_folder("output", output)
+    sampler, control = spec.build(_device(config.device)), None
     if config.control.stagewise_from:
         picture = _stagewise(sampler, config, labels, indices, [names[label] for label in labels])
+        _begin(config, output, [STAGEWISE_FILE])
         write_atomically(output / STAGEWISE_FILE, picture)
         return output / STAGEWISE_FILE
     if config.control.active:
-        images = _sample_controlled(sampler, config.control, cut_of_run(run), labels, indices, output)
+        is_spatial = sampler.structure is None
+        control = load_control(config.control, sampler.tokenizer, spatial=is_spatial, cut=cut_of_run(run))
+    pictures = [GRID_FILE, STAGES_FILE, *([] if control is None else [CONTROL_FILE, ADHERENCE_FILE])]
+    _begin(config, output, [*files, *pictures])
+    if control is not None:
+        images = _sample_controlled(sampler, control, config.control.num_candidates, labels, indices, output)
     else:
         images = sampler.draw(torch.from_numpy(labels), torch.from_numpy(indices))
-        count = min(_NUM_PAINTINGS, len(names))
-        stages = painting_rows(paint_samples(spec, PoolConfig(chunk_size=count, batch_size=count), count=count))
+        num_painted = min(_NUM_PAINTINGS, len(names))
+        stages = painting_rows(
+            paint_samples(spec, PoolConfig(chunk_size=num_painted, batch_size=num_painted), count=num_painted)
+        )
         write_atomically(output / STAGES_FILE, stages.light)
-    for image, label, number in zip(images, labels, numbers, strict=True):
-        pixels = image[..., 0] if image.shape[-1] == 1 else image
-        Image.fromarray(pixels).save(output / f"{label}-{number:03d}.png")
+    for image, file in zip(images, files, strict=True):
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(output / file)
     shown = np.isin(np.arange(len(names)), classes)
     remap = np.cumsum(shown) - 1
     asked = [name for name, keep in zip(names, shown, strict=True) if keep]
@@ -180,6 +189,12 @@ def _names_and_weights(run: Path, weights: str) -> tuple[list[str], Literal["ema
         return list(manifest["class_names"]), manifest.get("tokenizer_weights", "ema")
     content = load_config(weights_folder("run", str(run / "content")), "content", weights)
     return [str(label) for label in range(content["num_classes"])], "ema"
+
+
+def _begin(config: SampleConfig, output: Path, files: list[str]) -> None:
+    """Make the folder, and take out of it what an earlier run of the command left and this one does not write."""
+    if num_removed := begin_sample_folder("output", output, files):
+        Console().print(f"{config.output}: removed {num_removed} files of an earlier run", soft_wrap=True)
 
 
 def _stagewise(
@@ -204,22 +219,21 @@ def _stagewise(
 
 def _sample_controlled(
     sampler: GeneratorSampler,
-    config: ControlConfig,
-    cut: Cut,
+    control: Control,
+    num_candidates: int,
     labels_B: np.ndarray,
     indices_B: np.ndarray,
     output: Path,
 ) -> ImageArray:
     """Draw by what is given, measure, print, write pictures and figures; the images are returned."""
     console = Console()
-    control = load_control(config, sampler.tokenizer, spatial=sampler.structure is None, cut=cut)
     labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
     samples, free, comparison = compare(
         sampler,
         labels,
         indices,
         _for_all(control.given, len(labels)),
-        num_candidates=config.num_candidates,
+        num_candidates=num_candidates,
         images_BHWC=None if control.image_HWC is None else np.repeat(control.image_HWC[None], len(labels), axis=0),
     )
     facts = {
@@ -229,7 +243,7 @@ def _sample_controlled(
         "mask_bend": control.bend if control.source_name == "mask" else None,
         "label_bend": control.bend if control.source_name == "labels" else None,
         "samples": len(labels),
-        "candidates": config.num_candidates,
+        "candidates": num_candidates,
         "agreement": None if comparison is None else comparison.as_json(),
     }
     write_atomically(output / ADHERENCE_FILE, f"{json.dumps(facts, indent=2)}\n".encode())

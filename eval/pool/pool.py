@@ -79,7 +79,7 @@ class PoolConfig(ChunkPoolConfig):
     """
 
     num_samples: int = at_least(1, 2000)
-    seed: int = 0
+    seed: int = at_least(0, 0)
 
 
 class PoolError(RuntimeError):

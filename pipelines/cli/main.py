@@ -175,7 +175,7 @@ def sample(
     settings = [{"control": control}, *(overrides or [])]
     if config is None and sampling is None:
         run = load_config(SampleConfig, None, settings).run
-        settings, sampling = [*run_sampling(run), *settings], sampling_for(run)
+        settings, sampling = [run_sampling(run), *settings], sampling_for(run)
     execute(SampleConfig, plan_sample, sample_images, config, settings, dry_run, sampling=sampling)
 
 

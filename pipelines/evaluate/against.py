@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cluster.session import cluster_session
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, feature_names, given_extractor
-from eval.image_files import open_images, write_npz, write_png_folder
+from eval.image_files import check_sample_folder, open_images, write_npz, write_png_folder
 from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
 from eval.pool.pool import PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
@@ -116,13 +116,21 @@ def run_against(config: EvaluateConfig, *, console: Console) -> dict[str, Any]:
         UserError: weights or reference are missing or do not belong together.
     """
     opened = open_against(config)
+    if config.samples_file:
+        Path(config.samples_file).parent.mkdir(parents=True, exist_ok=True)
+        if Path(config.samples_file).is_dir():
+            raise refuse("samples_file", config.samples_file, "an npz file, it is a folder")
+    if config.samples_folder:
+        check_sample_folder("samples_folder", Path(config.samples_folder))
     with cluster_session(config.session):
         pool, results = draw_against(config, opened, console=console)
     _finish(Path(config.output), results, console)
     if config.samples_file:
         write_npz(Path(config.samples_file), {}, (pool.num_items, pool.stream(IMAGES)))
     if config.samples_folder:
-        write_png_folder(Path(config.samples_folder), pool.stream(IMAGES))
+        num_removed = write_png_folder(Path(config.samples_folder), pool.num_items, pool.stream(IMAGES))
+        if num_removed:
+            console.print(f"{config.samples_folder}: removed {num_removed} files of an earlier run", soft_wrap=True)
     return results
 
 

@@ -248,7 +248,10 @@ class RunConfig:
     def check_ranks(self, world_size: int) -> None:
         """Raises UserError unless engine and batch fit so many ranks."""
         if self.loop.engine == "plain" and world_size > 1:
-            raise UserError(f"loop.engine=plain runs one rank, found {world_size}; set loop.engine=deepspeed")
+            raise UserError(
+                f"loop.engine=plain runs one rank, found {world_size} in WORLD_SIZE; set loop.engine=deepspeed, or "
+                "without a launcher: unset WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE"
+            )
         self.optimizer.accumulation_steps(world_size)
 
     @property

@@ -66,6 +66,7 @@ def run_on_this_rank(config: Config, build_task: TaskBuilder[Config], left_over:
         The newest checkpoint's folder.
     """
     ranks = Ranks.read()
+    config.check_ranks(ranks.world_size)  # before anybody waits for ranks that are not there
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         task = build_task(config)

@@ -68,7 +68,7 @@ def train(task: TrainingTask, config: RunConfig, ranks: Ranks, *, left_over: int
         TrainingStopped: a signal or the file `stop` asked for the end; the newest checkpoint is of that step.
         UserError: the run cannot go on with this configuration, these data or this disk.
     """
-    config.check_ranks(ranks.world_size)  # before anybody waits for ranks that are not there
+    config.check_ranks(ranks.world_size)
     run_folder = Path(config.run_folder).resolve()
     if config.loop.threads_per_rank is not None:
         torch.set_num_threads(config.loop.threads_per_rank)

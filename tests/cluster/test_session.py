@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from cluster.session import (
     ClusterError,
     SessionConfig,
+    _resolve_address,
     cluster_session,
     session_environment,
+    settle_temporary_folder,
     worker_environment,
 )
 
@@ -32,6 +37,76 @@ from cluster.session import (
 def test_impossible_values_are_named(change, named):
     with pytest.raises(ValueError, match=named):
         SessionConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (
+            "http://127.0.0.1:8265",
+            r"the address of a job server; .* 127\.0\.0\.1:6379 .* nvg submit --address http://127",
+        ),
+        ("https://head/x", r"the address of a job server; expected that of the cluster, head:6379 or ray://head:10001"),
+        ("localhost", "expected HOST:PORT of the head"),
+        ("10.0.0.5", "expected HOST:PORT of the head"),
+        ("10.0.0.5:port", "expected HOST:PORT of the head"),
+        ("ray://head", "expected HOST:PORT of the head"),
+        ("tcp://head:6379", "expected HOST:PORT of the head"),
+        ("head:6379/", "expected HOST:PORT of the head"),
+    ],
+)
+def test_what_is_no_address_of_a_cluster_is_told_apart(address, message, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"^RAY_ADDRESS is '{re.escape(address)}'"):
+        _resolve_address(SessionConfig())
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ClusterError, match=message):
+        _resolve_address(SessionConfig(address=address))
+
+
+@pytest.mark.parametrize(
+    "address", ["auto", "local", "10.0.0.5:6379", "ray://head:10001", "[::1]:6379", "head.x.org:1"]
+)
+def test_addresses_of_clusters_pass(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert _resolve_address(SessionConfig()) == address
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert _resolve_address(SessionConfig()) == "local"
+
+
+def test_sockets_go_below_tmp_where_tmpdir_is_too_long(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("t" * 135)))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    settle_temporary_folder()
+    assert os.environ["TMPDIR"] == "/tmp"
+    assert tempfile.gettempdir() == "/tmp"
+    assert "too many for the names of sockets (at most 36); /tmp is used" in capsys.readouterr().err
+    settle_temporary_folder()
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "ü" * 30)
+    with pytest.raises(ClusterError, match=r"RAY_TMPDIR has 61 bytes; expected at most 36, .* set session\.temp_dir"):
+        settle_temporary_folder()
+
+
+@pytest.mark.cluster
+def test_a_cluster_starts_with_the_tmpdir_of_a_batch_system(tmp_path):
+    folder = tmp_path / ("t" * 60) / ("u" * 60)
+    folder.mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    start = "cluster_session(SessionConfig(address='local', num_cpus=1))"
+    program = f"from cluster.session import *\nwith {start} as session: print(session.num_cpus)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+    assert "/tmp is used" in done.stderr
 
 
 def test_environment_already_set_wins(monkeypatch):

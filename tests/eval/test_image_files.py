@@ -47,7 +47,7 @@ def test_grey_images_are_written_as_rgb(tmp_path: Path) -> None:
 
 
 def test_a_folder_comes_back_in_order(images: np.ndarray, tmp_path: Path) -> None:
-    write_png_folder(tmp_path / "samples", [images[:4], images[4:]])
+    write_png_folder(tmp_path / "samples", 11, [images[:4], images[4:]])
     reader = pickle.loads(pickle.dumps(open_images(str(tmp_path / "samples"))))
     assert isinstance(reader, FolderImages)
     assert len(reader) == 11
@@ -81,10 +81,46 @@ def test_odd_files_of_a_folder_are_named(images: np.ndarray, tmp_path: Path) -> 
     with pytest.raises(UserError, match="found no image in"):
         open_images(str(tmp_path / "empty"))
     folder = tmp_path / "samples"
-    write_png_folder(folder, [images[:2]])
+    write_png_folder(folder, 2, [images[:2]])
     Image.fromarray(images[0][:6]).save(folder / "small.png")
     with pytest.raises(UserError, match=r"small\.png of \(6, 12\) pixels, expected \(12, 12\)"):
         open_images(str(folder)).read(np.arange(3))
     (folder / "small.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     with pytest.raises(UserError, match=r"small\.png, which cannot be read as an image"):
         open_images(str(folder)).read(np.arange(3))
+
+
+def test_a_folder_of_samples_holds_those_of_one_run(images: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    assert write_png_folder(folder, 11, [images]) == 0
+    assert write_png_folder(folder, 5, [images[:5]]) == 11
+    assert len(open_images(str(folder))) == 5
+    (folder / "000003.png").unlink()  # stopped half-way: the same command goes on
+    assert write_png_folder(folder, 5, [images[:5]]) == 4
+    assert len(open_images(str(folder))) == 5
+
+
+@pytest.mark.parametrize("name", ["000001.png", "mine.JPG", "below/deep/a.webp", "a.tiff"])
+def test_images_of_another_origin_are_refused_before_any_is_written(
+    name: str, images: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match=f"samples_folder is .*, which holds {name}, .* change samples_folder, or empty"
+    ):
+        write_png_folder(tmp_path, 11, [images])
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
+
+
+@pytest.mark.parametrize(
+    "listing", ["", "[]", '{"files": 3}', '{"files": ["../other.png"]}', '{"files": [[]]}', "\xff"]
+)
+def test_a_damaged_list_of_samples_lets_nothing_be_removed(listing: str, images: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    other = tmp_path / "other.png"
+    other.touch()
+    (folder / "samples.json").write_bytes(listing.encode("latin-1"))
+    assert write_png_folder(folder, 2, [images[:2]]) == 0
+    assert other.is_file()

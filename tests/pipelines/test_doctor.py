@@ -52,3 +52,15 @@ def test_a_missing_compiler_is_named_as_a_package(monkeypatch):
     check = doctor._compiler()
     assert check.verdict == "missing"
     assert "apt-get install g++" in check.advice
+
+
+def test_a_folder_too_long_for_sockets_is_named(monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/scratch")
+    assert doctor._sockets().verdict == "ok"
+    monkeypatch.setenv("TMPDIR", "/" + "t" * 134)
+    check = doctor._sockets()
+    assert (check.verdict, check.found) == ("note", "TMPDIR: 135 bytes")
+    assert "/tmp is used; RAY_TMPDIR" in check.advice
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "t" * 60)
+    assert doctor._sockets().verdict == "missing"

@@ -15,6 +15,7 @@ from pipelines.cli.main import app
 from pipelines.configuration import dump_config
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sample import SampleConfig, sample_images
+from pipelines.structure_control import ControlConfig
 
 
 @pytest.fixture
@@ -40,6 +41,32 @@ def test_an_image_depends_on_its_class_and_number_alone(run, tmp_path):
     assert len(every) == 20
     for name, image in one.items():
         np.testing.assert_allclose(image.astype(int), every[name].astype(int), atol=1)  # batches of another size
+
+
+def test_a_class_that_is_asked_for_twice_goes_on_with_other_images(run, tmp_path):
+    twice = draw(run, tmp_path / "twice", classes=[3, 7, 3])
+    assert sorted(twice) == ["3-000.png", "3-001.png", "3-002.png", "3-003.png", "7-000.png", "7-001.png"]
+    assert len({image.tobytes() for image in twice.values()}) == 6
+
+
+def test_samples_take_the_place_of_those_before_and_of_nothing_else(run, tmp_path, capsys):
+    folder = tmp_path / "samples"
+    draw(run, folder, classes=[3, 4])
+    (folder / "notes.txt").write_text("mine")
+    assert sorted(draw(run, folder, classes=[4], seed=9)) == ["4-000.png", "4-001.png"]
+    assert f"{folder}: removed 6 files of an earlier run" in capsys.readouterr().out
+    assert (folder / "notes.txt").is_file()
+    (folder / "mine.jpeg").touch()
+    with pytest.raises(UserError, match=r"output is .*samples, which holds mine\.jpeg, .* change output, or empty"):
+        draw(run, folder, classes=[5])
+    assert sorted(path.name for path in folder.glob("*.png")) == ["4-000.png", "4-001.png", "grid.png", "stages.png"]
+
+
+def test_what_cannot_be_given_costs_no_earlier_samples(run, tmp_path):
+    draw(run, tmp_path / "samples", classes=[3])
+    with pytest.raises(UserError):
+        draw(run, tmp_path / "samples", classes=[3], control=ControlConfig(structure_from=str(tmp_path / "none.png")))
+    assert (tmp_path / "samples" / "3-000.png").is_file()
 
 
 def test_spatial_structure_needs_no_structure_generator(run, tmp_path):

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 from image_sources import write_class_folders
 from typer.testing import CliRunner
 
+from cluster.files import write_atomically
 from nvg.errors import UserError
 from pipelines.cli.evaluate import networks_of
 from pipelines.cli.main import app
@@ -107,7 +109,7 @@ def test_options_and_single_values_win_over_the_file_in_their_order(tmp_path, mo
     assert "\n  seed: 4\n" in shown
     given = ["--structure-mask", "a: ${b}.png", "--mask-foreground", "0", "control.mask_foreground=1"]
     shown = CliRunner().invoke(app, ["sample", "--dry-run", *given]).output
-    assert "structure_mask: 'a: ${b}.png'" in shown
+    assert "structure_mask: 'a: \\${b}.png'" in shown  # as a file must have it
     assert "mask_foreground: 1" in shown
 
 
@@ -174,6 +176,27 @@ def test_bad_input_of_the_demo_is_one_block(tmp_path, capsys, arguments, message
 def test_full_disk_is_one_block(capsys):
     assert guard(raiser(OSError(errno.ENOSPC, "No space left on device", "runs/x"))) == EXIT_USER_ERROR
     assert "No space is left on the disk at runs/x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "file").mkdir(), "file: File exists; a file is where a folder is wanted"),
+        (lambda folder: (folder / "file" / "x").mkdir(parents=True), "x: Not a directory; a file is where a folder"),
+        (lambda folder: write_atomically(folder / "folder", b""), "folder: Is a directory; a folder is where a file"),
+        (lambda _: Path("/proc/nope").mkdir(), "/proc/nope: No such file or directory; it is not there and cannot be"),
+        (lambda folder: (folder / ("n" * 300)).touch(), "File name too long; choose shorter names"),
+        (lambda folder: open(folder / "none"), "none: No such file or directory"),  # noqa: SIM115
+    ],
+)
+def test_a_file_that_is_in_the_way_or_cannot_be_made_is_one_block(make, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    assert guard(lambda: make(tmp_path)) == EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("nvg: ")
+    assert message in error
+    assert ".tmp" not in error
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "input/output error"), ValueError("a bug of ours")])

@@ -120,8 +120,8 @@ def test_file_that_holds_the_other_generators_section_is_read_as_before(tmp_path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("structure.depht=3", "in structure, depht is an unknown key"),
-        ("structure.depth=deep", "in structure, depth is 'deep'"),
+        ("structure.depht=3", "structure.depht is an unknown key"),
+        ("structure.depth=deep", "structure.depth is 'deep'"),
         ("kind=tokenizer", "kind is 'tokenizer'; expected content or structure"),
     ],
 )
@@ -152,3 +152,43 @@ def test_launchers_name_the_ranks_of_a_node_differently():
         Ranks.read({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
     with pytest.raises(ClusterError, match="same number of ranks"):
         Ranks.read({**launcher, "WORLD_SIZE": "5"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; expected a whole number; without a launcher: unset WORLD_SIZE"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''; expected a whole number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'; expected a whole number"),
+        ({"WORLD_SIZE": "0"}, "expected rank < world size"),
+        ({"RANK": "1.5"}, "RANK is '1.5'; expected a whole number"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "all"}, "LOCAL_WORLD_SIZE is 'all'; expected a whole number"),
+        ({"WORLD_SIZE": "2", "LOCAL_SIZE": "½"}, "LOCAL_SIZE is '½'; expected a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "without a launcher: unset WORLD_SIZE RANK"),
+        ({"LOCAL_RANK": "3"}, "without a launcher: unset LOCAL_RANK"),
+    ],
+)
+def test_variables_that_a_launcher_left_are_named(environment, message):
+    with pytest.raises(ClusterError) as caught:
+        Ranks.read(environment)
+    assert message in str(caught.value)
+
+
+def test_a_plain_run_with_left_over_variables_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    from tiny_training import tiny_config
+
+    from pipelines.train.launch import run_training
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"found 2 in WORLD_SIZE; .* without a launcher: unset WORLD_SIZE RANK"):
+        run_training(tiny_config(tmp_path / "run"), lambda _: pytest.fail("a task was built"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_cannot_meet_are_told_so(monkeypatch, capsys):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ClusterError, match=r"The 2 ranks did not find each other: .*MASTER_ADDR"):
+        Ranks(world_size=2, local_world_size=2).join()
+    assert "rank 0 waits at None:None for the other 1" in capsys.readouterr().err
