@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eval.decoding import decode_image
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
@@ -18,7 +19,7 @@ from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling import Given, check_given_structure, give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.sources import BadImage, SourceConfig
-from pipelines.sources.views import decode_image, make_view
+from pipelines.sources.views import make_view
 
 _MAP_SUFFIX = ".npy"
 

@@ -23,6 +23,7 @@ from pipelines.sources import (
     load_images,
     open_source,
 )
+from pipelines.sources.views import say_changes
 
 
 def load_data(source: SourceConfig) -> EvaluationData:
@@ -117,6 +118,7 @@ class SourceImages:
             "view": f"0 ({config.view_policy})",
             "image_size": config.image_size,
             "image_channels": config.image_channels,
+            **config.decoding,
         }
 
     def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
@@ -129,6 +131,7 @@ class SourceImages:
                 images_BHWC[row] = self.source.read(index, 0)
             except BadImage:
                 readable_B[row] = False
+        say_changes(config)
         return images_BHWC, readable_B
 
 

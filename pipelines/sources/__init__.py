@@ -7,7 +7,7 @@ In reading order; importing the package opens the first three alone, neither Pil
 * `opening`: from a description to the source
 * `digits`, `folders`, `tars`: the kinds
 * `class_names`: names and order of class folders
-* `views`: from an image file to the views a model sees
+* `views`: from an image file (`eval.decoding`) to the views a model sees
 * `locations`: files here and in stores
 """
 

@@ -9,14 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-from nvg.errors import UserError
+from nvg.errors import BadImage, UserError
 from pipelines.sources.config import SourceConfig
 
 _NUM_NAMED_BAD_IMAGES = 5
-
-
-class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no failure of the program
-    """One input is not an image that can be read; the message is the reason, without the key."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +147,8 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
     Raises:
         UserError: more inputs are bad than `max_bad_fraction` allows, or none is left.
     """
+    from pipelines.sources.views import say_changes  # loads Pillow, which listing a source does without
+
     rows: list[np.ndarray] = []
     origin: list[tuple[int, int]] = []
     skipped = list(source.skipped)
@@ -164,6 +162,7 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
         rows += images
         origin += [(index, view) for view in views]
     check_bad_inputs(skipped, source)
+    say_changes(source.config)
     if not rows:
         raise UserError(f"source {source.config.kind} {source.config.path or ''}: no image could be read")
     indices, view_numbers = np.asarray(origin, dtype=np.int64).T
