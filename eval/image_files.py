@@ -148,10 +148,11 @@ class FolderImages:
             status = os.stat(folder)
             if (place := (status.st_dev, status.st_ino)) in entered:
                 folder_names.clear()
-                self._pass_over("folder(s) that another link leads to", Path(folder))
+                self._pass_over("folder(s) that were read already, behind a link", Path(folder))
                 continue
             entered.add(place)
-            folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
+            seen = [name for name in folder_names if not name.startswith(".")]
+            folder_names[:] = sorted(seen, key=lambda name, folder=folder: (os.path.islink(f"{folder}/{name}"), name))
             for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
                 if file.suffix.lower() not in image_suffixes():
                     self._pass_over("file(s) that are no images by their names", file)
