@@ -41,7 +41,7 @@ class SourceConfig:
         judge_fraction: share of each class that forms the "judge" part (folder, webdataset).
         test_fraction: share of each class that forms the "test" part (folder, webdataset).
         max_bad_fraction: tolerated share of files that are no readable image, of all files found.
-        max_megapixels: larger images are no readable ones: decoding takes about ten bytes a pixel.
+        max_megapixels: larger images are no readable ones: decoding takes 10 to 20 bytes a pixel.
     """
 
     kind: Literal["digits", "folder", "imagenet", "webdataset"] = "digits"

@@ -12,9 +12,11 @@ from PIL import Image
 
 from eval import decoding
 from nvg.errors import UserError
+from pipelines.configuration import load_config
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import DatasetFolder, make_plan
 from pipelines.sources import BadImage, SourceConfig, load_images, open_source
+from pipelines.train.tokenizer import TokenizerRunConfig
 
 
 @pytest.mark.parametrize(("policy", "side"), [("center", 32), ("crop", 36), ("fresh_crop", 36)])
@@ -80,6 +82,18 @@ def test_records_of_stored_pixels_are_no_records_of_shown_ones(tmp_path):
             folder.adopt(plan(second))
         assert json.loads((folder.parts / "plan.json").read_text()) == plan(first).description
     assert plan(replace(job, source=replace(config, kind="digits"))).description.keys().isdisjoint({"pixels"})
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        (PrecomputeConfig, "precompute/imagenet.yaml"),
+        (PrecomputeConfig, "precompute/imagenet_one_view.yaml"),
+        (TokenizerRunConfig, "tokenizer/f16.yaml"),
+    ],
+)
+def test_the_imagenet_presets_read_pixels_as_stored(schema, name):
+    assert load_config(schema, name).source.pixels == "stored"
 
 
 def test_an_image_above_the_limit_is_a_bad_input_by_name(tmp_path):
