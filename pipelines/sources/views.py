@@ -66,8 +66,8 @@ def count_changes(config: SourceConfig, keys: Iterable[str] | None = None) -> di
 
 def describe_changes(config: SourceConfig, counts: Mapping[str, int]) -> str:
     """What was done to images, in words."""
-    done = ", ".join(f"{count:,} {_CHANGES[name]}" for name, count in counts.items())
-    return f"{config.path} ({config.split}): images {done}; source.pixels=stored takes them as they lie"
+    done = ", ".join(f"{count:,} image(s) {_CHANGES[name]}" for name, count in counts.items())
+    return f"{config.path} ({config.split}): {done}; source.pixels=stored takes them as they lie"
 
 
 def say_changes(config: SourceConfig) -> None:

@@ -57,7 +57,7 @@ def test_turned_images_are_upright_and_counted_once(tmp_path, caplog):
     assert loaded.images[:, :16].min() == 255
     assert loaded.images[:, 16:].max() == 0
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path} (all): images 3 turned upright by their orientation tag; "
+        f"{tmp_path} (all): 3 image(s) turned upright by their orientation tag; "
         "source.pixels=stored takes them as they lie"
     ]
     stored = load_images(open_source(replace(config, pixels="stored")))
