@@ -31,7 +31,7 @@ from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.results import metric_protocol, threads, timed, write_results
 from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge
-from eval.scores.manifold import NEIGHBOURHOOD
+from eval.scores.manifold import LEAST_IMAGES
 from eval.scores.metrics import DistanceToTraining, distance_to_training, peak_signal_to_noise, score_features
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
@@ -40,7 +40,6 @@ from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
 _NUM_PAINTINGS = 4
-LEAST_IMAGES = NEIGHBOURHOOD + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from cluster.files import write_atomically
+from eval.decoding import Pixels, decode_image, image_suffixes, read_header
 from nvg.checkpoints import file_hash
-from nvg.errors import UserError
+from nvg.errors import BadImage, UserError
 from nvg.pixels import ImageArray, check_images
 
 IMAGES_KEY = "arr_0"
 LISTING_FILE = "samples.json"  # in a folder of samples: what was written there
-_SUFFIXES = (".png", ".webp", ".bmp", ".jpg", ".jpeg")
+_NUM_NAMED = 3
+_NPY_BEGINNING, _ZIP_BEGINNING = b"\x93NUMPY", b"PK"
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -69,6 +73,11 @@ class NpzImages:
             raise UserError(f"{self.path}: {error}; floats are to be rounded to bytes by whoever made them") from error
         return found
 
+    @property
+    def remarks(self) -> list[str]:
+        """None: an npz file holds images alone."""
+        return []
+
     def identity(self) -> dict[str, Any]:
         """Hash of the file, count and shape."""
         return {"kind": "npz", "sha256": file_hash(self.path), "shape": list(self.images.shape)}
@@ -79,60 +88,128 @@ class NpzImages:
 
 
 class FolderImages:
-    """The image files below a folder, in order of their paths, as RGB."""
+    """The image files below a folder, in order of their paths. All are looked at when it is opened, none is decoded.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        root = Path(path)
-        self.files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    Hidden files and folders are ignored. A folder is entered once, however many links lead to it.
+
+    Attributes:
+        files: the images.
+        passed_over: reason to names of what is no image.
+        changes: how many images are "turned" or "recoloured" when they are shown.
+
+    Raises:
+        UserError: there is no image, a file is damaged or of another size than the first, or a folder cannot be read.
+    """
+
+    def __init__(self, path: str, *, channels: int = 3, pixels: Pixels = "shown") -> None:
+        self.path, self.channels = path, channels
+        self.pixels: Pixels = pixels
+        self.passed_over: dict[str, list[str]] = {}
+        self.files = sorted(self._list())
         if not self.files:
-            raise UserError(f"samples: found no image in {path}, expected files of {', '.join(_SUFFIXES)}")
-        self.side = self._open(self.files[0]).shape[:2]
+            found = "; ".join(self.remarks) or "the folder is empty"
+            raise UserError(f"samples: found no image in {path} ({found}), expected image files such as .png")
+        self.changes: Counter[str] = Counter()
+        self._look_at_all()
 
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was passed over, with reasons and names."""
+        return [
+            f"{len(names)} {reason}: {', '.join(names[:_NUM_NAMED])}{', …' if len(names) > _NUM_NAMED else ''}"
+            for reason, names in self.passed_over.items()
+        ]
+
     def identity(self) -> dict[str, Any]:
-        """Hash over names and contents, count, shape, and kinds of files."""
-        total = hashlib.sha256()
-        for file in self.files:
-            total.update(f"{file.relative_to(self.path).as_posix()} {file_hash(file)}".encode())
+        """Hash over names and contents, count, shape, kinds of files, and how they are read."""
         kinds = sorted({file.suffix.lower() for file in self.files})
-        shape = [len(self.files), *self.side, 3]
-        return {"kind": "folder", "sha256": total.hexdigest(), "shape": shape, "files": kinds}
+        shape = [len(self.files), *self.side, self.channels]
+        return {"kind": "folder", "sha256": self._sha256, "shape": shape, "files": kinds, "pixels": self.pixels}
 
     def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
         """Images by place in the order.
 
         Raises:
-            UserError: a file is no image, or of another size than the first.
+            UserError: a file is damaged behind its header.
         """
-        images = [self._open(self.files[index]) for index in indices_B.tolist()]
-        for index, image in zip(indices_B.tolist(), images, strict=True):
-            if image.shape[:2] != self.side:
+        images = np.empty((len(indices_B), *self.side, self.channels), np.uint8)
+        for row, index in enumerate(indices_B.tolist()):
+            file = self.files[index]
+            try:
+                image = decode_image(file.read_bytes(), self.channels, pixels=self.pixels)
+            except (OSError, BadImage) as error:
+                raise _unreadable(file, error) from error
+            images[row] = np.asarray(image).reshape(images.shape[1:])
+        return images, np.ones(len(images), np.bool_)
+
+    def _list(self) -> Iterator[Path]:
+        entered: set[tuple[int, int]] = set()
+        for folder, folder_names, names in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
+            status = os.stat(folder)
+            if (place := (status.st_dev, status.st_ino)) in entered:
+                folder_names.clear()
+                self._pass_over("folder(s) that were read already, behind a link", Path(folder))
+                continue
+            entered.add(place)
+            seen = [name for name in folder_names if not name.startswith(".")]
+            folder_names[:] = sorted(seen, key=lambda name, folder=folder: (os.path.islink(f"{folder}/{name}"), name))
+            for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
+                if file.suffix.lower() not in image_suffixes():
+                    self._pass_over("file(s) that are no images by their names", file)
+                elif not file.is_file():
+                    self._pass_over("link(s) that lead nowhere", file)
+                else:
+                    yield file
+
+    def _pass_over(self, reason: str, path: Path) -> None:
+        self.passed_over.setdefault(reason, []).append(ascii(os.path.relpath(path, self.path))[1:-1])
+
+    def _look_at_all(self) -> None:
+        total = hashlib.sha256()
+        for file in self.files:
+            try:
+                data = file.read_bytes()
+                height, width, changes = read_header(data, pixels=self.pixels)
+            except (OSError, BadImage) as error:
+                raise _unreadable(file, error) from error
+            if file is self.files[0]:
+                self.side = (height, width)
+            elif self.side != (height, width):
                 raise UserError(
-                    f"samples: found {self.files[index]} of {image.shape[:2]} pixels, expected {self.side} as of "
+                    f"samples: found {file} of {(height, width)} pixels, expected {self.side} as of "
                     f"{self.files[0].name}; images of one size are compared"
                 )
-        return np.stack(images), np.ones(len(images), np.bool_)
-
-    @staticmethod
-    def _open(file: Path) -> ImageArray:
-        try:
-            with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"samples: found {file}, which cannot be read as an image ({error}); remove it") from error
+            self.changes.update(changes)
+            line = f"{file.relative_to(self.path).as_posix()} {hashlib.sha256(data).hexdigest()}"
+            total.update(line.encode("utf-8", "surrogateescape"))
+        self._sha256 = total.hexdigest()
 
 
-def open_images(path: str) -> NpzImages | FolderImages:
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"samples: found {file}, which cannot be read as an image ({error}); remove it")
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(
+        f"samples: {error.filename} cannot be listed ({error.strerror}); give it back its permissions, or remove it"
+    ) from error
+
+
+def open_images(path: str, *, channels: int = 3, pixels: Pixels = "shown") -> NpzImages | FolderImages:
     """Images made elsewhere: an npz file, or a folder of image files.
 
+    Args:
+        path: file or folder.
+        channels, pixels: how the files of a folder are decoded; see `eval.decoding.decode_image`.
+
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or what is there cannot be read.
     """
     if Path(path).is_dir():
-        return FolderImages(path)
+        return FolderImages(path, channels=channels, pixels=pixels)
     if not Path(path).is_file():
         raise UserError(f"samples: found nothing at {path}, expected an npz file or a folder of images")
     return NpzImages(path)
@@ -150,7 +227,23 @@ def npz_names(path: str) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"{path}: found no such file, expected an npz file") from None
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: cannot be read as an npz file ({error}); it may be cut off, copy it again") from error
+        raise UserError(f"{path}: cannot be read as an npz file ({error}); {_advice(path)}") from error
+
+
+def _advice(path: str) -> str:
+    """What to do about a file that is no whole zip archive, by how it begins."""
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(len(_NPY_BEGINNING))
+    except OSError:
+        return "check its permissions"
+    if beginning == _NPY_BEGINNING:
+        return f"it is one array as np.save writes it: write it with np.savez(path, {IMAGES_KEY}=images)"
+    if beginning.startswith(_ZIP_BEGINNING):
+        return "it may be cut off, copy it again"
+    return (
+        f"it is a file of another kind: write one with np.savez(path, {IMAGES_KEY}=images), or give a folder of images"
+    )
 
 
 def read_npz_array(path: str, name: str) -> NDArray[Any]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from eval.decoding import Pixels
 from eval.features.extractors import ExtractorSpec
 from eval.features.inception import INCEPTION, NUM_POOL_FEATURES, NUM_SPATIAL_FEATURES
 from eval.image_files import IMAGES_KEY, NpzImages, npz_names, read_npz_array, write_npz
@@ -30,6 +31,7 @@ from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
 from eval.results import metric_protocol, timed
 from eval.scores.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
+from eval.scores.manifold import LEAST_IMAGES, NEIGHBOURHOOD
 from eval.scores.metrics import inception_scores, manifold_scores
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
@@ -72,6 +74,12 @@ class Reference:
             return self.images.images.shape[1], self.images.images.shape[2]
         size = self.facts.get("image_size")
         return None if size is None else (size, size)
+
+    @property
+    def read_as(self) -> tuple[int, Pixels]:
+        """Channels and pixels of its images, for files that are compared with them; ADM's are RGB as stored."""
+        images = self.facts.get("images", {})
+        return images.get("image_channels", 3), images.get("pixels", "stored")
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse samples of another resolution.
@@ -151,7 +159,7 @@ def read_reference(path: str, extractor: ExtractorSpec) -> Reference:
     spatial = None
     if extractor.kind == INCEPTION:
         spatial = _gaussian(path, names, "mu_s", "sigma_s", NUM_SPATIAL_FEATURES)
-    return Reference(
+    reference = Reference(
         path=path,
         sha256=file_hash(path),
         pool=pool,
@@ -160,6 +168,23 @@ def read_reference(path: str, extractor: ExtractorSpec) -> Reference:
         images=NpzImages(path) if IMAGES_KEY in names else None,
         facts=facts,
     )
+    for name, rows in (("pool_3", reference.features_MF), (IMAGES_KEY, reference.images)):
+        if rows is not None:
+            require_images(len(rows), f"reference: {name} of {path}")
+    return reference
+
+
+def require_images(count: int, what: str) -> None:
+    """Refuse fewer images than the scores take; `what` begins the message.
+
+    Raises:
+        UserError: names both counts.
+    """
+    if count < LEAST_IMAGES:
+        raise UserError(
+            f"{what}: found {count} image(s), expected at least {LEAST_IMAGES}: precision and recall look at "
+            f"{NEIGHBOURHOOD} neighbours of each; give more images"
+        )
 
 
 def _gaussian(path: str, names: list[str], mean: str, covariance: str, width: int | None) -> Gaussian | None:

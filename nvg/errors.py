@@ -1,4 +1,4 @@
-"""The one exception whose message is written for the person at the keyboard."""
+"""The exceptions whose messages are written for the person at the keyboard."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class NotFiniteError(UserError):
     """A value that must be a finite number is not."""
+
+
+class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no failure of the program
+    """One input is not an image that can be read; the message is the reason, without the key."""

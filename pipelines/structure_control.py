@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cluster.manifest import read_manifest
+from eval.decoding import decode_image
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
@@ -29,7 +30,7 @@ from nvg.sampling import (
 )
 from nvg.tokenizer import Tokenizer
 from pipelines.sources import BadImage, SourceConfig
-from pipelines.sources.views import decode_image, make_views, views_of_file
+from pipelines.sources.views import make_views, views_of_file
 
 _MAP_SUFFIX = ".npy"
 _MOST_LABELS = 256

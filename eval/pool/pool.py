@@ -26,6 +26,7 @@ from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
 from cluster.files import write_atomically
 from cluster.progress import ProgressBars
 from eval.pool.chunks import Arrays, join_chunks, read_chunk, write_chunk
+from eval.scores.manifold import LEAST_IMAGES
 from nvg.bounds import at_least, check_fields, refuse
 
 BatchFunction = Callable[[NDArray[np.int64]], Arrays]
@@ -74,11 +75,11 @@ class PoolConfig(ChunkPoolConfig):
     """Size and shape of the sampling pool.
 
     Attributes:
-        num_samples: images wanted; a multiple of the class count gives exactly equal classes.
+        num_samples: images wanted; a multiple of the class count gives exactly equal classes. Fewer have no precision.
         seed: seed of all samples.
     """
 
-    num_samples: int = at_least(1, 2000)
+    num_samples: int = at_least(LEAST_IMAGES, 2000)
     seed: int = at_least(0, 0)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NEIGHBOURHOOD = 3
+LEAST_IMAGES = NEIGHBOURHOOD + 1  # of either set
 BLOCK_ROWS = 1000  # rows of the distance table that exist at a time: 200 MB against 50,000 others
 NUM_RESAMPLES = 1000
 

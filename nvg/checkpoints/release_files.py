@@ -34,6 +34,8 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _LOCAL_HEADER_BYTES = 30
+# What torch.compile, DDP, FSDP and recomputed activations put into the names of what they wrap.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def read_release_file(path: str | Path) -> dict[str, Tensor]:
@@ -43,7 +45,8 @@ def read_release_file(path: str | Path) -> dict[str, Tensor]:
         path: a .ckpt as torch.save writes it since torch 1.6.
 
     Returns:
-        name → tensor on the CPU, mapped from the file: bytes are read when they are used.
+        name → tensor on the CPU, mapped from the file: bytes are read when they are used. What torch.compile, DDP or
+        FSDP put into names is left out.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds something else.
@@ -187,7 +190,15 @@ def _state_dict(root: object, path: Path) -> dict[str, _Described]:
             f"{path}: {len(odd)} entries of 'state_dict' are no plain tensors ({', '.join(odd[:10])}); "
             "expected names and tensors only"
         )
-    return state
+    plain = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS): value for name, value in state.items()
+    }
+    if len(plain) < len(state):
+        raise UserError(
+            f"{path} holds {len(state) - len(plain)} tensors twice, once below one of {', '.join(sorted(_WRAPPERS))}; "
+            "expected the weights of one network: save its state_dict alone"
+        )
+    return plain
 
 
 def _map_tensor(described: _Described, content: mmap.mmap, records: dict[str, zipfile.ZipInfo], where: str) -> Tensor:

@@ -35,6 +35,7 @@ from pipelines.sources import (
     load_images,
 )
 from pipelines.sources.source import split_rule
+from pipelines.sources.views import say_changes
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,9 @@ class _ReplacingReader:
                 self._check()  # the thread that found it may still be on its way to say that it is one too many
                 continue
             try:
-                return self.source.read(candidate, view)
+                image = self.source.read(candidate, view)
+                say_changes(self.source.config)
+                return image
             except BadImage as error:
                 self._skip(candidate, str(error))
             except OSError as error:
@@ -196,6 +199,7 @@ def _fingerprint(source: ImageSource, views_per_epoch: str) -> dict[str, Any]:
         "num_views": config.num_views,
         "view_policy": config.view_policy,
         **({"view_flip": True} if config.flip else {}),
+        **config.decoding,
         "num_rows": len(source) * config.num_views,
         "views_per_epoch": views_per_epoch,
     }

@@ -15,7 +15,15 @@ from eval.image_files import check_sample_folder, open_images, write_npz, write_
 from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
 from eval.pool.pool import PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
-from eval.reference import LABELS, LOGITS, Reference, complete_reference, read_reference, results_against
+from eval.reference import (
+    LABELS,
+    LOGITS,
+    Reference,
+    complete_reference,
+    read_reference,
+    require_images,
+    results_against,
+)
 from eval.results import RESULTS_FILE, timed, write_results
 from eval.scores.metrics import refuse_class_order
 from nvg.bounds import refuse
@@ -146,7 +154,11 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
     console = console or Console()
     extractor = _extractor(config)
     reference = read_reference(config.reference, extractor)
-    images = open_images(config.samples)
+    channels, pixels = reference.read_as
+    images = open_images(config.samples, channels=channels, pixels=pixels)
+    require_images(len(images), f"samples: {config.samples}")
+    for line in images.remarks:
+        console.print(f"samples: {line}", highlight=False, soft_wrap=True)
     reference.check_size(*images.identity()["shape"][1:3])
     output, seconds = make_folder(config.output), {}
     with cluster_session(config.session):
@@ -162,6 +174,7 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
     if not config.class_ordered:
         refuse_class_order(pool.arrays[LOGITS])
     results = results_against(pool, reference, extractor, config=config, facts={}, seconds=seconds)
+    results["left_out"] += images.remarks
     _finish(output, results, console)
     return results
 

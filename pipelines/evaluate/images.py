@@ -25,6 +25,7 @@ from pipelines.sources import (
     open_source,
 )
 from pipelines.sources.source import hash_names, key_line, split_rule
+from pipelines.sources.views import say_changes
 
 TOKENIZER_TRAINED_ON = "the tokenizer was trained on"
 _NUM_NAMED = 3
@@ -148,6 +149,7 @@ class SourceImages:
             "view": f"0 ({config.view_policy})",
             "image_size": config.image_size,
             "image_channels": config.image_channels,
+            **config.decoding,
         }
 
     def read(self, indices_B: NDArray[np.int64]) -> tuple[ImageArray, NDArray[np.bool_]]:
@@ -160,6 +162,7 @@ class SourceImages:
                 images_BHWC[row] = self.source.read(index, 0)
             except BadImage:
                 readable_B[row] = False
+        say_changes(config)
         return images_BHWC, readable_B
 
 

@@ -15,7 +15,7 @@ from cluster.session import SessionConfig, cluster_session
 from eval.features import ExtractorConfig
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
-from eval.reference import FEATURES, SPATIAL, select_rows, write_reference
+from eval.reference import FEATURES, SPATIAL, require_images, select_rows, write_reference
 from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
 from pipelines.evaluate.config import make_folder, require
@@ -25,10 +25,9 @@ from pipelines.evaluate.images import (
     describe_features,
     describe_source,
     extractor_for,
-    open_filled,
 )
 from pipelines.evaluate.table import print_file
-from pipelines.sources import SourceConfig
+from pipelines.sources import SourceConfig, open_source
 
 _READABLE = "readable_B"
 FILE_NAME = "reference.npz"
@@ -79,7 +78,9 @@ def run_reference(config: ReferenceRunConfig, *, console: Console | None = None)
         UserError: images or weights are missing, or too many images cannot be read.
     """
     output = make_folder(config.output)
-    source = open_filled(config.source)
+    source = open_source(config.source)
+    name = f"source: split {config.source.split} of {config.source.path or config.source.kind}"
+    require_images(len(source), name)
     extractor = extractor_for(config, config.source)
     with cluster_session(config.session):
         pool = run_chunks(
@@ -94,6 +95,7 @@ def run_reference(config: ReferenceRunConfig, *, console: Console | None = None)
     readable_N = pool.arrays[_READABLE]
     check_readable(source, readable_N)
     rows = np.flatnonzero(readable_N)
+    require_images(len(rows), f"{name}, readable ones")
     chosen = rows[select_rows(len(rows))]
     path = output / FILE_NAME
     write_reference(

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
+from cluster.manifest import read_manifest
 from cluster.progress import ProgressBars
 from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
@@ -33,6 +34,7 @@ from pipelines.precompute.merge import merge_parts
 from pipelines.precompute.plan import DatasetFolder, Plan, is_complete, make_plan, writing
 from pipelines.precompute.unit import encode_unit
 from pipelines.sources import ImageSource, SkippedInput, check_bad_inputs, open_source
+from pipelines.sources.views import describe_changes
 
 _TASK = "precompute"
 
@@ -92,7 +94,10 @@ def precompute(
         parts = _current_parts(folder, plan, source, stamps, console)
         given_up = _encode_missing(config, plan, parts, folder, source, stamps, tokenizer_folder, on_event, console)
         folder.remove_unfinished()
-        return merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer, given_up=given_up)
+        merge_parts(folder, plan, parts, source=source, tokenizer=tokenizer, given_up=given_up)
+    if drawn_otherwise := read_manifest(folder.root).get("changed"):
+        console.print(describe_changes(config.source, drawn_otherwise), highlight=False, soft_wrap=True)
+    return folder.root
 
 
 def _changed_since(folder: DatasetFolder, source: ImageSource, stamps: np.ndarray, console: Console) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -141,6 +142,7 @@ def _manifest(
 ) -> dict[str, Any]:
     skipped = [asdict(item) for item in source.skipped]
     skipped += sorted((item for part in ordered for item in part["skipped"]), key=lambda item: item["key"])
+    changed = sum((Counter(part.get("changed", {})) for part in ordered), Counter())
     stages = StageLayout(tokenizer.config.num_positions)
     return {
         **plan.description,
@@ -160,6 +162,7 @@ def _manifest(
         **usage.shares(),
         "skipped": skipped,
         **({"passed_over": count_headings(source.passed_over)} if source.passed_over else {}),
+        **({"changed": dict(changed)} if changed else {}),
         "library_versions": _versions(ordered),
     }
 

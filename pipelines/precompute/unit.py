@@ -35,6 +35,7 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.inputs import content_hash, write_inputs
 from pipelines.precompute.plan import PART_MANIFEST, DatasetFolder, read_part, writing
 from pipelines.sources import BadImage, ImageSource
+from pipelines.sources.views import count_changes
 
 BATCHES_AHEAD = 2  # for each stage
 
@@ -276,6 +277,7 @@ def _write_records(
 
     with closing(_read_batches(source, indices, config, skipped, contents)) as batches:
         num_records = sum(in_stages(batches, [encode, tokenize, write]))
+    changed = count_changes(source.config, (source.keys[index] for index in indices))
     with writing(temporary):
         for writer in writers:
             writer.finish()
@@ -283,6 +285,7 @@ def _write_records(
         "num_images": len(indices) - len(skipped),
         "num_records": num_records,
         "skipped": skipped,
+        **({"changed": changed} if changed else {}),
         "canvas_count": sums.count,
         "canvas_total": sums.total.tolist(),
         "canvas_square": sums.square.tolist(),

@@ -1,13 +1,14 @@
 """What to read: the typed description of an image source."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nvg.bounds import at_least, between, check_fields, refuse
 
 _FLIPPED_POLICIES = ("crop", "random_crop", "fresh_crop")
 _TEN_CROP_VIEWS = 10
 _MAX_VIEWS = 256  # stored in one byte
+_MAX_MEGAPIXELS, _MOST_MEGAPIXELS = 64.0, 178  # Pillow opens no larger image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,14 @@ class SourceConfig:
             shorter side is 1.125 times `image_size`), "random_crop" (random ones only), "ten_crop" (centre and
             corners of such an image, then the five mirrored) or "fresh_crop" (another random crop in each epoch of a
             training; nothing can be stored of it, so precompute refuses it).
+        pixels: "shown" turns images as their orientation tag says and converts colour profiles to sRGB, as a viewer
+            does; "stored" takes the numbers as they lie in the file, as the usual ImageNet pipelines do.
         flip: whether each random crop is mirrored with probability 1/2.
         seed: decides views.
         judge_fraction: expected share of the "judge" part in a division by hash.
         test_fraction: expected share of the "test" part in a division by hash.
         max_bad_fraction: tolerated share of files that are no readable image, of all files found.
+        max_megapixels: larger images are no readable ones: decoding takes 10 to 20 bytes a pixel.
     """
 
     kind: Literal["digits", "folder", "imagenet", "webdataset"] = "digits"
@@ -55,10 +59,12 @@ class SourceConfig:
     num_views: int = between(1, _MAX_VIEWS, 1)
     view_policy: Literal["center", "shift", "crop", "random_crop", "ten_crop", "fresh_crop"] = "center"
     flip: bool = False
+    pixels: Literal["shown", "stored"] = "shown"
     seed: int = 0
     judge_fraction: float = between(0.0, 1.0, 0.2)
     test_fraction: float = between(0.0, 1.0, 0.15)
     max_bad_fraction: float = between(0.0, 1.0, 0.01)
+    max_megapixels: float = between(0.001, _MOST_MEGAPIXELS, _MAX_MEGAPIXELS)
 
     def __post_init__(self) -> None:
         check_fields(self, "source")
@@ -83,6 +89,14 @@ class SourceConfig:
         if self.judge_fraction + self.test_fraction >= 1.0:
             expected = f"below 1 with source.test_fraction={self.test_fraction}, so that something is left to train on"
             raise refuse("source.judge_fraction", self.judge_fraction, expected)
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What decides pixels of a file, for fingerprints; what was always so (`stored`, 64 megapixels) is left out."""
+        if self.kind == "digits":
+            return {}
+        limit = {} if self.max_megapixels == _MAX_MEGAPIXELS else {"max_megapixels": self.max_megapixels}
+        return {**({} if self.pixels == "stored" else {"pixels": self.pixels}), **limit}
 
 
 def shift_reach(image_size: int) -> int:

@@ -13,17 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from nvg.errors import UserError
+from nvg.errors import BadImage, UserError
 from pipelines.sources.config import SourceConfig
 
 PARTS = ("train", "judge", "test")
 _NUM_NAMED_BAD_IMAGES = 5
 _NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUM_HASHES = 2.0**64
-
-
-class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no failure of the program
-    """One input is not an image that can be read; the message is the reason, without the key."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +238,8 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
     Raises:
         UserError: more inputs are bad than `max_bad_fraction` allows, none is left, or a file cannot be reached.
     """
+    from pipelines.sources.views import say_changes  # loads Pillow, which listing a source does without
+
     rows: list[np.ndarray] = []
     origin: list[tuple[int, int]] = []
     skipped = list(source.skipped)
@@ -260,6 +258,7 @@ def load_images(source: ImageSource, views: Sequence[int] = (0,)) -> LoadedImage
         rows += images
         origin += [(index, view) for view in views]
     check_bad_inputs(skipped, source)
+    say_changes(source.config)
     if not rows:
         raise UserError(f"source {source.config.kind} {source.config.path or ''}: no image could be read")
     indices, view_numbers = np.asarray(origin, dtype=np.int64).T

@@ -1,4 +1,4 @@
-"""From an image file to the square views a model sees: decoding, and the view policies.
+"""From an image file to the square views a model sees: the view policies. Decoding is `eval.decoding`.
 
 View 0 is the centred one, except under "random_crop". Random ones depend only on (seed, key, view). Under "fresh_crop"
 there is no end of them: epoch e of a training takes view e + 1.
@@ -7,94 +7,75 @@ there is no end of them: epoch e of a training takes view e + 1.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 from PIL import Image
 
+from eval.decoding import decode_image
+from nvg.errors import BadImage
 from nvg.randomness import Purpose, uniforms
 from pipelines.sources.config import SourceConfig, shift_reach
-from pipelines.sources.source import BadImage, key_bytes
+from pipelines.sources.source import key_bytes
 
-_DECODING_ERRORS = (
-    OSError,  # includes UnidentifiedImageError and truncated files
-    SyntaxError,  # how Pillow reports a broken PNG
-    ValueError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 _CROP_RATIO = 1.125
 _CROP_POLICIES = ("crop", "random_crop", "ten_crop", "fresh_crop")
 _MAX_RESIZED_PIXELS = 1 << 26
 
+_CHANGES = {
+    "turned": "turned upright by their orientation tag",
+    "recoloured": "converted to sRGB from their colour profile",
+}
+
 logger = logging.getLogger(__name__)
 
-
-def decode_image(data: bytes, channels: int) -> Image.Image:
-    """Decode an image file, whatever its colour model.
-
-    Transparent pixels are laid on white: what is stored below them is arbitrary, often black. 16-bit pixels are
-    scaled (the upper byte is kept), CMYK and palettes become RGB. Orientation tags are not applied, as in the
-    usual ImageNet pipelines.
-
-    Args:
-        data: the whole file.
-        channels: 1 for grey (mode "L"), 3 for colour ("RGB").
-
-    Raises:
-        BadImage: not an image, truncated, corrupt, too large, or of an unsupported pixel format.
-    """
-    if not data:
-        raise BadImage("empty file")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return _on_white(_to_8_bit(image)).convert("L" if channels == 1 else "RGB")
-    except BadImage:
-        raise
-    except Image.UnidentifiedImageError:
-        raise BadImage("not an image in a known format") from None
-    except _DECODING_ERRORS as error:
-        raise BadImage(f"cannot be decoded: {error}") from error
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no defined range")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise BadImage(f"pixels from {wide.min()} to {wide.max()}, expected 8 or 16 bits")
-        return Image.fromarray((wide >> 8).astype(np.uint8))
-    return image
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    colours = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+# Of each source of this process and each change: keys of the images.
+_changed: dict[tuple[SourceConfig, str], set[str]] = {}
+_said: set[SourceConfig] = set()
 
 
 def views_of_file(data: bytes, *, config: SourceConfig, key: str, views: Sequence[int]) -> list[np.ndarray]:
     """Decode an image file once and cut views as `make_views` does.
 
-    An image smaller than a view needs is enlarged, which is said once.
+    An image smaller than a view needs is enlarged, which is said once. What an orientation tag or a colour profile
+    changed is counted: see `count_changes`.
 
     Raises:
         BadImage: the file is no readable image.
     """
-    image = decode_image(data, config.image_channels)
+    image = decode_image(data, config.image_channels, pixels=config.pixels, max_megapixels=config.max_megapixels)
+    for change in map(str, image.info):
+        _changed.setdefault((config, change), set()).add(key)
     if min(image.size) < _shorter_side(config):
         _say_enlarged(str(config.path), _shorter_side(config))
     return make_views(image, config=config, key=key, views=views)
+
+
+def count_changes(config: SourceConfig, keys: Iterable[str] | None = None) -> dict[str, int]:
+    """How many images are shown otherwise than they lie, of those that this process has read (and of `keys`).
+
+    Returns:
+        Counts of "turned" and "recoloured", where there are any.
+    """
+    wanted = None if keys is None else set(keys)
+    found = {name: _changed.get((config, name), set()) for name in _CHANGES}
+    counts = {name: len(read if wanted is None else read & wanted) for name, read in found.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def describe_changes(config: SourceConfig, counts: Mapping[str, int]) -> str:
+    """What was done to images, in words."""
+    done = ", ".join(f"{count:,} image(s) {_CHANGES[name]}" for name, count in counts.items())
+    return f"{config.path} ({config.split}): {done}; source.pixels=stored takes them as they lie"
+
+
+def say_changes(config: SourceConfig) -> None:
+    """Say once in a process what was done to the images of a source that it has read."""
+    if config not in _said and (counts := count_changes(config)):
+        _said.add(config)
+        logger.warning("%s", describe_changes(config, counts))
 
 
 def make_view(image: Image.Image, *, config: SourceConfig, key: str, view: int) -> np.ndarray:

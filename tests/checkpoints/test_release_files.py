@@ -89,6 +89,18 @@ def test_tensors_come_as_torch_saved_them(tmp_path):
         assert torch.equal(found[name], tensor)
 
 
+@pytest.mark.parametrize("wrapped", [torch.compile, nn.DataParallel])
+def test_names_of_wrapped_networks_are_those_of_the_networks(tmp_path, wrapped):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    inside = nn.Sequential(nn.Linear(2, 2), wrapped(nn.Linear(2, 1)))
+    expected = list(model.state_dict())
+    for network in (wrapped(model), inside, wrapped(inside)):
+        assert list(network.state_dict()) != expected
+        assert list(read_release_file(save_lightning(tmp_path / "a.ckpt", network.state_dict()))) == expected
+    with pytest.raises(UserError, match=r"a\.ckpt holds 4 tensors twice, once below one of .*_orig_mod"):
+        read_release_file(save_lightning(tmp_path / "a.ckpt", {**model.state_dict(), **wrapped(model).state_dict()}))
+
+
 def test_writing_into_what_was_read_leaves_the_file_alone(tmp_path):
     path = save_lightning(tmp_path / "a.ckpt", {"a": torch.zeros(3)})
     read_release_file(path)["a"].add_(1)

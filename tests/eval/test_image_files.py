@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eval.image_files import FolderImages, NpzImages, open_images, read_npz_array, write_npz, write_png_folder
@@ -78,15 +80,19 @@ def test_what_cannot_be_read_is_named(images: np.ndarray, tmp_path: Path) -> Non
 
 def test_odd_files_of_a_folder_are_named(images: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="found no image in"):
+    (tmp_path / "empty" / "notes.txt").write_text("none")
+    with pytest.raises(UserError, match=r"found no image in .*1 file\(s\) that are no images by .* names: notes\.txt"):
         open_images(str(tmp_path / "empty"))
     folder = tmp_path / "samples"
     write_png_folder(folder, 2, [images[:2]])
     Image.fromarray(images[0][:6]).save(folder / "small.png")
     with pytest.raises(UserError, match=r"small\.png of \(6, 12\) pixels, expected \(12, 12\)"):
-        open_images(str(folder)).read(np.arange(3))
+        open_images(str(folder))
     (folder / "small.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     with pytest.raises(UserError, match=r"small\.png, which cannot be read as an image"):
+        open_images(str(folder))
+    (folder / "small.png").write_bytes((folder / "000000.png").read_bytes()[:-60])
+    with pytest.raises(UserError, match=r"small\.png, which cannot be read as an image \(cannot be decoded"):
         open_images(str(folder)).read(np.arange(3))
 
 
@@ -124,3 +130,63 @@ def test_a_damaged_list_of_samples_lets_nothing_be_removed(listing: str, images:
     (folder / "samples.json").write_bytes(listing.encode("latin-1"))
     assert write_png_folder(folder, 2, [images[:2]]) == 0
     assert other.is_file()
+
+
+def test_all_kinds_of_images_are_read_and_what_is_passed_over_is_named(images: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    (folder / "b").mkdir(parents=True)
+    names = ["a.PNG", "b.tiff", "b/c.TIF", "b/d.gif", "b/e.avif", "f.Jpeg", "caf\udce9.png"]
+    for name in names:
+        Image.fromarray(images[0]).save(folder / name)
+    for name in ("log.txt", "meta.json", "b/more.json", ".DS_Store", ".thumb.png"):
+        (folder / name).write_text("no image")
+    (folder / ".cache").mkdir()
+    write_png_folder(folder / ".cache", 2, [images[:2]])
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "b" / "loop").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "b")
+    reader = pickle.loads(pickle.dumps(open_images(str(folder))))
+    assert len(reader) == len(names)
+    assert sorted(reader.remarks, reverse=True) == [
+        "3 file(s) that are no images by their names: log.txt, meta.json, b/more.json",
+        "2 folder(s) that were read already, behind a link: b/loop, again",
+        "1 link(s) that lead nowhere: gone.png",
+    ]
+    assert reader.read(np.arange(len(names)))[0].shape == (7, 12, 12, 3)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(images: np.ndarray, tmp_path: Path, monkeypatch) -> None:
+    write_png_folder(tmp_path / "shut", 4, [images[:4]])
+    write_png_folder(tmp_path, 4, [images[:4]])
+    scandir = os.scandir
+
+    def guarded(path):  # the superuser may list everything
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(UserError, match=r"shut cannot be listed \(Permission denied\)"):
+        open_images(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("samples.npy", r"one array as np\.save writes it: write it with np\.savez\(path, arr_0=images\)"),
+        ("samples.png", "a file of another kind"),
+        ("samples.pt", "found the arrays .*, expected arr_0"),
+        ("cut.npz", "it may be cut off, copy it again"),
+        ("empty.npz", "a file of another kind"),
+    ],
+)
+def test_files_of_other_kinds_are_called_what_they_are(images: np.ndarray, tmp_path: Path, name: str, advice) -> None:
+    path = tmp_path / name
+    np.save(tmp_path / "samples.npy", images)
+    np.savez(tmp_path / "whole.npz", images)
+    Image.fromarray(images[0]).save(tmp_path / "samples.png")
+    torch.save(torch.from_numpy(images), tmp_path / "samples.pt")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:500])
+    (tmp_path / "empty.npz").touch()
+    with pytest.raises(UserError, match=advice):
+        len(open_images(str(path)))

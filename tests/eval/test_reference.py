@@ -96,6 +96,8 @@ def test_a_reference_comes_back(tmp_path: Path, extractor_spec: ExtractorSpec) -
     assert np.array_equal(found.features_MF, features)
     assert found.facts == facts
     found.check_size(16, 16)
+    assert found.read_as == (3, "stored")  # as ADM read its images, and everybody before there was a choice
+    assert replace(found, facts={"images": {"image_channels": 1, "pixels": "shown"}}).read_as == (1, "shown")
     with pytest.raises(UserError, match="made from images of 16×16 pixels, the samples have 32×32"):
         found.check_size(32, 32)
     write_reference(

@@ -192,6 +192,17 @@ def test_exports_and_imports_keep_the_hash_of_the_tokenizer(run, tmp_path):
         export_release(replace(config, run=str(alone), autoencoder_output=None), quiet)
 
 
+def test_a_compiled_generator_is_imported_as_the_plain_one(files, run, tmp_path):
+    named = {name.replace("nvgformer.", "nvgformer._orig_mod."): t for name, t in reference_generator().items()}
+    path = save_lightning(tmp_path / "compiled.ckpt", named)
+    run_nvg("import-release", "--generator", path, "--output", tmp_path / "run")
+    for kind in ("content", "structure"):
+        assert (
+            load_weights(tmp_path / "run" / kind, kind, "ema")[0].keys()
+            == load_weights(run / kind, kind, "ema")[0].keys()
+        )
+
+
 def test_bad_files_and_folders_leave_nothing_behind(files, run, tmp_path):
     output = str(tmp_path / "run")
     with pytest.raises(UserError, match="neither --autoencoder nor --generator"):

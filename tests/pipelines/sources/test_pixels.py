@@ -1,80 +1,22 @@
-"""Pixels of unusual files: small, grey, CMYK, transparent, 16 bits."""
+"""What a source makes of images that ask to be shown otherwise, that are small, or too large."""
 
-import io
-import struct
-import zlib
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.sources import BadImage, SourceConfig, open_source
-from pipelines.sources.views import decode_image
-
-
-def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_of_16_bits(pixels_HWC: np.ndarray) -> bytes:
-    """A 16-bit PNG of 1 to 4 channels, which Pillow itself cannot write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width, channels = pixels_HWC.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels_HWC)
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_16_bits_are_scaled_not_clipped(channels):
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8, 1).repeat(channels, axis=2)
-    found = np.asarray(decode_image(png_of_16_bits(ramp), 3)).astype(int)
-    assert found.shape == (8, 8, 3)
-    assert np.abs(found - ramp / 257.0).max() <= 1.0
-    assert (found.min(), found.max()) == (0, 255)
-
-
-def test_integers_beyond_16_bits_have_no_range_and_are_refused():
-    pixels = np.full((4, 4), 70000, dtype=np.int32)
-    with pytest.raises(BadImage, match="pixels from 70000 to 70000, expected 8 or 16 bits"):
-        decode_image(encoded(Image.fromarray(pixels), "tiff"), 1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_pixels_are_white_and_opaque_ones_themselves(mode, channels):
-    alpha = Image.fromarray(np.array([[0, 255, 128]], dtype=np.uint8))
-    if mode == "P":
-        image = Image.fromarray(np.array([[0, 1, 1]], dtype=np.uint8)).convert("P")
-        image.putpalette([0, 0, 0, 40, 40, 40] + [0] * 762)
-        data, middle = encoded(image, transparency=0), 40
-    else:
-        image = Image.new("L" if mode == "LA" else "RGB", (3, 1), 40 if mode == "LA" else (40, 40, 40))
-        image.putalpha(alpha)
-        data, middle = encoded(image), round(40 * 128 / 255 + 255 * 127 / 255)
-    found = np.asarray(decode_image(data, channels)).reshape(3, -1)
-    assert found.shape[1] == channels
-    assert found[:2].min(axis=1).tolist() == found[:2].max(axis=1).tolist() == [255, 40]
-    assert np.abs(found[2].astype(int) - middle).max() <= 1
-
-
-def test_cmyk_photographs_keep_their_colours():
-    colours = Image.new("RGB", (16, 16), (200, 60, 20))
-    data = encoded(colours.convert("CMYK"), "jpeg", quality=98)
-    assert Image.open(io.BytesIO(data)).mode == "CMYK"
-    found = np.asarray(decode_image(data, 3)).astype(int)
-    assert np.abs(found - np.array([200, 60, 20])).max() <= 6
-
-
-def test_grey_in_a_colour_run_has_three_equal_channels():
-    grey = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
-    found = np.asarray(decode_image(encoded(Image.fromarray(grey)), 3))
-    assert np.array_equal(found, grey[..., None].repeat(3, axis=2))
+from eval import decoding
+from nvg.errors import UserError
+from pipelines.configuration import load_config
+from pipelines.precompute.config import PrecomputeConfig
+from pipelines.precompute.plan import DatasetFolder, make_plan
+from pipelines.sources import BadImage, SourceConfig, load_images, open_source
+from pipelines.train.tokenizer import TokenizerRunConfig
 
 
 @pytest.mark.parametrize(("policy", "side"), [("center", 32), ("crop", 36), ("fresh_crop", 36)])
@@ -92,3 +34,72 @@ def test_images_smaller_than_the_crop_are_enlarged_and_it_is_said_once(tmp_path,
         assert np.array_equal(np.unique(pixels.reshape(-1, 3), axis=0), [[10, 200, 30]])
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [f"{tmp_path}: found images whose shorter side is below {side} pixels; they are enlarged"]
+
+
+def phone_pictures(root: Path, *, turned: int, plain: int) -> SourceConfig:
+    """Pictures, light above and dark below; the first ones lie on their side and say so."""
+    (root / "a").mkdir(parents=True)
+    upright = Image.fromarray(np.repeat(np.array([255, 0], np.uint8), 16)[:, None].repeat(32, axis=1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(turned + plain):
+        image, tag = (
+            (upright.transpose(Image.Transpose.ROTATE_90), exif) if number < turned else (upright, Image.Exif())
+        )
+        image.save(root / "a" / f"{number}.png", exif=tag)
+    return SourceConfig(kind="folder", path=str(root), split="all", image_size=32)
+
+
+def test_turned_images_are_upright_and_counted_once(tmp_path, caplog):
+    config = phone_pictures(tmp_path, turned=3, plain=2)
+    for _ in range(2):
+        loaded = load_images(open_source(config))
+    assert loaded.images[:, :16].min() == 255
+    assert loaded.images[:, 16:].max() == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path} (all): 3 image(s) turned upright by their orientation tag; "
+        "source.pixels=stored takes them as they lie"
+    ]
+    stored = load_images(open_source(replace(config, pixels="stored")))
+    assert len({image.tobytes() for image in stored.images}) == 2
+    assert len(caplog.records) == 1
+
+
+def test_records_of_stored_pixels_are_no_records_of_shown_ones(tmp_path):
+    config = phone_pictures(tmp_path / "images", turned=1, plain=1)
+    job = PrecomputeConfig(source=config, tokenizer="t", output=str(tmp_path / "records"))
+    old = replace(job, source=replace(config, pixels="stored"))
+
+    def plan(job):
+        return make_plan(job, open_source(job.source), "0" * 64)
+
+    assert "pixels" not in plan(old).description  # as of versions that knew no other pixels: their records go on
+    for first, second in ((old, job), (job, old)):
+        folder = DatasetFolder(Path(job.output) / first.source.pixels)
+        folder.adopt(plan(first))
+        folder.adopt(plan(first))
+        with pytest.raises(UserError, match=r"pixels: '(stored|shown)' against '(stored|shown)'"):
+            folder.adopt(plan(second))
+        assert json.loads((folder.parts / "plan.json").read_text()) == plan(first).description
+    assert plan(replace(job, source=replace(config, kind="digits"))).description.keys().isdisjoint({"pixels"})
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        (PrecomputeConfig, "precompute/imagenet.yaml"),
+        (PrecomputeConfig, "precompute/imagenet_one_view.yaml"),
+        (TokenizerRunConfig, "tokenizer/f16.yaml"),
+    ],
+)
+def test_the_imagenet_presets_read_pixels_as_stored(schema, name):
+    assert load_config(schema, name).source.pixels == "stored"
+
+
+def test_an_image_above_the_limit_is_a_bad_input_by_name(tmp_path):
+    config = phone_pictures(tmp_path, turned=0, plain=1)
+    with pytest.raises(BadImage, match=r"32×32 pixels are 0\.0 megapixels, expected at most 0\.001 \(max_megapixels\)"):
+        open_source(replace(config, max_megapixels=0.001)).read(0, 0)
+    with pytest.raises(UserError, match=r"source.max_megapixels is 500; expected a number from 0.001 to 178"):
+        replace(config, max_megapixels=500)
+    assert SourceConfig().max_megapixels == decoding.MAX_MEGAPIXELS

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.decoding import decode_image
 from pipelines.sources import SourceConfig, open_source
 from pipelines.sources import views as source_views
-from pipelines.sources.views import decode_image, make_view
+from pipelines.sources.views import make_view
 
 SIDE = 32
 
@@ -74,7 +75,7 @@ def test_views_of_one_decoding_are_those_of_many(tmp_path, picture, monkeypatch)
     apart = [source.read(0, view) for view in (3, 0, 15)]
     decoded = []
     monkeypatch.setattr(
-        source_views, "decode_image", lambda data, channels: decoded.append(1) or decode_image(data, channels)
+        source_views, "decode_image", lambda *args, **settings: decoded.append(1) or decode_image(*args, **settings)
     )
     together = source.read_views(0, [3, 0, 15])
     assert all(np.array_equal(one, other) for one, other in zip(together, apart, strict=True))
