@@ -10,7 +10,7 @@ from rich.console import Console
 from cluster.manifest import read_manifest
 from cluster.session import cluster_session
 from eval.evaluation import Evaluation, EvaluationData, evaluate
-from eval.pages.page import score_rows
+from eval.pages.page import caveat_notes, score_rows
 from eval.pages.report import ReportContent, write_report
 from eval.results import RESULTS_FILE
 from nvg.checkpoints import weights_hash
@@ -69,7 +69,7 @@ def _run_with_source(config: EvaluateConfig, *, console: Console) -> dict[str, A
         )
     report = write_report(Path(config.output) / REPORT_FILE, _report(config, data, evaluation, usage))
     head, rows = score_rows(evaluation.results)
-    print_table(console, head, rows, first="bold")
+    print_table(console, head, rows, first="bold", notes=caveat_notes(evaluation.results))
     console.print()
     print_time(console, evaluation.results)
     print_file(console, "results", Path(config.output) / RESULTS_FILE)

@@ -99,7 +99,12 @@ def _read_row(path: Path, title: str) -> ScoreRow:
 
 
 def print_table(
-    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, first: str | None = None
+    console: Console,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    first: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Print a table under an empty line, all columns but the first aligned right.
 
@@ -108,6 +113,7 @@ def print_table(
         head: a name for each column; all empty shows none.
         rows: of texts.
         first: style of the first row, such as `bold`.
+        notes: lines below it.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(head))
     for number, name in enumerate(head):
@@ -116,6 +122,8 @@ def print_table(
         table.add_row(*row, style=first if number == 0 else None)
     console.print()
     console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_file(console: Console, name: str, path: Path, remark: str = "") -> None:

@@ -15,6 +15,7 @@ from pipelines.sources.config import SourceConfig
 from pipelines.sources.opening import open_source
 from pipelines.sources.source import (
     BadImage,
+    EmptySplit,
     ImageSource,
     LoadedImages,
     SkippedInput,
@@ -24,6 +25,7 @@ from pipelines.sources.source import (
 
 __all__ = [
     "BadImage",
+    "EmptySplit",
     "ImageSource",
     "LoadedImages",
     "SkippedInput",

@@ -19,6 +19,10 @@ class BadImage(ValueError):  # noqa: N818 - it says what was found, and is no fa
     """One input is not an image that can be read; the message is the reason, without the key."""
 
 
+class EmptySplit(UserError):  # noqa: N818 - a part may be empty; whoever needs it stops
+    """A split holds no image."""
+
+
 @dataclass(frozen=True)
 class SkippedInput:
     """An input left out, and why."""
@@ -82,7 +86,8 @@ class ListedSource(ImageSource):
             Indices of the inputs kept.
 
         Raises:
-            UserError: none is left, or too many are bad.
+            EmptySplit: none is left.
+            UserError: too many are bad.
         """
         config, chosen = self.config, _of_split(keys, labels, self.config)
         kept = [index for index in chosen if keys[index] not in bad]
@@ -94,7 +99,7 @@ class ListedSource(ImageSource):
         self.fingerprint = _listing_fingerprint([(keys[index], sizes[index]) for index in chosen], lines)
         check_bad_inputs(self.skipped, self)
         if not kept:
-            raise UserError(
+            raise EmptySplit(
                 f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; add images, or change "
                 "source.split, source.judge_fraction or source.test_fraction"
             )
