@@ -163,8 +163,8 @@ def caveat_notes(results: Mapping[str, Any]) -> list[str]:
     """The reasons behind the daggers, and why a score was left out, for the page and for the terminal: a line each."""
     notes = []
     for found in _caveats(results):
-        scores = ", ".join(_SCORE_NAMES.get(name, name) for name in found["scores"])
-        sets = [ROW_NAMES.get(name, name).lower() for name in found["sets"]]
+        scores = ", ".join(_SCORE_NAMES.get(name) or name for name in found["scores"])
+        sets = [(ROW_NAMES.get(name) or name).lower() for name in found["sets"]]
         whose = f" ({'; '.join(sets)})" if 0 < len(sets) < len(results["scores"]) else ""
         notes.append(f"{_DAGGER.strip() + ' ' if sets else ''}{scores}{whose}: {found['reason']}")
     return notes
