@@ -30,23 +30,8 @@ from eval.pictures.paintings import Painting, paint_images, paint_samples
 from eval.pool.jobs import SamplePool, run_pool
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.results import (
-    caveat,
-    comparison_caveats,
-    count_caveats,
-    metric_protocol,
-    threads,
-    timed,
-    write_results,
-)
-from eval.scores.judge import (
-    Judge,
-    JudgeConfig,
-    class_accuracy,
-    train_judge,
-    why_no_judge,
-    why_not_trusted,
-)
+from eval.results import caveat, comparison_caveats, count_caveats, metric_protocol, threads, timed, write_results
+from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge, why_no_judge, why_not_trusted
 from eval.scores.manifold import NEIGHBOURHOOD
 from eval.scores.metrics import DistanceToTraining, distance_to_training, peak_signal_to_noise, score_features
 from nvg.checkpoints import load_network

@@ -118,9 +118,11 @@ def check_demo(config: DemoConfig) -> list[str]:
         raise refuse("evaluation.pool.num_samples", found, f"{LEAST_IMAGES} or more for precision and recall")
     if evaluation.reference:
         given_reference(evaluation)
-        return _black_borders(config, open_source(evaluation.source))
+        train = open_source(config.precompute.source)
+        _require_every_class(train, f"{len(train)} training images")
+        return _black_borders(config, train)
     parts = open_parts(evaluation.source)
-    _require_every_class(parts)
+    _require_every_class(parts.train, describe_parts(parts)[0])
     if not given_extractor(evaluation) and len(parts.train.class_names) < 2:
         raise refuse(
             "evaluation.extractor_path",
@@ -144,16 +146,14 @@ def _marked_scores(evaluation: EvaluateConfig, parts: Parts) -> list[str]:
     ]
 
 
-def _require_every_class(parts: Parts) -> None:
-    """Refuse classes that no generator could learn."""
-    counts = np.bincount(parts.train.labels, minlength=len(parts.train.class_names))
-    missing = [name for name, count in zip(parts.train.class_names, counts, strict=True) if count == 0]
+def _require_every_class(train: ImageSource, found: str) -> None:
+    """Refuse classes that no generator could learn; `found` says which images there are."""
+    missing = [name for label, name in enumerate(train.class_names) if label not in set(train.labels.tolist())]
     if missing:
         raise refuse(
             "source.path",
-            parts.train.config.path,
-            f"training images of each class, found none of {len(missing)} ({', '.join(missing[:5])}); "
-            f"{describe_parts(parts)[0]}",
+            train.config.path,
+            f"training images of each class, found none of {len(missing)} ({', '.join(missing[:5])}): {found}",
             "give these classes more images or remove them, or lower source.judge_fraction and source.test_fraction",
         )
 
