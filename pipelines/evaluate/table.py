@@ -116,9 +116,8 @@ def print_table(
         notes: lines below it.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(head))
-    longest_word = max((len(word) for row in rows for word in row[0].split()), default=0)
     for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", min_width=0 if number else longest_word)
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*row, style=first if number == 0 else None)
     console.print()

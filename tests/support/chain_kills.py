@@ -31,6 +31,7 @@ from pipelines.run_folder import read_metrics
 
 TIMEOUT_S = 300.0
 MARK = "NVG_CHAIN"  # in the environment of every process of a chain
+WORKERS = ("EncodingActor", "TrainWorker", "TrainController", "ChunkWorker")  # not Ray's helpers
 STEPS = ("tokenizer", "precompute", "generators", "evaluation")
 SETTINGS = (
     "tokenizer.model.base_width=8",
@@ -248,7 +249,7 @@ def name_of(process: psutil.Process, command: int) -> str:
         words = process.cmdline()
         if process.pid == command:
             return "command"
-        if words and words[0].startswith("ray::") and "IDLE" not in words[0]:
+        if words and words[0].startswith("ray::") and any(worker in words[0] for worker in WORKERS):
             return words[0].split()[0].split(".")[0]
         if "-m" in words and words[words.index("-m") + 1].startswith("pipelines."):
             return f"driver {words[words.index('-m') + 1]}"
