@@ -38,11 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--images-per-unit", type=int, default=40)
     parser.add_argument("--views", type=int, default=9)
     given = parser.parse_args()
     generator = random.Random(given.seed)
-    kinds = [*KINDS, *generator.choices(KINDS, k=max(0, given.kills - len(KINDS)))][: given.kills]
+    kinds = [*given.kinds, *generator.choices(given.kinds, k=max(0, given.kills - len(given.kinds)))][: given.kills]
     generator.shuffle(kinds)
     os.environ.update(session_environment(SessionConfig(address="local")))
     shared_before = orphaned_memory()

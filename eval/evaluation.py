@@ -8,6 +8,7 @@ without guidance (what the generators learned). FID, precision and recall compar
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from eval.pictures.paintings import Painting, paint_images, paint_samples
 from eval.pool.jobs import SamplePool, run_pool
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.results import metric_protocol, threads, timed, write_results
-from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge
+from eval.results import caveat, comparison_caveats, count_caveats, metric_protocol, threads, timed, write_results
+from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge, why_no_judge, why_not_trusted
 from eval.scores.manifold import LEAST_IMAGES
 from eval.scores.metrics import DistanceToTraining, distance_to_training, peak_signal_to_noise, score_features
 from nvg.checkpoints import load_network
@@ -40,6 +41,7 @@ from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
 _NUM_PAINTINGS = 4
+SCORES = ("fid", "precision", "recall", "inception_score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,11 @@ class EvaluationData:
         class_names: names in order of the labels.
         train: the reference of FID, precision and recall.
         held_out: images neither tokenizer nor generators nor judge were trained on.
-        judge: images for the judge alone; None leaves class accuracy out.
+        judge: images for the judge alone; without them, or without one of each class, class accuracy is left out.
         train_views: every view of the training images that the generators saw, in which copies are looked for;
             None takes those of `train`.
         fingerprints: name of a split to its source's fingerprint, for the protocol.
-        warnings: what makes scores of these images other than they seem.
+        seen_in_training: why scores may be those of images that networks have seen, a clause each.
     """
 
     class_names: list[str]
@@ -63,21 +65,21 @@ class EvaluationData:
     judge: ImageSet | None = None
     train_views: ImageArray | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    seen_in_training: list[str] = field(default_factory=list)
 
     @property
     def seen(self) -> ImageArray:
         """Images the generators have seen."""
         return self.train.images if self.train_views is None else self.train_views
 
+    @property
+    def no_judge(self) -> str:
+        """Why there is no judge, as a clause; empty where there is one."""
+        return why_no_judge(self.class_names, np.zeros(0, np.int64) if self.judge is None else self.judge.labels)
+
     def __post_init__(self) -> None:
         scored = {"training": self.train, "held-out": self.held_out}
-        for name, images in scored.items():
-            if len(images) < LEAST_IMAGES:
-                raise UserError(
-                    f"{name} images: found {len(images)}, expected at least {LEAST_IMAGES} for precision "
-                    "and recall; give more images, or change source.test_fraction"
-                )
+        check_counts({name: len(images) for name, images in scored.items()})
         for name, images in (scored if self.judge is None else {**scored, "judge": self.judge}).items():
             images.check(len(self.class_names), name)
             if images.images.shape[1:] != self.train.images.shape[1:]:
@@ -85,12 +87,19 @@ class EvaluationData:
                     f"{name} images: found {images.images.shape[1:]}, the training images are "
                     f"{self.train.images.shape[1:]}"
                 )
-        missing = set(range(len(self.class_names))) - set([] if self.judge is None else self.judge.labels.tolist())
-        if self.judge is not None and missing:
-            names = ", ".join(self.class_names[label] for label in sorted(missing)[:5])
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Refuse parts too small to be scored; `counts` are images by what a message calls the part.
+
+    Raises:
+        UserError: names the part.
+    """
+    for name, count in counts.items():
+        if count < LEAST_IMAGES:
             raise UserError(
-                f"judge images: found none of {len(missing)} class(es) ({names}), expected at least one "
-                "of each; give these classes more images, or raise source.judge_fraction"
+                f"{name} images: found {count}, expected at least {LEAST_IMAGES} for precision and recall; give more "
+                "images, or change source.test_fraction"
             )
 
 
@@ -176,7 +185,7 @@ def evaluate(
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
-        "warnings": data.warnings,
+        "caveats": _caveats(scores, data, num_features=pools["generated"].samples.features_BF.shape[1]),
         "protocol": _protocol(data, extractor, pools, fitted, spec.rounding),
         "seconds": seconds,
     }
@@ -250,7 +259,7 @@ def pool_images(pool: SamplePool) -> ImageSet:
 
 
 def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
-    if data.judge is None:
+    if data.judge is None or data.no_judge:
         return None
     return train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names), config=config)
 
@@ -281,6 +290,27 @@ def _score(
         "held_out_median_grey_levels": float(np.median(near.held_out_M)),
     }
     return scores, near
+
+
+def _caveats(scores: dict[str, dict[str, Any]], data: EvaluationData, *, num_features: int) -> list[dict[str, Any]]:
+    """What neither the judge nor the real images can carry."""
+    found = [caveat(["class_accuracy"], [], f"left out: {data.no_judge}")] if data.no_judge else []
+    if not data.no_judge:
+        reason = why_not_trusted(scores["held_out"]["class_accuracy"], data.held_out.labels)
+        found += [caveat(["class_accuracy"], list(scores), reason)] if reason else []
+    num_train, real = len(data.train), [name for name in ("reconstructions", "held_out") if name in scores]
+    return [
+        *found,
+        *(caveat([*SCORES], real, reason) for reason in data.seen_in_training),
+        *count_caveats(
+            {name: row["num_images"] for name, row in scores.items()},
+            scores=(*SCORES, "distance_to_training"),
+            num_features=num_features,
+            num_reference=num_train,
+            num_manifold=num_train,
+        ),
+        *comparison_caveats(scores),
+    ]
 
 
 def _protocol(

@@ -29,7 +29,7 @@ from eval.image_files import IMAGES_KEY, NpzImages, npz_names, read_npz_array, w
 from eval.pool.chunks import arrays_digest
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
-from eval.results import metric_protocol, timed
+from eval.results import count_caveats, metric_protocol, timed
 from eval.scores.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
 from eval.scores.manifold import LEAST_IMAGES, NEIGHBOURHOOD
 from eval.scores.metrics import inception_scores, manifold_scores
@@ -243,9 +243,10 @@ def complete_reference(
         count = min(count, _NUM_MANIFOLD_IMAGES)  # statistics are there: only the manifold is missing
     job = FeatureJob(images=reference.images, extractor=extractor)
     arrays = run_chunks(job, count, config=pool, folder=folder, title="Reference", console=console).arrays
-    statistics: dict[str, Gaussian] = {}
+    statistics: dict[str, Any] = {}
     if reference.pool is None:
         statistics["pool"] = gather([arrays[FEATURES]]).gaussian()
+        statistics["facts"] = {**reference.facts, "num_images": count}
         if SPATIAL in arrays:
             statistics["spatial"] = gather([arrays[SPATIAL]]).gaussian()
     return replace(reference, features_MF=arrays[FEATURES][:_NUM_MANIFOLD_IMAGES], **statistics)
@@ -307,6 +308,13 @@ def results_against(
     return {
         "schema_version": SCHEMA_VERSION,
         "scores": {"generated": scores},
+        "caveats": count_caveats(
+            {"generated": scores["num_images"]},
+            scores=scores,
+            num_features=pool.arrays[FEATURES].shape[1],
+            num_reference=reference.facts.get("num_images"),
+            num_manifold=None if reference.features_MF is None else len(reference.features_MF),
+        ),
         "comparable": not reasons,
         "not_comparable_because": reasons,
         "left_out": [] if "sfid" in scores else ["sFID: extractor or reference has no spatial features"],

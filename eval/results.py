@@ -1,11 +1,17 @@
-"""`results.json`, which every evaluation leaves behind: how it is written and timed, and what made its scores."""
+"""`results.json`, which every evaluation leaves behind: how it is written and timed, what made its scores, and which of
+them cannot be trusted.
+
+A caveat names scores, the sets whose scores they are, and the reason. They are in `results.json` under `caveats`;
+tables and pages mark these scores with a dagger and give the reasons below.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ from eval.scores.manifold import NEIGHBOURHOOD
 from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED
 
 RESULTS_FILE = "results.json"
+LEAST_FOR_A_SHARE = 100  # a share of fewer has a standard error of up to five points
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
@@ -57,3 +64,81 @@ def metric_protocol(extractor: ExtractorSpec) -> dict[str, Any]:
         "precision_recall": {"neighbourhood": NEIGHBOURHOOD, "precision": "float32", "layer": layers["feature_layer"]},
         "libraries": library_versions(),
     }
+
+
+def caveat(scores: list[str], sets: list[str], reason: str) -> dict[str, Any]:
+    """One caveat, as it stands in `results.json`.
+
+    Args:
+        scores: their keys.
+        sets: keys of the sets whose scores they are; empty where the scores were left out.
+        reason: a clause for people.
+    """
+    return {"scores": scores, "sets": sets, "reason": reason}
+
+
+def count_caveats(
+    counts: Mapping[str, int],
+    *,
+    scores: Collection[str],
+    num_features: int,
+    num_reference: int | None = None,
+    num_manifold: int | None = None,
+) -> list[dict[str, Any]]:
+    """What too few images keep from being trusted; needs no image, so a plan can say it.
+
+    A Fréchet distance needs one image more than features on either side, or a covariance has no full rank. Precision,
+    recall, the Inception score and the share of copies need 100.
+
+    Args:
+        counts: images of each set that is scored.
+        scores: keys of the scores there are.
+        num_features: of the extractor.
+        num_reference: images behind the statistics of the reference; None where nobody knows.
+        num_manifold: images that precision and recall compare with, likewise.
+    """
+    found = []
+    for names, least, behind, why in (
+        (("fid", "sfid", "rfid"), num_features + 1, num_reference, f"a covariance of {num_features:,} features needs"),
+        (("precision", "recall"), LEAST_FOR_A_SHARE, num_manifold, "neighbourhoods need"),
+        (("inception_score",), LEAST_FOR_A_SHARE, None, f"{NUM_SPLITS} splits need"),
+    ):
+        there = [name for name in names if name in scores]
+        if there and behind is not None and behind < least:
+            reason = f"the reference's {behind:,} images are fewer than the {least:,} that {why}"
+            found.append(caveat(there, list(counts), reason))
+        elif there:
+            for count in sorted({count for count in counts.values() if count < least}):
+                sets = [name for name in counts if counts[name] == count]
+                found.append(caveat(there, sets, f"{count:,} images are fewer than the {least:,} that {why}"))
+    real = counts.get("held_out", LEAST_FOR_A_SHARE)
+    if "distance_to_training" in scores and real < LEAST_FOR_A_SHARE:
+        reason = f"{real:,} real held-out images are fewer than the {LEAST_FOR_A_SHARE} that a share of 5% needs"
+        found.append(caveat(["distance_to_training"], ["generated"], reason))
+    return found
+
+
+def comparison_caveats(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Where generated images score better than the real held-out ones, which the score then cannot tell from them.
+
+    Args:
+        scores: of each set, `held_out` among them; others than `generated…` are not compared.
+    """
+    real, found = scores["held_out"], []
+    for name, row in scores.items():
+        if not name.startswith("generated"):
+            continue
+        if row["fid"] < real["fid"]:
+            reason = (
+                f"real held-out images ({real['num_images']:,}) have {real['fid']:.2f}: too few or too different, they "
+                "are no measure, or training images were copied"
+            )
+            found.append(caveat(["fid"], [name], reason))
+        spread = math.hypot(row["precision_std"], real["precision_std"])
+        if row["precision"] - real["precision"] > 2 * spread:
+            reason = (
+                f"real held-out images have {real['precision']:.3f}: more than that says that images keep close to the "
+                "training images, not that they look more real"
+            )
+            found.append(caveat(["precision"], [name], reason))
+    return found

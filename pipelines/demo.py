@@ -8,27 +8,41 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.rule import Rule
 
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
+from eval.evaluation import LEAST_IMAGES, SCORES
+from eval.features.extractors import given_extractor
+from eval.features.inception import INCEPTION, NUM_POOL_FEATURES
+from eval.features.small_network import FeatureNetworkConfig
+from eval.pages.page import caveat_notes
+from eval.results import count_caveats
+from nvg.bounds import refuse
 from pipelines.configuration import dump_config
+from pipelines.evaluate.against import given_reference
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
 from pipelines.evaluate.generator import RESULTS_FILE, run_evaluate
+from pipelines.evaluate.images import Parts, describe_parts, open_parts
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
-from pipelines.sources import SourceConfig
+from pipelines.sources import BadImage, ImageSource, SourceConfig, open_source
 from pipelines.sources.folders import folder_channels
 from pipelines.train.drivers import PairRunConfig, train_generators
 from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 
 _TIMES_FILE = "times.json"
 _STEP_CONFIGS_FOLDER = "configs"
+_OWN_OF_A_STEP = ("split", "num_views", "view_policy", "flip")
+_NUM_LOOKED_AT = 64
+_DARK = 16  # grey levels of 255 up to which a border counts as black
+_FEW = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +52,7 @@ class DemoConfig:
     Attributes:
         folder: where everything goes; the steps' folders lie below it.
         data: folder of class folders to use instead of `source`.
-        source: the images. The steps' own sources refer to it.
+        source: the images. The steps' own sources refer to it, and differ from it in split and views alone.
         session: the one Ray cluster of all steps.
     """
 
@@ -63,10 +77,15 @@ class DemoConfig:
 
 
 def plan_demo(config: DemoConfig) -> list[str]:
-    """The steps, for a dry run: one line each."""
+    """The images and the steps, for a dry run: one line each.
+
+    Raises:
+        UserError: the images do not suffice; see `check_demo`.
+    """
     config = _with_own_images(config)
     source, pair = config.source, config.generators
     return [
+        *check_demo(config),
         f"train the tokenizer on the {source.kind} source {source.path or ''}".rstrip()
         + f" for {config.tokenizer.optimizer.num_steps} steps in {config.tokenizer.run_folder}",
         f"precompute {config.precompute.source.num_views} view(s) per image into {config.precompute.output}",
@@ -74,6 +93,91 @@ def plan_demo(config: DemoConfig) -> list[str]:
         f"{pair.structure.optimizer.num_steps} steps in {pair.content.run_folder} and {pair.structure.run_folder}",
         f"draw and score {config.evaluation.pool.num_samples} samples, write "
         f"{config.evaluation.output}/{RESULTS_FILE} and {Path(config.folder) / REPORT_FILE}",
+    ]
+
+
+def check_demo(config: DemoConfig) -> list[str]:
+    """Everything that can be checked before the first step, so that no training is in vain.
+
+    Returns:
+        For people: which part has which classes, and what will be left out or go wrong.
+
+    Raises:
+        UserError: steps that read different images, too few images, a missing extractor or reference.
+    """
+    steps = {"tokenizer": config.tokenizer, "precompute": config.precompute, "evaluation": config.evaluation}
+    for name, step in steps.items():
+        for key in (item.name for item in fields(SourceConfig) if item.name not in _OWN_OF_A_STEP):
+            expected, found = getattr(config.source, key), getattr(step.source, key)
+            if found != expected:
+                expected = f"{expected!r} as source.{key} is: every step divides the same images"
+                raise refuse(f"{name}.source.{key}", found, expected, f"set source.{key} alone")
+    evaluation = config.evaluation
+    if evaluation.pool.num_samples < LEAST_IMAGES:
+        found = evaluation.pool.num_samples
+        raise refuse("evaluation.pool.num_samples", found, f"{LEAST_IMAGES} or more for precision and recall")
+    if evaluation.reference:
+        given_reference(evaluation)
+        train = open_source(config.precompute.source)
+        _require_every_class(train, f"{len(train)} training images")
+        return _black_borders(config, train)
+    parts = open_parts(evaluation.source)
+    _require_every_class(parts.train, describe_parts(parts)[0])
+    if not given_extractor(evaluation) and len(parts.train.class_names) < 2:
+        raise refuse(
+            "evaluation.extractor_path",
+            evaluation.extractor_path,
+            "Inception's weights for images of one class: the feature network learns to tell classes apart",
+            "set it with evaluation.extractor_kind=inception-v3-compat, or divide the images into class folders",
+        )
+    return [*describe_parts(parts), *_marked_scores(evaluation, parts), *_black_borders(config, parts.train)]
+
+
+def _marked_scores(evaluation: EvaluateConfig, parts: Parts) -> list[str]:
+    """Which scores will be marked as not to be trusted, because there are so few images."""
+    counts = {"generated": evaluation.pool.num_samples, "held_out": len(parts.test)}
+    width = NUM_POOL_FEATURES if evaluation.extractor_kind == INCEPTION else FeatureNetworkConfig.num_features
+    caveats = count_caveats(
+        counts, scores=SCORES, num_features=width, num_reference=len(parts.train), num_manifold=len(parts.train)
+    )
+    return [
+        f"will be marked as not to be trusted: {note.removeprefix('† ')}"
+        for note in caveat_notes({"scores": counts, "caveats": caveats})
+    ]
+
+
+def _require_every_class(train: ImageSource, found: str) -> None:
+    """Refuse classes that no generator could learn; `found` says which images there are."""
+    missing = [name for label, name in enumerate(train.class_names) if label not in set(train.labels.tolist())]
+    if missing:
+        raise refuse(
+            "source.path",
+            train.config.path,
+            f"training images of each class, found none of {len(missing)} ({', '.join(missing[:5])}): {found}",
+            "give these classes more images or remove them, or lower source.judge_fraction and source.test_fraction",
+        )
+
+
+def _black_borders(config: DemoConfig, train: ImageSource) -> list[str]:
+    """A warning where shifted views would draw black stripes onto pictures that have something at their borders."""
+    sources = (config.tokenizer.source, config.precompute.source)
+    if not any(source.view_policy == "shift" and source.num_views > 1 for source in sources):
+        return []
+    bright = []
+    for index in range(0, len(train), max(1, len(train) // _NUM_LOOKED_AT)):
+        try:
+            pixels = train.read(index, 0).max(axis=-1)
+        except BadImage:
+            continue  # counted and listed when the images are read
+        frame = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+        bright.append(np.median(frame) > _DARK)
+    if not bright or np.mean(bright) <= _FEW:
+        return []
+    return [
+        f"BLACK BORDERS ahead: views are pictures shifted by a few pixels, the stripe left open filled with black, but "
+        f"{sum(bright)} of {len(bright)} pictures looked at are not black at their borders; the tokenizer and the "
+        "generators will learn the stripes and samples will show them; set source.view_policy=crop (and "
+        "source.flip=true where mirrored pictures are as good)"
     ]
 
 
@@ -86,6 +190,8 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> Path:
     console = console or Console()
     config = _with_own_images(config)
     folder = Path(config.folder).absolute()
+    for line in check_demo(config):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
     _keep_step_configs(config, folder / _STEP_CONFIGS_FOLDER)
     times = _StepTimes(folder / _TIMES_FILE, console)

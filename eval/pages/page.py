@@ -70,6 +70,15 @@ ROW_NAMES = {
     "reconstructions": "Reconstructions",
     "held_out": "Real, held out",
 }
+_SCORE_NAMES = {
+    "class_accuracy": "read as asked",
+    "fid": "FID",
+    "sfid": "sFID",
+    "rfid": "rFID",
+    "inception_score": "IS",
+    "distance_to_training": "nearness to training images",
+}
+_DAGGER = " †"
 
 
 def page(title: str, *parts: str) -> str:
@@ -145,19 +154,43 @@ def _data(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
+def dagger(results: Mapping[str, Any], name: str, score: str) -> str:
+    """What stands behind a score of a set that `caveats` of the results name; empty where none does."""
+    return _DAGGER if any(score in found["scores"] and name in found["sets"] for found in _caveats(results)) else ""
+
+
+def caveat_notes(results: Mapping[str, Any]) -> list[str]:
+    """The reasons behind the daggers, and why a score was left out, for the page and for the terminal: a line each."""
+    notes = []
+    for found in _caveats(results):
+        scores = ", ".join(_SCORE_NAMES.get(name) or name for name in found["scores"])
+        sets = [(ROW_NAMES.get(name) or name).lower() for name in found["sets"]]
+        whose = f" ({'; '.join(sets)})" if 0 < len(sets) < len(results["scores"]) else ""
+        notes.append(f"{_DAGGER.strip() + ' ' if sets else ''}{scores}{whose}: {found['reason']}")
+    return notes
+
+
+def _caveats(results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return results.get("caveats", ())  # results of before have none
+
+
 def score_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The score table as text, for the page and for the terminal: head and rows, the generated images first."""
+    """The score table as text, for the page and for the terminal: head and rows, the generated images first.
+
+    A dagger marks the scores that `caveat_notes` says something of.
+    """
     scores = results["scores"]
     judged = any("class_accuracy" in row for row in scores.values())
     head = ["", *(["read as asked ↑"] if judged else []), "FID ↓", "IS ↑", "precision ↑", "recall ↑", "images"]
     rows = []
+    digits = {"class_accuracy": ".1%", "fid": ".2f", "inception_score": ".2f", "precision": ".3f", "recall": ".3f"}
     for name, row in ((name, scores[name]) for name in ROW_NAMES if name in scores):
-        cells = [ROW_NAMES[name]]
-        if judged:
-            cells.append(f"{row['class_accuracy']:.1%}" if "class_accuracy" in row else "")
-        cells += [f"{row['fid']:.2f}", f"{row['inception_score']:.2f}"]
-        cells += [f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['num_images']:,}"]
-        rows.append(cells)
+        cells = [
+            f"{row[score]:{form}}{dagger(results, name, score)}" if score in row else ""
+            for score, form in digits.items()
+            if judged or score != "class_accuracy"
+        ]
+        rows.append([ROW_NAMES[name], *cells, f"{row['num_images']:,}"])
     return head, rows
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from eval.features.inception import INCEPTION
 from eval.pages import page
+from eval.pages.page import caveat_notes
 from eval.pictures.drawing import Picture
 from eval.pictures.plots import scatter
 
@@ -155,7 +156,11 @@ def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
     """A line from the content of a `results.json`, of an evaluation against a reference or against training images."""
     scores, model = results["scores"]["generated"], results["protocol"].get("model", {})
     parameters = sum(model.get("parameters", {}).values())
-    remarks = results.get("not_comparable_because", ["compared with training images in a feature space of its own"])
+    remarks = list(
+        results.get("not_comparable_because", ["compared with training images in a feature space of its own"])
+    )
+    own = {"caveats": [found for found in results.get("caveats", ()) if "generated" in found["sets"]]}
+    remarks += [note.removeprefix("† ") for note in caveat_notes({**own, "scores": {"generated": scores}})]
     return ScoreRow(
         type=OURS,
         model=name,

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.files import write_atomically
 from eval.evaluation import EvaluationMaterial
 from eval.pages import page
-from eval.pages.page import ROW_NAMES, score_rows, time_text
+from eval.pages.page import ROW_NAMES, caveat_notes, dagger, score_rows, time_text
 from eval.pictures.plots import loss_curves, usage_bars
 from eval.pictures.sheets import nearest_sheet, painting_rows, real_beside_generated, reconstruction_sheet, sample_grid
 
@@ -72,14 +72,18 @@ def render_report(content: ReportContent) -> str:
 
 def _header(content: ReportContent) -> str:
     row = content.results["scores"]["generated"]
-    numbers = []
-    if "class_accuracy" in row:
-        numbers.append((f"{row['class_accuracy']:.1%}", "of generated images read as the asked class"))
-    numbers += [
-        (f"{row['fid']:.2f}", "FID, lower is nearer to real"),
-        (f"{row['precision']:.2f}", "precision: they look real"),
-        (f"{row['recall']:.2f}", "recall: they show all of it"),
+    numbers = [
+        (f"{row[score]:{form}}{dagger(content.results, 'generated', score)}", meaning)
+        for score, form, meaning in (
+            ("class_accuracy", ".1%", "of generated images read as the asked class"),
+            ("fid", ".2f", "FID, lower is nearer to real"),
+            ("precision", ".2f", "precision: they look real"),
+            ("recall", ".2f", "recall: they show all of it"),
+        )
+        if score in row
     ]
+    if any(number.endswith("†") for number, _ in numbers):
+        numbers.append(("†", "not to be trusted: the reason is below the scores"))
     return page.header(content.title, content.summary, page.headline(numbers))
 
 
@@ -95,7 +99,7 @@ def _score_section(content: ReportContent) -> str:
         "A score says little alone. Real images nobody trained on show what can be reached, reconstructions what the "
         "tokenizer loses, and samples at guidance 1 what the generators learned by themselves.",
         page.table(head, rows, first=0),
-        f'<p class="note">{escape(note)}</p>',
+        *(f'<p class="note">{escape(text)}</p>' for text in [*caveat_notes(content.results), note]),
     )
 
 
@@ -147,6 +151,7 @@ def _nearest_section(content: ReportContent) -> str:
     material = content.material
     found = content.results["scores"]["generated"]["distance_to_training"]
     share = found["share_nearer_than_95_percent_of_held_out"]
+    mark = dagger(content.results, "generated", "distance_to_training")
     return page.section(
         "Not copied",
         "If the generators had only learned the training images by heart, every sample would have a twin among them.",
@@ -154,9 +159,9 @@ def _nearest_section(content: ReportContent) -> str:
             nearest_sheet(material.generated.images, material.nearest, material.nearest_distance),
             "Generated images, each above the training image nearest to it",
             "The first 16 samples above the nearest view of a training image, with their distance in grey levels "
-            f"(root mean square over pixels). {share:.1%} of all samples lie nearer to one than 95% of real held-out "
-            f"images do ({found['threshold_grey_levels']:.1f} levels); a model that draws like nature would have 5%. "
-            f"The median is {found['median_grey_levels']:.1f} for samples and "
+            f"(root mean square over pixels). {share:.1%}{mark} of all samples lie nearer to one than 95% of real "
+            f"held-out images do ({found['threshold_grey_levels']:.1f} levels); a model that draws like nature would "
+            f"have 5%. The median is {found['median_grey_levels']:.1f} for samples and "
             f"{found['held_out_median_grey_levels']:.1f} for held-out images.",
         ),
     )

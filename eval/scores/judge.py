@@ -8,6 +8,8 @@ Shapes: images_BHWC uint8, labels_B int64.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,10 @@ from nvg.pixels import ImageArray, check_images
 
 if TYPE_CHECKING:
     from sklearn.svm import SVC
+
+_TRUSTED_SKILL = 0.8  # of the way from always naming the most frequent class to no mistake
+_DEVIATIONS = 2.0
+_NUM_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,44 @@ def train_judge(
     machine = SVC(C=config.penalty, kernel="rbf", gamma=gamma, cache_size=500)
     machine.fit(views, np.tile(labels_B.astype(np.int64), len(offsets)))
     return Judge(machine, config=config, num_channels=images_BHWC.shape[-1], num_images=len(images_BHWC))
+
+
+def why_no_judge(class_names: Sequence[str], labels_B: NDArray[np.integer]) -> str:
+    """What keeps a judge from being trained on images of these classes, as a clause; empty where nothing does."""
+    if len(class_names) < 2:
+        return "there is one class only, so nothing to tell apart"
+    missing = [name for label, name in enumerate(class_names) if label not in set(labels_B.tolist())]
+    if not missing:
+        return ""
+    names = ", ".join(missing[:_NUM_NAMED]) + (", …" if len(missing) > _NUM_NAMED else "")
+    return f"the judge's part has no image of {len(missing)} of {len(class_names)} classes ({names})"
+
+
+def why_not_trusted(share: float, labels_M: NDArray[np.integer]) -> str:
+    """What keeps a judge's answers from being trusted, as a clause; empty where nothing does.
+
+    It is trusted where, two standard deviations to its disadvantage (Wilson's bound), it still reads so many real
+    images right as lie 80 % of the way from always naming their most frequent class to no mistake at all.
+
+    Args:
+        share: of real held-out images that it reads right.
+        labels_M: their classes.
+    """
+    count, chance = len(labels_M), float(np.bincount(labels_M).max() / len(labels_M))
+    surely, needed = _least_share(share, count), chance + _TRUSTED_SKILL * (1 - chance)
+    if surely >= needed and chance < 1:
+        return ""
+    return (
+        f"the judge reads {share:.1%} of {count:,} real held-out images right (always the most frequent class: "
+        f"{chance:.1%}), which shows {surely:.1%} for sure; it is trusted from {needed:.1%}"
+    )
+
+
+def _least_share(share: float, count: int) -> float:
+    """Lower end of Wilson's interval of a share of `count`."""
+    per_image = _DEVIATIONS**2 / count
+    spread = _DEVIATIONS * math.sqrt(share * (1 - share) / count + per_image / (4 * count))
+    return (share + per_image / 2 - spread) / (1 + per_image)
 
 
 def class_accuracy(

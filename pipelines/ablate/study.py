@@ -30,6 +30,7 @@ from eval.pool.samplers import GeneratorSpec
 from eval.results import threads
 from eval.scores import class_accuracy, frechet_distance, train_judge
 from nvg.checkpoints import load_network, weights_hash
+from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
@@ -128,7 +129,8 @@ class _SampleScores:
         self.extractor_spec = prepare_extractor(features, data)
         self.extractor = build_extractor(self.extractor_spec)
         self.reference_NF = extract(self.extractor, data.train.images).features_NF
-        assert data.judge is not None
+        if data.judge is None or data.no_judge:
+            raise UserError(f"a study counts what a judge reads, but {data.no_judge}; give these classes more images")
         self.judge = train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names))
 
     def reference(self) -> Reference:

@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 
 from cluster.session import cluster_session
-from eval.features.extractors import ExtractorConfig, ExtractorSpec, feature_names, given_extractor
+from eval.features.extractors import ExtractorSpec, feature_names, given_extractor
 from eval.image_files import check_sample_folder, open_images, write_npz, write_png_folder
+from eval.pages.page import caveat_notes, dagger
 from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
 from eval.pool.pool import PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
@@ -71,8 +72,7 @@ def open_against(config: EvaluateConfig) -> Opened:
     Raises:
         UserError: weights or reference are missing or do not belong together.
     """
-    extractor = _extractor(config)
-    reference = read_reference(config.reference, extractor)
+    extractor, reference = given_reference(config)
     content = ContentGeneratorConfig(**load_config(config.content, "content", config.weights))
     side = load_config(config.tokenizer, "tokenizer", config.tokenizer_weights)["image_size"]
     reference.check_size(side, side)
@@ -152,8 +152,7 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
         UserError: images or reference are missing, damaged, of different size, or sorted by class.
     """
     console = console or Console()
-    extractor = _extractor(config)
-    reference = read_reference(config.reference, extractor)
+    extractor, reference = given_reference(config)
     channels, pixels = reference.read_as
     images = open_images(config.samples, channels=channels, pixels=pixels)
     require_images(len(images), f"samples: {config.samples}")
@@ -199,8 +198,9 @@ def print_against(results: dict[str, Any], console: Console) -> None:
     for name, (title, digits) in titles.items():
         if name in scores:
             spread = f"± {scores[f'{name}_std']:.{digits}f}" if f"{name}_std" in scores else ""
-            rows.append((title, f"{scores[name]:.{digits}f}", spread))
-    print_table(console, ("", "", ""), [*rows, ("images", f"{scores['num_images']:,}", "")])
+            rows.append((title, f"{scores[name]:.{digits}f}{dagger(results, 'generated', name)}", spread))
+    notes = caveat_notes(results)
+    print_table(console, ("", "", ""), [*rows, ("images", f"{scores['num_images']:,}", "")], notes=notes)
     if results["not_comparable_because"]:
         console.print("\nNot to be set beside published scores:", style="bold")
         for reason in results["not_comparable_because"]:
@@ -228,7 +228,12 @@ def _model_facts(config: EvaluateConfig, content: ContentGeneratorConfig) -> dic
     return {"parameters": parameters, "stages": layout.num_stages, "evaluations": evaluations}
 
 
-def _extractor(config: ExtractorConfig) -> ExtractorSpec:
+def given_reference(config: EvaluateConfig | EvaluateImagesConfig) -> tuple[ExtractorSpec, Reference]:
+    """The extractor and the reference that a configuration names; no network or sample is needed.
+
+    Raises:
+        UserError: one of them is missing, or they do not belong together.
+    """
     extractor = given_extractor(config)
     if extractor is None:
         raise refuse(
@@ -237,4 +242,4 @@ def _extractor(config: ExtractorConfig) -> ExtractorSpec:
             "the extractor the reference was made with: Inception's weight file, or the folder of a feature network",
             "set extractor_path",
         )
-    return extractor
+    return extractor, read_reference(config.reference, extractor)

@@ -11,14 +11,14 @@ from rich.console import Console
 from cluster.manifest import read_manifest
 from cluster.session import cluster_session
 from eval.evaluation import Evaluation, EvaluationData, evaluate
-from eval.pages.page import score_rows
+from eval.pages.page import caveat_notes, score_rows
 from eval.pages.report import ReportContent, write_report
 from eval.results import RESULTS_FILE
 from pipelines.checkpoints import require_tokenizer, training_keys
 from pipelines.evaluate.against import plan_against, run_against
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
 from pipelines.evaluate.images import TOKENIZER_TRAINED_ON, describe_features, describe_source, load_data
-from pipelines.evaluate.table import print_file, print_table, print_time, print_warnings
+from pipelines.evaluate.table import print_file, print_table, print_time
 from pipelines.precompute.plan import read_sources
 from pipelines.run_folder import read_metrics
 from pipelines.sources.source import hash_names
@@ -71,8 +71,7 @@ def _run_with_source(config: EvaluateConfig, *, console: Console) -> dict[str, A
         )
     report = write_report(Path(config.output) / REPORT_FILE, _report(config, data, evaluation, usage))
     head, rows = score_rows(evaluation.results)
-    print_table(console, head, rows, first="bold")
-    print_warnings(console, evaluation.results)
+    print_table(console, head, rows, first="bold", notes=caveat_notes(evaluation.results))
     console.print()
     print_time(console, evaluation.results)
     print_file(console, "results", Path(config.output) / RESULTS_FILE)
@@ -130,7 +129,6 @@ def _facts(config: EvaluateConfig, data: EvaluationData) -> dict[str, str]:
         "size": f"{side}×{side}, {'grey' if channels == 1 else 'colour'}",
         "train / judge / held out": f"{len(data.train)} / {0 if data.judge is None else len(data.judge)} / "
         f"{len(data.held_out)}",
-        **({"warnings": "; ".join(data.warnings)} if data.warnings else {}),
         "classes": ", ".join(data.class_names[:20]) + (" …" if len(data.class_names) > 20 else ""),
         "tokenizer": config.tokenizer,
         "content generator": config.content,

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.evaluation import EvaluationData
+from eval.evaluation import EvaluationData, check_counts
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, given_extractor, trained_extractor
 from eval.image_sets import ImageSet
+from eval.scores.judge import why_no_judge
 from nvg.errors import UserError
 from nvg.pixels import ImageArray
 from pipelines.sources import (
     BadImage,
+    EmptySplit,
     ImageSource,
     SkippedInput,
     SourceConfig,
@@ -30,33 +32,92 @@ from pipelines.sources.views import say_changes
 TOKENIZER_TRAINED_ON = "the tokenizer was trained on"
 _NUM_NAMED = 3
 
+_NUM_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a source, opened: which images there are is known, none is decoded.
+
+    Attributes:
+        train: what is learned from, and the reference of the scores.
+        judge: images for the judge alone; None where the split is empty.
+        test: held out.
+    """
+
+    train: ImageSource
+    judge: ImageSource | None
+    test: ImageSource
+
+    def by_name(self) -> dict[str, ImageSource]:
+        """Those that there are, under the names of their splits."""
+        return {name: part for name, part in vars(self).items() if part is not None}
+
+    @property
+    def no_judge(self) -> str:
+        """Why there will be no judge, as a clause; empty where there will be one."""
+        return why_no_judge(self.train.class_names, np.zeros(0, np.int64) if self.judge is None else self.judge.labels)
+
+
+def open_parts(source: SourceConfig) -> Parts:
+    """Open the three parts of a source, whatever its split, and make sure that they can be scored.
+
+    Raises:
+        UserError: a part that is needed is missing, empty or too small, or has too many bad images.
+    """
+    train, test = (open_source(replace(source, split=name), tell=True) for name in ("train", "test"))
+    try:
+        judge = open_source(replace(source, split="judge"), tell=True)
+    except EmptySplit:
+        judge = None
+    check_counts({"training": len(train), "held-out": len(test)})
+    return Parts(train, judge, test)
+
+
+def describe_parts(parts: Parts) -> list[str]:
+    """Which part has which classes and how many images, and what that keeps from being scored: one line each."""
+    names = parts.train.class_names
+    opened = parts.by_name()
+    counts = {name: np.bincount(part.labels, minlength=len(names)).tolist() for name, part in opened.items()}
+    numbers = [" / ".join(map(str, by_part)) for by_part in zip(*counts.values(), strict=True)]
+    if len(names) > _NUM_LISTED:
+        listed = ", ".join(f"{min(count)} to {max(count)} a class in {name}" for name, count in counts.items())
+    else:
+        listed = ", ".join(f"{name}: {number}" for name, number in zip(names, numbers, strict=True))
+    total = " / ".join(f"{len(part):,}" for part in opened.values())
+    lines = [f"images of {len(names)} class(es), {' / '.join(opened)}: {total} ({listed})"]
+    if parts.no_judge:
+        lines.append(
+            f"no judge, and so no share of samples read as the class asked for: {parts.no_judge}; give these classes "
+            "more images, or raise source.judge_fraction"
+        )
+    return lines
+
 
 def load_data(source: SourceConfig, trained: Mapping[str, np.ndarray | None] | None = None) -> EvaluationData:
     """Read the three parts of a source into memory: view 0 of each image, and all views of the training images.
 
     Args:
         source: the images; its split is ignored.
-        trained: see `warnings_of_training`.
+        trained: see `why_seen`.
 
     Raises:
         UserError: a part is missing or empty, or has too many bad images.
     """
-    opened = {name: open_source(replace(source, split=name), tell=True) for name in ("train", "judge", "test")}
-    loaded = {name: _image_set(part) for name, part in opened.items()}
-    views = range(source.num_views)
+    parts, views = open_parts(source), range(source.num_views)
     return EvaluationData(
-        class_names=list(opened["train"].class_names),
-        train=loaded["train"],
-        held_out=loaded["test"],
-        judge=loaded["judge"],
-        train_views=_image_set(opened["train"], views).images if len(views) > 1 else None,
-        fingerprints={name: part.fingerprint for name, part in opened.items()},
-        warnings=warnings_of_training([*opened["test"].keys, *opened["judge"].keys], trained or {}),
+        class_names=list(parts.train.class_names),
+        train=_image_set(parts.train),
+        held_out=_image_set(parts.test),
+        judge=None if parts.judge is None else _image_set(parts.judge),
+        train_views=_image_set(parts.train, views).images if len(views) > 1 else None,
+        fingerprints={name: part.fingerprint for name, part in parts.by_name().items()},
+        seen_in_training=why_seen([*parts.test.keys, *(parts.judge.keys if parts.judge else [])], trained or {}),
     )
 
 
-def warnings_of_training(keys: Sequence[str], trained: Mapping[str, np.ndarray | None]) -> list[str]:
-    """What to say where networks may have seen the images that are scored.
+def why_seen(keys: Sequence[str], trained: Mapping[str, np.ndarray | None]) -> list[str]:
+    """Why scores are those of images that networks may have seen, a clause each.
 
     Args:
         keys: names of these images.

@@ -116,10 +116,10 @@ def _sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
         for number, (row, score) in enumerate(zip(rows, scores, strict=True))
     ]
     table = [
-        [describe(row["changed"]), *(f"{score[name]:.3f}" for name in _SCORES)]
+        [describe(row["changed"]), *(f"{score[name]:.3f}{page.dagger(row, 'generated', name)}" for name in _SCORES)]
         for row, score in zip(rows, scores, strict=True)
     ]
-    remarks = "; ".join(rows[0]["not_comparable_because"])
+    remarks = "; ".join([*rows[0]["not_comparable_because"], *page.caveat_notes(rows[0])])
     return page.page(
         "Sampling settings",
         page.header("Sampling settings"),
@@ -241,7 +241,8 @@ def _score(config: FollowConfig, found: dict[str, tuple[Path, int]], output: Pat
     print_against(results, console)
     shutil.rmtree(output / _WEIGHTS_FOLDER)
     images = {f"{name}_images": count for name, (_, count) in found.items()}
-    return {**images, "scores": results["scores"]["generated"], "protocol": results["protocol"]}
+    kept = {name: results[name] for name in ("caveats", "protocol")}
+    return {**images, "scores": results["scores"]["generated"], **kept}
 
 
 def _copy(checkpoint: Path, weights: str, target: Path) -> Path:

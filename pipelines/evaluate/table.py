@@ -122,7 +122,12 @@ def _read_row(path: Path, title: str) -> ScoreRow | TokenizerRow:
 
 
 def print_table(
-    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, first: str | None = None
+    console: Console,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    first: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Print a table under an empty line, all columns but the first aligned right.
 
@@ -131,20 +136,17 @@ def print_table(
         head: a name for each column; all empty shows none.
         rows: of texts.
         first: style of the first row, such as `bold`.
+        notes: lines below it.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(head))
     for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*row, style=first if number == 0 else None)
     console.print()
     console.print(table)
-
-
-def print_warnings(console: Console, results: dict[str, Any]) -> None:
-    """Print what makes scores other than they seem, a line each."""
-    for line in results["warnings"]:
-        console.print(f"\nwarning: {line}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_file(console: Console, name: str, path: Path, remark: str = "") -> None:

@@ -10,9 +10,10 @@ from rich.console import Console
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
 from eval.features import ExtractorConfig
+from eval.pages.page import caveat_notes, dagger
 from eval.pool.jobs import ReconstructionJob
 from eval.pool.pool import ChunkPoolConfig, run_chunks
-from eval.results import RESULTS_FILE, threads, timed, write_results
+from eval.results import RESULTS_FILE, caveat, count_caveats, threads, timed, write_results
 from eval.scores.reconstruction import check_lpips
 from eval.tokenizer_evaluation import reconstruction_picture, reconstruction_protocol, reconstruction_scores
 from nvg.bounds import at_least
@@ -29,12 +30,13 @@ from pipelines.evaluate.images import (
     describe_source,
     extractor_for,
     open_filled,
-    warnings_of_training,
+    why_seen,
 )
-from pipelines.evaluate.table import print_file, print_table, print_time, print_warnings
+from pipelines.evaluate.table import print_file, print_table, print_time
 from pipelines.sources import SourceConfig
 
 SCHEMA_VERSION = 1
+_COMPARED = ("rfid", "lpips_vgg", "lpips_alex", "psnr_db", "ssim")
 _SHEET_FILE = "reconstructions.png"
 
 
@@ -131,10 +133,18 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
     check_readable(source, pool.arrays["readable_B"])
     with timed(seconds, "scores"), threads(num_threads):
         scores = reconstruction_scores(pool.arrays, tokenizer.dequantizer.layout, tokenizer.config.codebook_size)
+    seen = why_seen(source.keys, {TOKENIZER_TRAINED_ON: training_keys(config.tokenizer)})
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
-        "warnings": warnings_of_training(source.keys, {TOKENIZER_TRAINED_ON: training_keys(config.tokenizer)}),
+        "caveats": [
+            *(caveat([n for n in _COMPARED if n in scores], ["reconstructions"], reason) for reason in seen),
+            *count_caveats(
+                {"reconstructions": scores["num_images"]},
+                scores=scores,
+                num_features=pool.arrays["features_BF"].shape[1],
+            ),
+        ],
         "left_out": [
             f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
         ],
@@ -151,14 +161,14 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
 def _print_scores(results: dict[str, Any], console: Console) -> None:
     """Print scores, codebook use by stage, what the reference is and what was left out."""
     scores, reference = results["scores"], results["protocol"]["reference"]
-    rows = [("rFID ↓", f"{scores['rfid']:.3f}")]
+    rows = [("rFID ↓", f"{scores['rfid']:.3f}{dagger(results, 'reconstructions', 'rfid')}")]
     rows += [
         (f"LPIPS ({trunk}) ↓", f"{scores[name]:.4f}")
         for trunk in ("vgg", "alex")
         if (name := f"lpips_{trunk}") in scores
     ]
     rows += [("PSNR ↑", f"{scores['psnr_db']:.2f} dB"), ("SSIM ↑", f"{scores['ssim']:.4f}")]
-    print_table(console, ("", ""), rows)
+    print_table(console, ("", ""), rows, notes=caveat_notes(results))
     codebook = scores["codebook"]
     stages = [
         (str(number), str(stage["tokens_per_image"]), f"{stage['usage']:.1%}", f"{stage['perplexity']:.1f}")
@@ -175,5 +185,4 @@ def _print_scores(results: dict[str, Any], console: Console) -> None:
     )
     for line in results["left_out"]:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
-    print_warnings(console, results)
     print_time(console, results)

@@ -16,6 +16,7 @@ from pipelines.sources.config import SourceConfig
 from pipelines.sources.opening import open_source
 from pipelines.sources.source import (
     BadImage,
+    EmptySplit,
     ImageSource,
     LoadedImages,
     SkippedInput,
@@ -27,6 +28,7 @@ from pipelines.sources.source import (
 
 __all__ = [
     "BadImage",
+    "EmptySplit",
     "ImageSource",
     "LoadedImages",
     "SkippedInput",

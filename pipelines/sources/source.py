@@ -22,6 +22,10 @@ _NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUM_HASHES = 2.0**64
 
 
+class EmptySplit(UserError):  # noqa: N818 - a part may be empty; whoever needs it stops
+    """A split holds no image."""
+
+
 @dataclass(frozen=True)
 class SkippedInput:
     """An input left out, and why; reasons of one kind begin alike, up to a colon."""
@@ -124,7 +128,8 @@ class ListedSource(ImageSource):
             Indices of the inputs kept.
 
         Raises:
-            UserError: none is left, or too many are bad.
+            EmptySplit: none is left.
+            UserError: too many are bad.
         """
         config, chosen = self.config, list(range(len(keys)))
         self.without = {}
@@ -145,7 +150,7 @@ class ListedSource(ImageSource):
         if not kept:
             by_hash = "add images, or change source.split, source.judge_fraction, source.test_fraction or split_seed"
             advice = by_hash if config.split_by == "hash" else f"put class folders with images into {config.split}/"
-            raise UserError(f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; {advice}")
+            raise EmptySplit(f"{config.path}: split {config.split!r} of {len(keys)} inputs holds no image; {advice}")
         return kept
 
 

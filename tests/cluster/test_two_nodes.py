@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,22 @@ def test_precompute_on_two_nodes_writes_the_bytes_of_one_actor(result):
     assert spread["num_pids"] == 2  # both actors committed units
     assert {"index.json", "manifest.json", "dequantizer.safetensors"} <= spread["files"].keys()
     assert spread["files"] == alone["files"]
+
+
+def test_a_node_lost_in_mid_unit_changes_no_byte(repository):
+    script = repository / "benchmarks" / "precompute_kills.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "1", "--kinds", "node", "--views", "2"],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert [kill["kind"] for kill in report["kills"]] == ["node"]
+    assert report["identical"]
 
 
 def test_samples_drawn_on_two_nodes_are_those_of_one_actor_bitwise(result):

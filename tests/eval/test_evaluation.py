@@ -67,6 +67,16 @@ def test_results_and_report(ray_session, config: EvaluateConfig, digits: Evaluat
     hashes = [value["protocol"]["pools"]["generated"]["images_sha256"] for value in (again, results)]
     assert hashes[0] == hashes[1]
 
+    # 60 samples of random networks: what so few cannot carry is marked, and without a judge there is no accuracy
+    marked = {(score, name) for found in results["caveats"] for score in found["scores"] for name in found["sets"]}
+    few = {"generated", "generated_guidance_1"}
+    assert marked == {(score, name) for score in ("fid", "precision", "recall", "inception_score") for name in few}
+    assert "FID (generated; generated, guidance 1): 60 images are fewer" in (output / "report.html").read_text()
+    unjudged = evaluate(spec, replace(digits, judge=None), config, pool=config.pool, judge=config.judge).results
+    assert all("class_accuracy" not in row for row in unjudged["scores"].values())
+    assert unjudged["caveats"][0]["scores"] == ["class_accuracy"]
+    assert unjudged["caveats"][0]["reason"].startswith("left out: the judge's part has no image of 10 of 10 classes")
+
 
 def test_the_feature_network_is_trained_once(config: EvaluateConfig, digits: EvaluationData, tmp_path: Path) -> None:
     fresh = replace(
@@ -114,8 +124,8 @@ def test_missing_things_are_named(config: EvaluateConfig, digits: EvaluationData
         replace(digits, held_out=ImageSet(digits.held_out.images[:3], digits.held_out.labels[:3]))
     assert digits.judge is not None
     without_sevens = np.where(digits.judge.labels == 7, 1, digits.judge.labels)
-    with pytest.raises(UserError, match=r"judge images: found none of 1 class\(es\) \(7\)"):
-        replace(digits, judge=replace(digits.judge, labels=without_sevens))
+    without = replace(digits, judge=replace(digits.judge, labels=without_sevens))
+    assert without.no_judge == "the judge's part has no image of 1 of 10 classes (7)"
     with pytest.raises(ValueError, match="held-out labels"):
         replace(digits, held_out=replace(digits.held_out, labels=digits.held_out.labels[:-1]))
     with pytest.raises(ValueError, match=r"manifest\.json"):

@@ -1,6 +1,9 @@
-"""Kills at random places, of trainings and of a precompute: the same command goes on and nobody can tell afterwards.
+"""Kills at random places, of trainings, of a precompute and of a whole chain: the same command goes on and nobody can
+tell afterwards.
 
-Short versions with a kill at a chosen place are in `tests/pipelines/train` and `tests/pipelines/precompute`.
+`NVG_KILLS` says how many kills there are (five in a precompute and in each step of a chain), `NVG_SEED` where. Short
+versions with a kill at a chosen place are in `tests/pipelines` (`train`, `precompute`, `test_demo.py`) and in
+`tests/eval/pool`.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.long, pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.cluster, pytest.mark.timeout(3600)]
+
+KILLS, SEED = os.environ.get("NVG_KILLS", "5"), os.environ.get("NVG_SEED", "0")
 
 
 @pytest.mark.parametrize(
     "program",
     [
-        ["tests/support/training_faults_on_ray.py", "FOLDER", "--rounds", "2"],
-        ["benchmarks/precompute_kills.py", "--kills", "5", "--seed", "0"],
+        ["tests/support/training_faults_on_ray.py", "FOLDER", "--rounds", "2", "--seed", SEED],
+        ["benchmarks/precompute_kills.py", "--kills", KILLS, "--seed", SEED],
+        ["tests/support/chain_kills.py", "FOLDER", "--kills", KILLS, "--seed", SEED],
     ],
-    ids=["trainings", "precompute"],
+    ids=["trainings", "precompute", "chain"],
 )
 def test_killed_at_random_the_same_command_goes_on(program, repository, tmp_path):
     path = os.pathsep.join([str(repository), str(repository / "tests" / "support")])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chain_kills import MARK, living
 from PIL import Image
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -53,7 +54,7 @@ def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
+        env={**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, MARK: str(folder)},
     )
 
 
@@ -63,30 +64,34 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def kill_when(process: subprocess.Popen[str], there: Path) -> None:
-    """Interrupts the demo as soon as a file exists."""
+def kill_when(process: subprocess.Popen[str], there: Path, how: signal.Signals) -> None:
+    """Ends the demo as soon as a file exists, its driver alone or, as Ctrl-C does, all of it; nothing is left of it."""
     deadline = time.monotonic() + 400
     while not there.exists():
         assert process.poll() is None, process.communicate()[0][-6000:]
         assert time.monotonic() < deadline, f"{there} has not appeared"
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=120)
+    (os.kill if how == signal.SIGKILL else os.killpg)(process.pid, how)
+    process.wait(timeout=120)
     assert process.returncode != 0
+    folder = str(there.parents[1])
+    while left := list(living(folder)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(
-    ("short", "killed_at", "least_read"),  # 0.1 is read by chance; the default training reaches 0.95
+    ("short", "killed_at", "how", "least_read"),  # 0.1 is read by chance; the default training reaches 0.95
     [
-        ([*lengths(6_400, 24_000, 16_000), "evaluation.guidance_one=false"], "driver.yaml", 0.3),
-        pytest.param(lengths(19_200, 38_400, 25_600), "metrics.jsonl", 0.45, marks=pytest.mark.long),
+        ([*lengths(6_400, 24_000, 16_000), "evaluation.guidance_one=false"], "driver.yaml", signal.SIGKILL, 0.3),
+        pytest.param(lengths(19_200, 38_400, 25_600), "metrics.jsonl", signal.SIGINT, 0.45, marks=pytest.mark.long),
     ],
     ids=["a-twelfth", "an-eighth"],
 )
-def test_digits_stopped_half_way_and_started_again(short, killed_at, least_read, tmp_path):
+def test_digits_stopped_half_way_and_started_again(short, killed_at, how, least_read, tmp_path):
     """Enough training to read some of the digits, and to fail if a step of the chain were wrong."""
     folder = tmp_path / "demo"
-    kill_when(start_demo(folder, *short), folder / "content" / killed_at)
+    kill_when(start_demo(folder, *short), folder / "content" / killed_at, how)
     tokenizer_before = (folder / "tokenizer" / "checkpoints" / "latest").stat().st_mtime_ns
     records_before = (folder / "records" / "index.json").stat().st_mtime_ns
     output = finish(start_demo(folder, *short))
@@ -95,6 +100,7 @@ def test_digits_stopped_half_way_and_started_again(short, killed_at, least_read,
     assert (folder / "records" / "index.json").stat().st_mtime_ns == records_before
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     scores = results["scores"]
+    assert results["caveats"] == []
     assert scores["generated"]["num_images"] == 200
     assert scores["held_out"]["class_accuracy"] >= 0.97
     assert scores["reconstructions"]["class_accuracy"] >= 0.9

@@ -23,7 +23,7 @@ from nvg.training import TokenizerLossConfig
 from pipelines.checkpoints import begin, commit, generators, require_tokenizer, tokenizer_of, training_keys
 from pipelines.cli.main import app
 from pipelines.evaluate import series
-from pipelines.evaluate.images import load_data, warnings_of_training
+from pipelines.evaluate.images import load_data, why_seen
 from pipelines.sources import SourceConfig, open_source
 from pipelines.sources.source import hash_names
 from pipelines.train.config import LoopConfig, OptimizerConfig
@@ -140,12 +140,12 @@ def test_a_tokenizer_knows_the_names_of_its_images_and_scores_of_them_are_warned
     assert names is not None
     assert np.array_equal(names, np.sort(hash_names(open_source(source).keys)))
     trained = {"the tokenizer was trained on": names}
-    assert load_data(source, trained).warnings == []
+    assert load_data(source, trained).seen_in_training == []
     # The same folder divided by another seed, which the tokenizer does not know of.
-    (line,) = load_data(replace(source, split_seed=2), trained).warnings
+    (line,) = load_data(replace(source, split_seed=2), trained).seen_in_training
     held_out = [open_source(replace(source, split_seed=2, split=part)).keys for part in ("test", "judge")]
     seen = [key for key in held_out[0] + held_out[1] if key in set(open_source(source).keys)]
     assert line.startswith(f"{len(seen)} of {len(held_out[0] + held_out[1])} images scored as held out")
     assert f"that the tokenizer was trained on ({', '.join(seen[:3])}, …)" in line
-    (unknown,) = warnings_of_training(held_out[0], {"the tokenizer was trained on": training_keys(tmp_path)})
+    (unknown,) = why_seen(held_out[0], {"the tokenizer was trained on": training_keys(tmp_path)})
     assert unknown == "nothing says which images the tokenizer was trained on: those scored may be among them"

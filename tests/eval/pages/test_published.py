@@ -17,6 +17,7 @@ from eval.pages.published import (
     tokenizer_row_of_results,
 )
 from eval.pictures.plots import scatter
+from eval.results import caveat
 from nvg.errors import UserError
 from pipelines.evaluate.table import ReportConfig, published_rows, published_tokenizers, run_report
 
@@ -104,6 +105,8 @@ def test_a_result_becomes_a_row_with_its_remarks() -> None:
     text = markdown_table([row, ScoreRow(type="GAN", model="other", fid=3.0)])
     assert "| other | GAN | 3.00 |  |" in text
     assert "ours: 5,000 samples; published scores use 50,000." in text
+    caveats = [caveat(["fid"], ["generated"], "too few"), caveat(["fid"], ["held_out"], "of no row here")]
+    assert row_of_results("ours", {**RESULTS, "caveats": caveats}).remarks == (*row.remarks, "FID: too few")
 
 
 def test_plots_show_what_has_both_numbers() -> None:

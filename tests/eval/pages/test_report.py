@@ -22,6 +22,7 @@ from eval.pictures.plots import loss_curves, smooth, usage_bars
 from eval.pictures.sheets import nearest_sheet, painting_rows, real_beside_generated, reconstruction_sheet, sample_grid
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
+from eval.results import caveat
 
 
 class Links(HTMLParser):
@@ -109,6 +110,7 @@ def test_the_page_is_whole_and_fetches_nothing(content: ReportContent, tmp_path:
     path = write_report(tmp_path / "deep" / "report.html", content)
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     html = path.read_text(encoding="utf-8")
+    assert "†" not in html
     links = Links()
     links.feed(html)
     assert len(links.addresses) > 10
@@ -133,9 +135,15 @@ def test_what_users_name_cannot_break_the_page(content: ReportContent) -> None:
 
 
 def test_a_report_without_extras_is_possible(content: ReportContent) -> None:
-    html = render_report(replace(content, curves={}, codebook_usage=(), times=(), facts={}))
+    reason = "the judge reads 36.8% of 57 <b>real</b> images"
+    caveats = [caveat(["class_accuracy"], ["generated", "held_out"], reason), caveat(["recall"], [], "left out: few")]
+    results = {**content.results, "caveats": caveats}
+    html = render_report(replace(content, results=results, curves={}, codebook_usage=(), times=(), facts={}))
     assert "Learning" not in html
     assert "Scores" in html
+    assert html.count("85.0% †") == 3  # the headline and both rows
+    assert "† read as asked (generated; real, held out): the judge reads 36.8% of 57 &lt;b&gt;real" in html
+    assert ">recall: left out: few<" in html
 
 
 def test_score_table(content: ReportContent) -> None:
