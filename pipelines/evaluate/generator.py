@@ -21,7 +21,7 @@ from pipelines.evaluate.images import TOKENIZER_TRAINED_ON, describe_features, d
 from pipelines.evaluate.table import print_file, print_table, print_time
 from pipelines.precompute.plan import read_sources
 from pipelines.run_folder import read_metrics
-from pipelines.sources.source import hash_names
+from pipelines.sources.keys import hash_names
 
 
 def plan_evaluate(config: EvaluateConfig) -> list[str]:

@@ -26,7 +26,8 @@ from pipelines.sources import (
     load_images,
     open_source,
 )
-from pipelines.sources.source import hash_names, key_line, split_rule
+from pipelines.sources.keys import hash_names, key_line
+from pipelines.sources.source import split_rule
 from pipelines.sources.views import say_changes
 
 TOKENIZER_TRAINED_ON = "the tokenizer was trained on"

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.files import write_atomically
 from nvg.errors import UserError
 from pipelines.sources import ImageSource
-from pipelines.sources.source import key_line
+from pipelines.sources.keys import key_line
 
 INPUTS_FILE = "inputs.bin"  # a row for each line of sources.txt; in a part, for each image of its unit
 _ROW = np.dtype([("content", "u1", (16,)), ("stamp", "<u8")])

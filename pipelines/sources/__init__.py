@@ -4,6 +4,7 @@ In reading order; importing the package opens the first three alone, neither Pil
 
 * `config`: what to read, `SourceConfig`
 * `source`: what every source offers (`ImageSource`), how it is told (`describe`), splits, bad inputs, `load_images`
+* `keys`: names of images as bytes, lines and numbers
 * `opening`: from a description to the source
 * `digits`, `folders`, `tars`: the kinds
 * `shards`: what is in a tar, and where
@@ -13,6 +14,7 @@ In reading order; importing the package opens the first three alone, neither Pil
 """
 
 from pipelines.sources.config import SourceConfig
+from pipelines.sources.keys import key_line
 from pipelines.sources.opening import open_source
 from pipelines.sources.source import (
     BadImage,
@@ -22,7 +24,6 @@ from pipelines.sources.source import (
     SkippedInput,
     check_bad_inputs,
     count_headings,
-    key_line,
     load_images,
 )
 

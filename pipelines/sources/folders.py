@@ -30,6 +30,7 @@ from pipelines.sources.class_names import (
     whole_number,
 )
 from pipelines.sources.config import SourceConfig
+from pipelines.sources.keys import hash_names, key_line
 from pipelines.sources.locations import (
     is_file,
     is_folder,
@@ -43,7 +44,7 @@ from pipelines.sources.locations import (
     stamps_of,
     walk,
 )
-from pipelines.sources.source import PARTS, BadImage, ListedSource, SkippedInput, hash_names, key_line
+from pipelines.sources.source import PARTS, BadImage, ListedSource, SkippedInput
 from pipelines.sources.views import decode_image, views_of_file
 
 _TRAIN, _VALIDATION = "train", "val"

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 
 from pipelines.sources.config import SourceConfig
-from pipelines.sources.source import ImageSource, count_headings, key_line
+from pipelines.sources.keys import key_line
+from pipelines.sources.source import ImageSource, count_headings
 
 _NUM_NAMED_CLASSES = 3
 logger = logging.getLogger(__name__)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +13,10 @@ import numpy as np
 
 from nvg.errors import BadImage, UserError
 from pipelines.sources.config import SourceConfig
+from pipelines.sources.keys import hash_name, key_bytes, key_line
 
 PARTS = ("train", "judge", "test")
 _NUM_NAMED_BAD_IMAGES = 5
-_NO_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NUM_HASHES = 2.0**64
 
 
@@ -37,20 +35,6 @@ class SkippedInput:
     def heading(self) -> str:
         """What it is counted under."""
         return self.reason.partition(":")[0]
-
-
-def key_bytes(key: str) -> bytes:
-    """A key for hashing: UTF-8, and the very bytes of a name that is not."""
-    return key.encode("utf-8", "surrogateescape")
-
-
-def key_line(key: str) -> str:
-    """A key as one printable line, such as those of `sources.txt`.
-
-    It stands for itself unless it holds control characters or bytes that are not UTF-8, or begins with a quote: then it
-    is a JSON string, from which the key can be read again.
-    """
-    return json.dumps(key) if key.startswith('"') or _NO_LINE.search(key) else key
 
 
 class ImageSource(Protocol):
@@ -181,16 +165,6 @@ def part_of(key: str, config: SourceConfig) -> str:
     if place < config.judge_fraction * _NUM_HASHES:
         return "judge"
     return "test" if place >= (1.0 - config.test_fraction) * _NUM_HASHES else "train"
-
-
-def hash_name(name: str) -> int:
-    """64 bits of a name."""
-    return int.from_bytes(hashlib.blake2b(key_bytes(name), digest_size=8).digest(), "big")
-
-
-def hash_names(names: Iterable[str]) -> np.ndarray:
-    """uint64, `hash_name` of each."""
-    return np.fromiter((hash_name(name) for name in names), dtype=np.uint64)
 
 
 def _classes_without(good: Iterable[tuple[int, str]], config: SourceConfig) -> dict[str, list[int]]:

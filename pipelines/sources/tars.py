@@ -19,6 +19,7 @@ from webdataset.shardlists import expand_urls
 from nvg.errors import UserError
 from pipelines.sources.class_names import class_names_of_labels, decode_text, whole_number
 from pipelines.sources.config import SourceConfig
+from pipelines.sources.keys import hash_names
 from pipelines.sources.locations import (
     folder_of,
     is_file,
@@ -32,7 +33,7 @@ from pipelines.sources.locations import (
     walk,
 )
 from pipelines.sources.shards import TarIndex, TarSample, index_tar, is_hidden
-from pipelines.sources.source import ListedSource, SkippedInput, hash_names
+from pipelines.sources.source import ListedSource, SkippedInput
 from pipelines.sources.views import views_of_file
 
 _DOTTED_LABELS = (".cls", ".json")

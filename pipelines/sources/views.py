@@ -18,7 +18,7 @@ from eval.decoding import decode_image
 from nvg.errors import BadImage
 from nvg.randomness import Purpose, uniforms
 from pipelines.sources.config import SourceConfig, shift_reach
-from pipelines.sources.source import key_bytes
+from pipelines.sources.keys import key_bytes
 
 _CROP_RATIO = 1.125
 _CROP_POLICIES = ("crop", "random_crop", "ten_crop", "fresh_crop")

@@ -23,7 +23,7 @@ from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, Tokeni
 from pipelines.batches.config import ImageLoadingConfig, ViewsPerEpoch
 from pipelines.batches.images import check_loading, image_source
 from pipelines.sources import SourceConfig, open_source
-from pipelines.sources.source import hash_names
+from pipelines.sources.keys import hash_names
 from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
 from pipelines.train.launch import command, run_training

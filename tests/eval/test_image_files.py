@@ -156,8 +156,8 @@ def test_all_kinds_of_images_are_read_and_what_is_passed_over_is_named(images: n
 
 
 def test_a_folder_that_cannot_be_listed_is_named(images: np.ndarray, tmp_path: Path, monkeypatch) -> None:
-    write_png_folder(tmp_path / "shut", 4, [images[:4]])
     write_png_folder(tmp_path, 4, [images[:4]])
+    write_png_folder(tmp_path / "shut", 4, [images[:4]])
     scandir = os.scandir
 
     def guarded(path):  # the superuser may list everything

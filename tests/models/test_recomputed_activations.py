@@ -20,7 +20,7 @@ SIZE: dict[str, Any] = {
 
 def gradients(change, depth=3):
     torch.manual_seed(0)
-    network = ContentGenerator(ContentGeneratorConfig(**{**SIZE, "depth": depth}, drop_path_rate=2.0))
+    network = ContentGenerator(ContentGeneratorConfig(**{**SIZE, "depth": depth}, drop_path_rate=1.0))
     change(network)
     canvas, stage = torch.randn(6, 16, 4), torch.arange(6) % 5
     structure = torch.stack([torch.randperm(16) for _ in range(6)])

@@ -25,7 +25,7 @@ from pipelines.cli.main import app
 from pipelines.evaluate import series
 from pipelines.evaluate.images import load_data, why_seen
 from pipelines.sources import SourceConfig, open_source
-from pipelines.sources.source import hash_names
+from pipelines.sources.keys import hash_names
 from pipelines.train.config import LoopConfig, OptimizerConfig
 from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 

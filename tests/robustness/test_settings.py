@@ -47,6 +47,11 @@ def bad_values(kind: Any) -> list[str]:
     return BY_TYPE.get(kind, [])
 
 
+def is_choice(kind: Any) -> bool:
+    """Whether it is a `Literal`, or one or null."""
+    return any(typing.get_origin(choice) is typing.Literal for choice in (kind, *typing.get_args(kind)))
+
+
 def nested(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
@@ -68,8 +73,8 @@ def test_values_of_another_type_at_every_key_of_every_schema(tally: Tally):
     for name, key, kind in every_key():
         schema = schema_of(name)[0]
         for text in bad_values(kind):
-            if typing.get_origin(kind) is typing.Literal:
-                continue  # refused by the merge: see below
+            if is_choice(kind):
+                continue  # refused by the section: see below
             run = partial(typed_section, schema, nested(key, Typed(text)), "", schema)
             tally.expect_refusal(
                 "settings by type", f"{name}: {key}={text}", run, names=key.split(".")[-1] if text[:1] != "{" else ""
@@ -104,7 +109,7 @@ def test_values_that_a_section_itself_refuses(tally: Tally):
         tries = list(out_of_range(section))
         for item in dataclasses.fields(section):
             kind = hints[item.name]
-            if typing.get_origin(kind) is typing.Literal:
+            if is_choice(kind):
                 tries += [(item.name, text) for text in bad_values(kind)]
             if not dataclasses.is_dataclass(kind):  # whole schemas are long to read
                 tries.append((item.name, "${absent}"))

@@ -125,7 +125,7 @@ def test_device_out_of_memory_names_what_can_be_changed(tmp_path, monkeypatch):
 def test_plain_engine_among_ranks_is_refused_before_it_waits_for_them(tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)  # left over from a launcher
-    with pytest.raises(UserError, match=r"loop.engine=plain runs one rank, found 2; set loop.engine=deepspeed"):
+    with pytest.raises(UserError, match=r"loop.engine=plain runs one rank, found 2 in WORLD_SIZE; set loop.engine"):
         run_training(tiny_config(tmp_path / "run"), build_task)
     assert not (tmp_path / "run").exists()
 
