@@ -60,7 +60,7 @@ class Ranks:
             ClusterError: the variables contradict each other.
         """
         environ = os.environ if environ is None else environ
-        settle_temporary_folder()
+        settle_temporary_folder(for_ray=False)
         world_size = _count(environ, "WORLD_SIZE", "1")
         rank = _count(environ, "RANK", "0")
         local_rank = _count(environ, "LOCAL_RANK", "0")

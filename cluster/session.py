@@ -120,16 +120,19 @@ def session_environment(config: SessionConfig) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-def settle_temporary_folder() -> None:
+def settle_temporary_folder(*, for_ray: bool = True) -> None:
     """Have this process and its children put their sockets below /tmp where TMPDIR is too long for them, and say so.
 
     Slurm names such folders. Ray, and whoever shares tensors between processes, makes sockets there, whose names may
     have 107 bytes.
 
+    Args:
+        for_ray: Ray is started next, so that RAY_TMPDIR counts too.
+
     Raises:
         ClusterError: RAY_TMPDIR, which is meant for these sockets alone, is too long.
     """
-    for name in ("RAY_TMPDIR", "TMPDIR"):
+    for name in ("RAY_TMPDIR", "TMPDIR") if for_ray else ("TMPDIR",):
         num_bytes = len(os.fsencode(os.environ.get(name, "")))
         if num_bytes <= MAX_TMPDIR_BYTES:
             continue

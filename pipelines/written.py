@@ -98,8 +98,9 @@ def from_yaml(node: yaml.Node | None, *, in_file: bool) -> Any:
         return {}
     if isinstance(node, yaml.SequenceNode):
         return [from_yaml(item, in_file=in_file) for item in node.value]
-    if not isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
         return Written(node.value, quoted=node.style is not None or node.tag.endswith(":str"), in_file=in_file)
+    assert isinstance(node, yaml.MappingNode)
     names = [key.value for key, _ in node.value]
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or names.count(key.value) > 1:
@@ -156,8 +157,8 @@ def _typed(kind: Any, value: Any, key: str, root: type) -> Any:
         each = arguments[0] if arguments else Any
         return [_typed(each, item, f"{key}[{number}]", root) for number, item in enumerate(value)]
     if is_section or origin in (list, dict) or isinstance(value, (Mapping, list, tuple)):
-        is_bare = origin is list and isinstance(value, Written) and value.text[:1] not in ("[", "(", "")
-        advice = f"write [{value.text}]" if is_bare else ""
+        text = value.text if origin is list and isinstance(value, Written) else ""
+        advice = f"write [{text}]" if text[:1] not in ("[", "(", "") else ""
         raise refuse(key, value, type_name(kind), advice)
     if value == "???" or (isinstance(value, Written) and value.text == "???"):
         raise refuse(key, "???", f"{type_name(kind)}; OmegaConf takes ??? for a value that is not set")
