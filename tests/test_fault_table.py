@@ -1,4 +1,4 @@
-"""Every fault of the table in docs/faults.md names tests, and these are there."""
+"""Every fault of docs/faults.md and every case of docs/results/cases.md names tests, and these are there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-ROWS = [
-    [cell.strip() for cell in line.strip("|\n").split(" | ")]
-    for line in (TESTS.parent / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
-    if re.match(r"\| F\d+ \|", line)
-]
+
+
+def rows_of(page: str, first: str) -> list[list[str]]:
+    """Cells of each row of a page's tables whose first cell matches."""
+    return [
+        [cell.strip() for cell in line.strip("|\n").split(" | ")]
+        for line in (TESTS.parent / "docs" / page).read_text(encoding="utf-8").splitlines()
+        if re.match(rf"\| {first} \|", line)
+    ]
+
+
+FAULTS = rows_of("faults.md", r"F\d+")
+CASES = rows_of("results/cases.md", r"[A-D]\d+(\.\d+)?")
 
 
 @cache
@@ -25,12 +33,18 @@ def functions_of(file: Path) -> frozenset[str]:
 
 
 def test_every_fault_has_one_row() -> None:
-    assert [row[0] for row in ROWS] == [f"F{number}" for number in range(1, 26)]
-    assert all(len(row) == 5 and all(row) for row in ROWS)
+    assert [row[0] for row in FAULTS] == [f"F{number}" for number in range(1, 26)]
+    assert all(len(row) == 5 and all(row) for row in FAULTS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_the_tests_of_a_fault_are_there(row: list[str]) -> None:
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", row[4])
-    assert len(named) == row[4].count("`") // 2 > 0
+def test_every_case_has_a_row() -> None:
+    kinds = {*(f"A{n}" for n in range(1, 8)), *(f"B{n}" for n in range(1, 12)), *(f"C{n}" for n in range(1, 12))}
+    kinds |= {f"D{n}" for n in range(2, 14)} - {"D5"}
+    assert {row[0].partition(".")[0] for row in CASES} == kinds
+
+
+@pytest.mark.parametrize("row", FAULTS + CASES, ids=lambda row: row[0])
+def test_the_tests_of_a_row_are_there(row: list[str]) -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", row[-1])
+    assert len(named) == row[-1].count("`") // 2 > 0
     assert [f"{file}::{name}" for file, name in named if name not in functions_of(TESTS / file)] == []
