@@ -168,7 +168,7 @@ def _typed(kind: Any, value: Any, key: str, root: type) -> Any:
 
 
 def _opened(kind: Any, text: Typed) -> Any:
-    """What was typed for a key of that type, its brackets opened; quotes are part of a text that is no item of a list."""
+    """What was typed for a key of that type, brackets opened; quotes are part of a text that is no item of a list."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     is_nested = _is_nested(arguments[0] if origin is list else kind)
     stripped = text.strip()
