@@ -71,7 +71,7 @@ class Written:
 
 
 class Typed(str):
-    """What stands behind "key=", brackets and quotes with it."""
+    """What stands behind "key=" or between the commas of a list there, brackets and quotes with it."""
 
 
 class Loader(yaml.SafeLoader):
@@ -168,7 +168,7 @@ def _typed(kind: Any, value: Any, key: str, root: type) -> Any:
 
 
 def _opened(kind: Any, text: Typed) -> Any:
-    """What was typed for a key of that type, brackets opened; quotes are part of a text that is no item of a list."""
+    """What was typed for a key of that type: its brackets opened, its quotes taken off."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     is_nested = _is_nested(arguments[0] if origin is list else kind)
     stripped = text.strip()
@@ -179,18 +179,13 @@ def _opened(kind: Any, text: Typed) -> Any:
             raise UserError(f"{str(text)!r} cannot be read: {' '.join(str(error).split())}") from error
     if origin is list and not is_nested and stripped[:1] == "[" and stripped[-1:] == "]":
         inside = stripped[1:-1].strip()
-        return [_item(item[1]) for item in _ITEM.finditer(inside) if item.start() < len(inside)]
-    return Written(str(text))
-
-
-def _item(text: str) -> Written:
-    """An item of a list as it was typed, without the quotes that keep its commas together."""
+        return [Typed(item[1]) for item in _ITEM.finditer(inside) if item.start() < len(inside)]
     if _IN_SINGLE_QUOTES.fullmatch(text):
         return Written(text[1:-1].replace("''", "'"), quoted=True)
     if text[:1] == '"':
         with suppress(ValueError):
             return Written(json.loads(text, strict=False), quoted=True)
-    return Written(text)
+    return Written(str(text))
 
 
 def _typed_value(kind: Any, value: Written, key: str, declared: Any) -> Any:
