@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,8 @@ from pipelines.sources import (
 from pipelines.sources.keys import hash_names, key_line
 from pipelines.sources.source import split_rule
 from pipelines.sources.views import say_changes
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_TRAINED_ON = "the tokenizer was trained on"
 _NUM_NAMED = 3
@@ -123,12 +126,12 @@ def why_seen(keys: Sequence[str], trained: Mapping[str, np.ndarray | None]) -> l
     Args:
         keys: names of these images.
         trained: what was done with some images ("the tokenizer was trained on") to their hashed names; None where
-            nothing says which they were.
+            nothing says which they were, which is told.
     """
     lines = []
     for what, names in trained.items():
         if names is None:
-            lines.append(f"nothing says which images {what}: those scored may be among them")
+            logger.warning("nothing says which images %s: those scored may be among them", what)
             continue
         seen = [key for key, is_seen in zip(keys, np.isin(hash_names(keys), names), strict=True) if is_seen]
         if seen:

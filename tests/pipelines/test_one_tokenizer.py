@@ -132,7 +132,7 @@ def tiny_tokenizer_run(source: SourceConfig, folder: Path) -> TokenizerRunConfig
     )
 
 
-def test_a_tokenizer_knows_the_names_of_its_images_and_scores_of_them_are_warned_of(tmp_path):
+def test_a_tokenizer_knows_the_names_of_its_images_and_scores_of_them_are_warned_of(tmp_path, caplog):
     root = write_class_folders(tmp_path / "images", {"a": 30, "b": 30})
     source = SourceConfig(kind="folder", path=str(root), image_channels=3)
     checkpoint = train_tokenizer(tiny_tokenizer_run(source, tmp_path / "tokenizer"))
@@ -147,5 +147,5 @@ def test_a_tokenizer_knows_the_names_of_its_images_and_scores_of_them_are_warned
     seen = [key for key in held_out[0] + held_out[1] if key in set(open_source(source).keys)]
     assert line.startswith(f"{len(seen)} of {len(held_out[0] + held_out[1])} images scored as held out")
     assert f"that the tokenizer was trained on ({', '.join(seen[:3])}, …)" in line
-    (unknown,) = why_seen(held_out[0], {"the tokenizer was trained on": training_keys(tmp_path)})
-    assert unknown == "nothing says which images the tokenizer was trained on: those scored may be among them"
+    assert why_seen(held_out[0], {"the tokenizer was trained on": training_keys(tmp_path)}) == []
+    assert "nothing says which images the tokenizer was trained on: those scored may be among them" in caplog.text
