@@ -21,9 +21,10 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -53,9 +54,9 @@ class _OfTrainer(TypedDict):
 
 
 class _OfRelease(TypedDict):
-    """What names the tokenizer of a generator, as far as it was known."""
+    """What names the tokenizer of a generator."""
 
-    tokenizer_hash: NotRequired[str]
+    tokenizer_hash: str
 
 
 def checkpoint_name(step: int) -> str:
@@ -239,18 +240,11 @@ def weights_folder(key: str, path: str) -> Path:
 
 
 def tokenizer_of(folder: str | Path) -> str | None:
-    """sha256 of the weights of the tokenizer that made a generator's records; None where its folder does not say.
-
-    Raises:
-        UserError: what should say it is damaged.
-    """
-    advice = "restore it, or remove it: with which tokenizer the generator was trained is then not compared"
+    """sha256 of the weights of the tokenizer that made a generator's records; None where its folder does not say."""
     for file, form in ((TRAINER_FILE, _OfTrainer), (RELEASE_FILE, _OfRelease)):
-        if (path := Path(folder) / file).exists():
-            found: Any = read_json(path, form, "what a generator was made with", advice)
-            found = found["data"] if form is _OfTrainer else found
-            if "tokenizer_hash" in found:
-                return found["tokenizer_hash"]
+        with suppress(UserError):
+            found: Any = read_json(Path(folder) / file, form, "what a generator was made with", "")
+            return found["data"]["tokenizer_hash"] if form is _OfTrainer else found["tokenizer_hash"]
     return None
 
 

@@ -141,8 +141,8 @@ def cut_of_run(run: Path) -> Cut:
         policy = "crop"
     elif (file := run / "tokenizer" / "config.yaml").is_file():
         try:
-            policy = str.lower(yaml.safe_load(file.read_bytes())["source"].get("view_policy", policy))
-        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            policy = str.lower(yaml.safe_load(file.read_bytes()).get("source", {}).get("view_policy", policy))
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{file}: does not say how images were cut ({error}); restore it, or set control.view_policy"
             ) from error

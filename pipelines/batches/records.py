@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from cluster.files import write_atomically
-from eval.decoding import decode_image
 from nvg.checkpoints import load_dinov2_features
 from nvg.errors import BadImage, UserError
 from nvg.pixels import scale_levels
@@ -185,5 +184,7 @@ def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
 
 def _decoded(jpeg: bytes) -> Tensor:
     """float32 (3, S, S) in [-1, 1]."""
+    from eval.decoding import decode_image  # nothing else of a training needs that house
+
     pixels_HWC = torch.from_numpy(np.array(decode_image(jpeg, 3, pixels="stored")))
     return scale_levels(pixels_HWC.permute(2, 0, 1))

@@ -105,19 +105,12 @@ def open_all(folder: Path) -> None:
 
 def test_manifests_and_indices_of_records(records, tally: Tally):
     manifest = json.loads((records / "manifest.json").read_text())
-    free = ("tokenizer_hash", "image_size", "image_channels", "class_names", "view_policy", "source_fingerprint")
-    free += ("canvas_scales", "codebook_usage", "skipped.key", "skipped.reason", "library_versions.torch")
-    free += (
-        "skipped",
-        "library_versions",
-        "changed",
-        "tokenizer_weights",
-        "plan",
-        "changed.turned",
-        "codebook_size",
-        "num_inputs",
-        "num_views",
-    )
+    free = (
+        "tokenizer_hash", "image_size", "image_channels", "class_names", "view_policy", "source_fingerprint",
+        "canvas_scales", "codebook_usage", "skipped", "skipped.key", "skipped.reason", "library_versions",
+        "library_versions.torch", "changed", "changed.turned", "tokenizer_weights", "plan", "codebook_size",
+        "num_inputs", "num_views",
+    )  # fmt: skip
     lack = ("plan", "tokenizer_weights", "changed", "library_versions.torch", "changed.turned")
     lack_all = (*lack, "num_inputs")
     for damages, run in (
@@ -155,7 +148,7 @@ def test_manifests_of_units_and_plans(records, tally: Tally):
     def go_on() -> None:
         found = plan.read_part(records, "f" * 64)
         if found is not None:
-            assert [SkippedInput(**item) for item in found["skipped"]] != None
+            assert [SkippedInput(**item).heading for item in found["skipped"]] or not found["skipped"]
             merge._canvas_scales([found, part])
             merge._versions([found, part])
             assert found["num_images"] + found["num_records"] >= 0
@@ -240,7 +233,11 @@ def test_checkpoints(tmp_path, tally: Tally):
     free += ("init_from.weights", "init_from.hash", "seeds", "data", "init_from")
     lack = ("init_from", "seeds", "config", "data", "accepted", "data.tokenizer_hash", "config.optimizer.lr")
     lack += ("seeds.order", "init_from.init_from", "init_from.weights", "init_from.hash")
-    damages = json_damages(state, may_be=free, may_lack=lack, unread=("config.", "accepted."))
+    unsaid = "a generator that does not say its tokenizer is taken as it is, which is said"
+    damages = [
+        damage._replace(tolerated=unsaid) if damage.name.startswith("data.tokenizer_hash") else damage
+        for damage in json_damages(state, may_be=free, may_lack=lack, unread=("config.", "accepted."))
+    ]
     tried(tally, "checkpoints", path, damages, read, names=str(folder))
     keys_file = tmp_path / "training_keys.bin"
     keys_file.write_bytes(np.arange(9, dtype="<u8").tobytes())
@@ -318,7 +315,7 @@ def test_results_and_references(tmp_path, tally: Tally):
 
 
 def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
-    """samples.json, scores.jsonl, times of the demo, DeepSpeed's file, notes of segments, how a run's images were cut."""
+    """samples.json, scores.jsonl, times of the demo, DeepSpeed's file, notes of segments, configurations of runs."""
     area = "lists and notes"
     (tmp_path / "0.txt").touch()
     listing = write(tmp_path / "samples.json", {"files": ["0.txt"]})
@@ -415,7 +412,6 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
     path = write(tmp_path / "index.json", counts)
     lack = ("shardlist.url", "shardlist.nsamples")
     damages = json_damages(counts, may_be=(*lack, "shardlist"), unread=())
-    tried(
-        tally, area, path, damages, partial(_expected_counts, str(tmp_path)), tolerated="compared with what shards hold"
-    )
+    run = partial(_expected_counts, str(tmp_path))
+    tried(tally, area, path, damages, run, tolerated="compared with what shards hold")
     tally.check(area, at_least=900)

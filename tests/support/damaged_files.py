@@ -14,7 +14,7 @@ VALUES: tuple[Any, ...] = (
     *(MISSING, None, True, -1, 0, 1 << 31, 10**30, 0.5, -2.5, 1e308, float("nan"), float("inf")),
     *("", "text", "../../x", "\x00", "ü" * 5000, [], [None], [-1], {}, {"a": None}),
 )
-NO_JSON = [
+NO_JSON = (
     b"",
     b"\n",
     b"{",
@@ -24,10 +24,10 @@ NO_JSON = [
     b'"text"',
     b"\xff\xfe{}",
     b"\xe9",
-    b"\0" * 64,
+    bytes(64),
     b"[" * 100_000,
     b"{}{}",
-]
+)
 
 
 class Damage(NamedTuple):
