@@ -50,8 +50,8 @@ class _Caveat(TypedDict):
 
 class _Scores(TypedDict):
     num_images: Count
-    fid: NotRequired[_Number | None]
-    sfid: NotRequired[_Number | None]
+    fid: NotRequired[float | None]
+    sfid: NotRequired[float | None]
     inception_score: NotRequired[_Number | None]
     precision: NotRequired[_Share | None]
     recall: NotRequired[_Share | None]
@@ -89,7 +89,7 @@ class _Codebook(TypedDict):
 
 
 class _TokenizerScores(TypedDict):
-    rfid: _Number
+    rfid: float
     num_images: Count
     codebook: _Codebook
     lpips_vgg: NotRequired[_Number]
