@@ -8,7 +8,7 @@
     actors       the durable pool of actors: `run_units`; what a cluster has room for: `require_resources`
     progress     the progress bar: `ProgressBars`
     files        files that are there whole or not at all
-    manifest     manifest.json of a record data set; versions of the packages
+    versions     of the packages, which every product of a run names
 
 `kuberay/`, `slurm/`, `docker/`, `deepspeed/` hold examples for clusters of those kinds.
 """

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -226,7 +228,7 @@ def npz_names(path: str) -> list[str]:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except FileNotFoundError:
         raise UserError(f"{path}: found no such file, expected an npz file") from None
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UserError(f"{path}: cannot be read as an npz file ({error}); {_advice(path)}") from error
 
 
@@ -258,9 +260,7 @@ def read_npz_array(path: str, name: str) -> NDArray[Any]:
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{name}.npy")
             with archive.open(entry) as stream:
-                version = np.lib.format.read_magic(stream)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, column_major, dtype = read(stream)
+                shape, column_major, dtype = _npy_header(stream, entry.file_size)
                 start = stream.tell()
         if entry.compress_type != zipfile.ZIP_STORED or column_major or dtype.hasobject or 0 in shape:
             with np.load(path, allow_pickle=False) as arrays:
@@ -271,8 +271,37 @@ def read_npz_array(path: str, name: str) -> NDArray[Any]:
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         offset = entry.header_offset + _LOCAL_HEADER_BYTES + lengths + start
         return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # damage makes zipfile and NumPy stumble over anything
         raise UserError(f"{path}: {name} cannot be read ({error}); the file may be cut off, copy it again") from error
+
+
+def read_npy(path: str | Path) -> NDArray[Any]:
+    """The array of an npy file, without running anything pickled in it.
+
+    Raises:
+        UserError: the file is none, cut off, or holds objects.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_ZIP_BEGINNING)) == _ZIP_BEGINNING:
+                raise ValueError("it is an .npz file; expected one array")
+            file.seek(0)
+            _npy_header(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # as above
+        raise UserError(f"{path} is no .npy file that can be read ({error}); save one with numpy.save") from error
+
+
+def _npy_header(stream: Any, num_bytes: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array in a stream of so many bytes; a ValueError where they do not fit these."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, column_major, dtype = read(stream)
+    expected = stream.tell() + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (expected != num_bytes and not dtype.hasobject):
+        raise ValueError(f"found {num_bytes} bytes, expected {expected} of {dtype} {shape}")
+    return shape, column_major, dtype
 
 
 def write_npz(path: Path, arrays: dict[str, NDArray[Any]], images: tuple[int, Iterable[ImageArray]] | None) -> None:
@@ -326,7 +355,7 @@ def check_sample_folder(key: str, folder: Path) -> list[Path]:
     try:
         listed = json.loads((folder / LISTING_FILE).read_bytes())["files"]
         own = {path for name in listed if (path := folder / name).is_file() and path.parent == folder}
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         own = set()
     suffixes = Image.registered_extensions()
     for path in sorted(folder.rglob("*")):

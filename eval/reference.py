@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from eval.scores.manifold import LEAST_IMAGES, NEIGHBOURHOOD
 from eval.scores.metrics import inception_scores, manifold_scores
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
+from nvg.json_files import Count, parse_json
 from nvg.pixels import ImageArray
 
 _NUM_MANIFOLD_IMAGES = 10_000
@@ -43,6 +44,24 @@ _NUM_PUBLISHED_SAMPLES = 50_000
 _LEAST_SAMPLES = 2048  # fewer than features: the covariance has no full rank
 SCHEMA_VERSION = 1
 FEATURES, LOGITS, SPATIAL, LABELS = "features_BF", "logits_BV", "spatial_BG", "labels_B"
+
+
+class _Images(TypedDict):
+    image_channels: NotRequired[Literal[1, 3]]
+    pixels: NotRequired[Pixels]
+
+
+class _Extractor(TypedDict):
+    sha256: NotRequired[str]
+
+
+class _Facts(TypedDict):
+    """What is read of a reference's `facts`; the rest goes into the protocol of its scores as it is."""
+
+    extractor: NotRequired[_Extractor]
+    image_size: NotRequired[Count]
+    images: NotRequired[_Images]
+    num_images: NotRequired[Count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +167,10 @@ def read_reference(path: str, extractor: ExtractorSpec) -> Reference:
     names = npz_names(path)
     if not {"mu", IMAGES_KEY} & set(names):
         raise UserError(f"reference: found {', '.join(names) or 'nothing'} in {path}, expected mu and sigma, or arr_0")
-    facts = json.loads(str(read_npz_array(path, "facts"))) if "facts" in names else {}
+    facts: Any = {}
+    if "facts" in names:
+        advice = "make the file again with `nvg eval reference`"
+        facts = parse_json(str(read_npz_array(path, "facts")), _Facts, f"{path}: facts", "how it was made", advice)
     made_with = facts.get("extractor", {}).get("sha256")
     if made_with not in (None, extractor.weights_hash()):
         raise UserError(
@@ -164,10 +186,15 @@ def read_reference(path: str, extractor: ExtractorSpec) -> Reference:
         sha256=file_hash(path),
         pool=pool,
         spatial=spatial,
-        features_MF=np.asarray(read_npz_array(path, "pool_3"), np.float32) if "pool_3" in names else None,
+        features_MF=_numbers(path, "pool_3", 2).astype(np.float32) if "pool_3" in names else None,
         images=NpzImages(path) if IMAGES_KEY in names else None,
         facts=facts,
     )
+    if reference.features_MF is not None and pool is not None and reference.features_MF.shape[1] != len(pool.mean_F):
+        raise UserError(
+            f"reference: found pool_3 of {reference.features_MF.shape} in {path}, expected rows of {len(pool.mean_F)} "
+            "features as mu has; give the file as `nvg eval reference` wrote it"
+        )
     for name, rows in (("pool_3", reference.features_MF), (IMAGES_KEY, reference.images)):
         if rows is not None:
             require_images(len(rows), f"reference: {name} of {path}")
@@ -190,16 +217,27 @@ def require_images(count: int, what: str) -> None:
 def _gaussian(path: str, names: list[str], mean: str, covariance: str, width: int | None) -> Gaussian | None:
     if mean not in names:
         return None
-    pair = [np.array(read_npz_array(path, name), dtype=np.float64) for name in (mean, covariance)]
+    pair = [_numbers(path, name, dimensions) for name, dimensions in ((mean, 1), (covariance, 2))]
     width = pair[0].size if width is None else width
     if pair[0].shape != (width,) or pair[1].shape != (width, width):
         raise UserError(
             f"reference: found {mean} of {pair[0].shape} and {covariance} of {pair[1].shape} in {path}, expected "
             f"({width},) and ({width}, {width}) as this extractor gives them; give the reference of the extractor"
         )
-    if not all(np.isfinite(array).all() for array in pair):
-        raise UserError(f"reference: found values in {mean} or {covariance} of {path} that are not finite")
     return Gaussian(*pair)
+
+
+def _numbers(path: str, name: str, num_dimensions: int) -> NDArray[np.float64]:
+    """An array of the file, whose numbers are finite."""
+    found = read_npz_array(path, name)
+    if found.dtype.kind not in "fiu" or found.ndim != num_dimensions or not np.isfinite(found).all():
+        what = "numbers that are not finite" if found.dtype.kind == "f" else f"{found.dtype} {found.shape}"
+        what = f"{found.dtype} {found.shape}" if found.ndim != num_dimensions else what
+        raise UserError(
+            f"reference: found {what} in {name} of {path}, expected finite numbers in {num_dimensions} dimension(s); "
+            "copy it again"
+        )
+    return np.array(found, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,19 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 
 from cluster.files import write_atomically
-from cluster.manifest import library_versions
+from cluster.versions import library_versions
 from eval.features.extractors import ExtractorSpec, layers_of
 from eval.scores import frechet
 from eval.scores.manifold import NEIGHBOURHOOD
 from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED
+from nvg.bounds import Range
+from nvg.errors import UserError
+from nvg.json_files import Count, check_form, read_json
 
 RESULTS_FILE = "results.json"
 LEAST_FOR_A_SHARE = 100  # a share of fewer has a standard error of up to five points
@@ -33,6 +36,99 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
     path = folder / RESULTS_FILE
     write_atomically(path, f"{json.dumps(results, indent=2, allow_nan=False)}\n".encode())
     return path
+
+
+_Share = Annotated[float, Range(0, 1)]
+_Number = Annotated[float, Range(0)]
+
+
+class _Caveat(TypedDict):
+    scores: list[str]
+    sets: list[str]
+    reason: str
+
+
+class _Scores(TypedDict):
+    num_images: Count
+    fid: NotRequired[float | None]
+    sfid: NotRequired[float | None]
+    inception_score: NotRequired[_Number | None]
+    precision: NotRequired[_Share | None]
+    recall: NotRequired[_Share | None]
+
+
+class _Model(TypedDict):
+    parameters: NotRequired[dict[str, Count]]
+    stages: NotRequired[Count | None]
+
+
+class _Sets(TypedDict):
+    generated: _Scores
+
+
+class _Protocol(TypedDict):
+    model: NotRequired[_Model]
+
+
+class _OfGenerator(TypedDict):
+    scores: _Sets
+    protocol: _Protocol
+    caveats: NotRequired[list[_Caveat]]
+    not_comparable_because: NotRequired[list[str]]
+
+
+class _Stage(TypedDict):
+    tokens_per_image: Annotated[int, Range(1, 1 << 30)]
+    usage: _Share
+
+
+class _Codebook(TypedDict):
+    size: Count
+    usage: _Share
+    stages: list[_Stage]
+
+
+class _TokenizerScores(TypedDict):
+    rfid: float
+    num_images: Count
+    codebook: _Codebook
+    lpips_vgg: NotRequired[_Number]
+
+
+class _Images(TypedDict):
+    view: str
+    image_size: Count
+
+
+class _Extractor(TypedDict):
+    kind: str
+
+
+class _TokenizerProtocol(TypedDict):
+    reference: _Images
+    extractor: _Extractor
+
+
+class _OfTokenizer(TypedDict):
+    scores: _TokenizerScores
+    protocol: _TokenizerProtocol
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A `results.json` of generated images or, where `rfid` is among its scores, of a tokenizer.
+
+    Raises:
+        UserError: it is missing or damaged, or has no such scores.
+    """
+    what = f"a {RESULTS_FILE} of `nvg eval generator`, `nvg eval images` or `nvg eval tokenizer`"
+    advice = "change results, or evaluate again"
+    results = read_json(path, dict[str, Any], what, advice)
+    scores = results.get("scores")
+    of_tokenizer = isinstance(scores, dict) and "rfid" in scores
+    check_form(results, _OfTokenizer if of_tokenizer else _OfGenerator, f"{path} is not {what}", advice)
+    if of_tokenizer and not results["scores"]["codebook"]["stages"]:
+        raise UserError(f"{path}: scores.codebook.stages is empty, expected one entry for each stage; {advice}")
+    return results
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.manifest import library_versions
+from cluster.versions import library_versions
 from eval.features.extractors import ExtractorSpec, layers_of
 from eval.image_files import ImageReader
 from eval.pictures.paintings import paint_tokenized

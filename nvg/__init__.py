@@ -10,6 +10,7 @@ records      sequences on disk: `RecordDataset`
 checkpoints  weights on disk: `load_network`, `save_weights`
 pixels       between bytes and the range of the networks
 randomness   counter-based random numbers: `uniforms`
+json_files   JSON files whose form is checked to the last field: `read_json`
 bounds       settings that know their own range: `check_fields`
 errors       the exception that is written for people: `UserError`
 """

@@ -90,5 +90,5 @@ def check_images(images_BHWC: ImageArray, name: str) -> None:
             f"{name}: found {images_BHWC.dtype} array of shape {images_BHWC.shape}, "
             "expected uint8 (images, height, width, 1 or 3 channels)"
         )
-    if len(images_BHWC) == 0:
-        raise ValueError(f"{name}: found no image, expected at least one")
+    if images_BHWC.size == 0:
+        raise ValueError(f"{name}: found no image in an array of shape {images_BHWC.shape}, expected at least one")

@@ -21,21 +21,42 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from cluster.files import sync_path, write_atomically
 from nvg.checkpoints import file_hash, load_config, weights_hash
 from nvg.errors import UserError
+from nvg.json_files import Count, read_json
 
 _MARKER = "COMPLETE"
 _LATEST = "latest"
 _PREFIX = "step-"
 TRAINER_FILE, RELEASE_FILE, TRAINING_KEYS_FILE = "trainer.json", "release.json", "training_keys.bin"
 logger = logging.getLogger(__name__)
+
+
+class _Sealed(TypedDict):
+    bytes: Count
+    sha256: str
+
+
+class _Marker(TypedDict):
+    files: dict[str, _Sealed]
+
+
+class _OfTrainer(TypedDict):
+    data: _OfRelease
+
+
+class _OfRelease(TypedDict):
+    """What names the tokenizer of a generator."""
+
+    tokenizer_hash: str
 
 
 def checkpoint_name(step: int) -> str:
@@ -125,15 +146,15 @@ def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
     Args:
         hashes: also read every file and compare its hash, not only sizes.
     """
-    try:
-        files = json.loads((folder / _MARKER).read_text())["files"]
-    except OSError:
+    if not (folder / _MARKER).is_file():
         return f"{_MARKER} is missing"
-    except (json.JSONDecodeError, KeyError, TypeError):
+    try:
+        marker: Any = read_json(folder / _MARKER, _Marker, "the marker of a whole checkpoint", "")
+    except UserError:
         return f"{_MARKER} is not readable"
-    for name, expected in files.items():
+    for name, expected in marker["files"].items():
         path = folder / name
-        if not path.is_file():
+        if "\0" in name or not path.is_file():
             return f"{name} is missing"
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -220,14 +241,10 @@ def weights_folder(key: str, path: str) -> Path:
 
 def tokenizer_of(folder: str | Path) -> str | None:
     """sha256 of the weights of the tokenizer that made a generator's records; None where its folder does not say."""
-    for file, place in ((TRAINER_FILE, ("data", "tokenizer_hash")), (RELEASE_FILE, ("tokenizer_hash",))):
-        try:
-            value = json.loads((Path(folder) / file).read_text(encoding="utf-8"))
-            for name in place:
-                value = value[name]
-            return value
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    for file, form in ((TRAINER_FILE, _OfTrainer), (RELEASE_FILE, _OfRelease)):
+        with suppress(UserError):
+            found: Any = read_json(Path(folder) / file, form, "what a generator was made with", "")
+            return found["data"]["tokenizer_hash"] if form is _OfTrainer else found["tokenizer_hash"]
     return None
 
 
@@ -268,9 +285,21 @@ def _say_unknown(what: str) -> None:
 
 
 def training_keys(folder: str | Path) -> np.ndarray | None:
-    """uint64 hashes of the names of a tokenizer's training images; None where its folder does not say."""
+    """uint64 hashes of the names of a tokenizer's training images; None where its folder does not say.
+
+    Raises:
+        UserError: the file is cut off.
+    """
     path = Path(folder) / TRAINING_KEYS_FILE
-    return np.fromfile(path, "<u8") if path.is_file() else None
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    if not data or len(data) % 8:
+        raise UserError(
+            f"{path}: found {len(data)} bytes, expected 8 for each training image; copy it again, or remove it: "
+            "whether scored images were trained on is then not known"
+        )
+    return np.frombuffer(data, "<u8").copy()
 
 
 def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,7 @@ from eval.features.small_network import FeatureNetworkConfig
 from eval.pages.page import caveat_notes
 from eval.results import count_caveats
 from nvg.bounds import refuse
+from nvg.json_files import read_json
 from pipelines.configuration import dump_config
 from pipelines.evaluate.against import given_reference
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
@@ -230,12 +231,20 @@ def _with_own_images(config: DemoConfig) -> DemoConfig:
     )
 
 
+class _Timed(TypedDict):
+    seconds: float
+    finished: bool
+
+
 class _StepTimes:
     """Seconds each step took until it was first finished, over all starts of the demo, and a headline for each."""
 
     def __init__(self, file: Path, console: Console) -> None:
         self.file, self.console = file, console
-        self.steps: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+        self.steps: dict[str, _Timed] = {}
+        if file.exists():
+            advice = "remove it: times are then counted anew"
+            self.steps = read_json(file, dict[str, _Timed], "how long steps of the demo took", advice)
 
     @property
     def seconds(self) -> dict[str, float]:

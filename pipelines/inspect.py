@@ -18,7 +18,7 @@ from nvg.errors import UserError
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import require_tokenizer, weights_folder
-from pipelines.precompute.plan import SOURCES_FILE
+from pipelines.precompute.plan import SOURCES_FILE, read_sources
 from pipelines.sources import SourceConfig, open_source
 
 
@@ -105,7 +105,12 @@ def _paint_records(config: InspectConfig, console: Console) -> list[Painting]:
     folder = weights_folder("tokenizer", config.tokenizer)
     made_with = {f"the records in {config.records}": records.manifest["tokenizer_hash"]}
     require_tokenizer("tokenizer", folder, config.tokenizer_weights, made_with)
-    names = (records.folder / SOURCES_FILE).read_text(encoding="utf-8").split("\n")
+    names = read_sources(records.folder) or []
+    if (last := int(records.image[rows].max())) >= len(names):
+        raise UserError(
+            f"{records.folder / SOURCES_FILE}: found {len(names)} names of images, expected at least {last + 1}; copy "
+            "it again"
+        )
     for row in rows:
         class_name = records.manifest["class_names"][records.label[row]]
         text = f"record {row}: {names[records.image[row]]}, view {records.view[row]}, class {class_name}"

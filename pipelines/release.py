@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from nvg.checkpoints.release_networks import (
     tokenizer_to_release,
 )
 from nvg.errors import UserError
+from nvg.json_files import read_json
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import RELEASE_FILE, generators, require_tokenizer, tokenizer_of, weights_folder
@@ -236,7 +237,7 @@ def export_release(config: ExportReleaseConfig, report: Callable[[str], object] 
         if (Path(config.run) / "tokenizer").is_dir():
             require_tokenizer("run", weights_folder("run", str(Path(config.run) / "tokenizer")), "ema", made_with)
         card = {**_import_card(content), _TOKENIZER_HASH: tokenizer_of(content)}
-        tensors = _generators(content, structure, getattr(torch, card.get("rope_ids_dtype", "float32")))
+        tensors = _generators(content, structure, getattr(torch, card.get("rope_ids_dtype") or "float32"))
         _save(tensors, Path(config.output), card, report)
 
 
@@ -263,10 +264,19 @@ def _read(network_type: type[nn.Module], kind: str, folder: Path, name: str) -> 
     return ReleasedNetwork(kind=kind, config=config, tensors=tensors)
 
 
+class _ImportCard(TypedDict):
+    licence: NotRequired[str]
+    rope_ids_dtype: NotRequired[Literal["float32", "float16", "bfloat16", "float64", "int64", "int32"] | None]
+    tokenizer_hash: NotRequired[str]
+
+
 def _import_card(folder: Path) -> dict[str, Any]:
     """What the import wrote beside the weights; empty for weights trained here."""
     path = folder / RELEASE_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    card: Any = read_json(path, _ImportCard, "what the import wrote beside the weights", "import the weights again")
+    return card
 
 
 def _save(tensors: dict[str, Tensor], path: Path, card: dict[str, Any], report: Callable[[str], object]) -> None:

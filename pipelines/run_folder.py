@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import write_atomically
-from cluster.manifest import library_versions
 from cluster.ranks import Ranks
+from cluster.versions import library_versions
 from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
@@ -47,13 +47,23 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # JSON's and UTF-8's errors are of this kind
+        except (ValueError, RecursionError):  # JSON's and UTF-8's errors are of the first kind
             row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and _is_step(row.get("step")) and all(map(_is_number, row.values())):
             rows.append(row)
         elif line:
             damaged[number] = line
     return rows, damaged
+
+
+def _is_number(value: Any) -> bool:
+    """A number that is finite, or null, which stands for one that was not."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return value is None or whole or (isinstance(value, float) and abs(value) < 1e300)
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
 
 
 def trim_metrics(run_folder: Path, step: int) -> None:
@@ -100,7 +110,7 @@ def _read_sessions(path: Path) -> list[dict[str, Any]]:
     try:
         sessions = json.loads(path.read_bytes())["sessions"] if path.is_file() else []
         return list(sessions)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         aside = path.with_name(f"{path.name}.damaged")
         logger.warning("%s cannot be read; moved to %s, a new one begins with this start", path, aside)
         path.replace(aside)

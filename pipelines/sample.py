@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.files import write_atomically
-from cluster.manifest import read_manifest
 from eval.controlled import Comparison, ControlledSamples, compare, draw_stagewise
 from eval.image_files import begin_sample_folder, check_sample_folder
 from eval.image_sets import ImageSet
@@ -30,9 +29,12 @@ from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
 from nvg.checkpoints import load_config
+from nvg.checkpoints.networks import network_config
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, stage_map
+from nvg.models import ContentGenerator
 from nvg.pixels import ImageArray, Rounding
+from nvg.records import read_manifest
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpoints import generators, require_tokenizer, weights_folder
@@ -187,8 +189,9 @@ def _names_and_weights(run: Path, weights: str) -> tuple[list[str], Literal["ema
     if (run / "records").is_dir():
         manifest = read_manifest(run / "records")
         return list(manifest["class_names"]), manifest.get("tokenizer_weights", "ema")
-    content = load_config(weights_folder("run", str(run / "content")), "content", weights)
-    return [str(label) for label in range(content["num_classes"])], "ema"
+    folder = weights_folder("run", str(run / "content"))
+    content = network_config(ContentGenerator, load_config(folder, "content", weights), folder)
+    return [str(label) for label in range(content.num_classes)], "ema"
 
 
 def _begin(config: SampleConfig, output: Path, files: list[str]) -> None:

@@ -13,12 +13,13 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from cluster.manifest import read_manifest
 from eval.decoding import decode_image
+from eval.image_files import read_npy
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
 from nvg.pixels import ImageArray, to_model_range
+from nvg.records import read_manifest
 from nvg.sampling import (
     Given,
     check_given_structure,
@@ -139,7 +140,12 @@ def cut_of_run(run: Path) -> Cut:
     elif (run / "tokenizer" / "release.json").is_file():
         policy = "crop"
     elif (file := run / "tokenizer" / "config.yaml").is_file():
-        policy = yaml.safe_load(file.read_text(encoding="utf-8")).get("source", {}).get("view_policy", policy)
+        try:
+            policy = str.lower(yaml.safe_load(file.read_bytes()).get("source", {}).get("view_policy", policy))
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{file}: does not say how images were cut ({error}); restore it, or set control.view_policy"
+            ) from error
     return "center" if policy in ("center", "shift") else "crop"
 
 
@@ -302,11 +308,9 @@ def _is_array(file: Path) -> bool:
 def _read_array(key: str, file: Path) -> np.ndarray:
     """Integers of a .npy file."""
     try:
-        values = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{key}: {file} is no .npy file of numbers ({error}); save one with numpy.save") from error
-    if not isinstance(values, np.ndarray):
-        raise UserError(f"{key}: {file} is an .npz file; expected one array; save it with numpy.save")
+        values = read_npy(file)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     if not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"{key}: {file} holds {values.dtype}; expected integers; convert them before saving")
     return values

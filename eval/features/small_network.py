@@ -20,6 +20,8 @@ from torch import nn
 from eval.image_sets import check_labels
 from nvg.bounds import at_least, check_fields, positive
 from nvg.checkpoints import load_weights, save_weights
+from nvg.checkpoints.networks import build_network
+from nvg.json_files import make
 from nvg.pixels import ImageArray, check_images, scale_levels
 
 _KIND = "feature-extractor"
@@ -195,6 +197,6 @@ def load_feature_network(folder: Path) -> FeatureNetwork:
         ValueError: the folder holds no feature network, another kind of weights, or tensors that do not fit.
     """
     tensors, config = load_weights(folder, kind=_KIND, name=WEIGHTS_NAME)
-    network = FeatureNetwork(FeatureNetworkConfig(**config))
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False)
+    described = make(FeatureNetworkConfig, config, str(folder), "give the folder of a feature network")
+    where = f"{folder}/{WEIGHTS_NAME}.safetensors"
+    return build_network(FeatureNetwork, described, tensors, where).requires_grad_(False)

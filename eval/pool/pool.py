@@ -28,6 +28,7 @@ from cluster.progress import ProgressBars
 from eval.pool.chunks import Arrays, join_chunks, read_chunk, write_chunk
 from eval.scores.manifold import LEAST_IMAGES
 from nvg.bounds import at_least, check_fields, refuse
+from nvg.errors import UserError
 
 BatchFunction = Callable[[NDArray[np.int64]], Arrays]
 SCHEMA_VERSION = 1
@@ -83,7 +84,7 @@ class PoolConfig(ChunkPoolConfig):
     seed: int = at_least(0, 0)
 
 
-class PoolError(RuntimeError):
+class PoolError(UserError):
     """A chunk could not be computed although it was tried again."""
 
 

@@ -7,15 +7,22 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nvg.errors import UserError
+from nvg.json_files import read_json
 
 SCHEMA_VERSION = 1
+
+
+class _Description(TypedDict):
+    kind: str
+    schema_version: int
+    config: dict[str, Any]
 
 
 def save_weights(
@@ -69,10 +76,15 @@ def load_weights(folder: str | Path, kind: str, name: str = "model") -> tuple[di
     """
     config = load_config(folder, kind, name)
     weights = Path(folder) / f"{name}.safetensors"
+    return load_tensors(weights, "restore it or use an earlier checkpoint"), config
+
+
+def load_tensors(path: Path, advice: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file on the CPU; a UserError with an advice where it is none, or damaged."""
     try:
-        return load_file(weights), config
-    except SafetensorError as error:
-        raise UserError(f"{weights} is damaged ({error}); restore it or use an earlier checkpoint") from error
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:  # of its header, of torch
+        raise UserError(f"{path} is damaged ({error}); {advice}") from error
 
 
 def load_config(folder: str | Path, kind: str, name: str = "model") -> dict[str, Any]:
@@ -84,20 +96,14 @@ def load_config(folder: str | Path, kind: str, name: str = "model") -> dict[str,
             raise UserError(
                 f"{file} is missing; expected the weights of a {kind} there: check the path or run its training"
             )
-    try:
-        header = json.loads(description.read_text())
-        found = (header["kind"], header["schema_version"])
-        config = header["config"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(
-            f"{description} is damaged ({error!r}); expected the description of a {kind}: write it again"
-        ) from error
+    header = read_json(description, _Description, f"the description of a {kind}", "write it again")
+    found = (header["kind"], header["schema_version"])
     if found != (kind, SCHEMA_VERSION):
         raise UserError(
             f"{description} describes a {found[0]} of schema {found[1]}; expected a {kind} of schema {SCHEMA_VERSION}: "
             "give the folder of the right network"
         )
-    return config
+    return header["config"]
 
 
 def weights_hash(folder: str | Path, name: str = "model") -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from nvg.checkpoints.files import load_tensors
 from nvg.checkpoints.networks import check_fit
 from nvg.errors import UserError
 from nvg.tokenizer import DinoFeatures, Dinov2Features, PerceptualDistance
@@ -106,10 +104,14 @@ def read_tensors(path: str | Path, what: str, origin: str, key: str) -> dict[str
             "to its path; a loss weight of 0 does without it"
         )
     try:
-        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        loaded: Any
+        if path.suffix == ".safetensors":
+            loaded = load_tensors(path, "fetch it again")
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{what}: {path} cannot be read ({reason}); expected {origin}: fetch it again") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(of, str | Tensor) for item in loaded.items() for of in item):
         raise UserError(f"{what}: {path} holds no flat dictionary of tensors; expected {origin}")
     return {name: tensor for name, tensor in loaded.items() if not name.startswith(CLASSIFIER_PARTS)}

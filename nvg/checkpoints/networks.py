@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nvg.checkpoints.files import load_weights
 from nvg.errors import UserError
+from nvg.json_files import make
 from nvg.models import (
     ContentGenerator,
     ContentGeneratorConfig,
@@ -45,27 +46,49 @@ def load_network(network_type: type[Network], folder: str | Path, name: str = "e
         UserError: a file is missing or damaged, or holds another network.
     """
     config, tensors = read_network(network_type, folder, name)
+    return build_network(network_type, config, tensors, f"{folder}/{name}.safetensors")
+
+
+def build_network(
+    network_type: Callable[[Any], Network], config: Any, tensors: dict[str, Tensor], where: str
+) -> Network:
+    """A network in evaluation mode from its config and its tensors, which are of the file `where`; see `check_fit`."""
+    try:
+        with torch.device("meta"):  # of whatever size: no memory is spent before the tensors are known to be there
+            described = network_type(config)
+    except RuntimeError as error:
+        raise UserError(f"{where}: its description is of no possible network ({error}); restore it") from error
+    check_fit(tensors, described, where)
     network = network_type(config)
-    check_fit(tensors, network, f"{folder}/{name}.safetensors")
     network.load_state_dict(tensors)
     return network.eval()
 
 
 def read_network(network_type: type[nn.Module], folder: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:
     """Config and tensors of a network that is not built; arguments and errors are those of `load_network`."""
+    tensors, values = load_weights(folder, _KINDS[network_type][0], name)
+    return network_config(network_type, values, folder), tensors
+
+
+def network_config(network_type: type[nn.Module], values: Mapping[str, Any], folder: str | Path) -> Any:
+    """The config of a network from the description in a folder; a UserError where it is none."""
     kind, config_type = _KINDS[network_type]
-    tensors, values = load_weights(folder, kind, name)
-    known = {field.name for field in fields(config_type)}
-    if unknown := set(values) - known:
-        raise UserError(f"{folder} names unknown settings {sorted(unknown)} of a {kind}; known are {sorted(known)}")
-    return config_type(**values), tensors
+    return make(config_type, values, f"{folder}: the description of its {kind}", "give the folder of whole weights")
 
 
 def check_fit(tensors: dict[str, Tensor], network: nn.Module, where: str) -> None:
     """Raises UserError, naming the first differences, unless names and shapes are those of the network."""
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    check_shapes(found, expected, where)
+    expected = network.state_dict()
+    check_shapes(
+        {
+            key: tuple(tensor.shape)
+            if key not in expected or tensor.is_floating_point() == expected[key].is_floating_point()
+            else str(tensor.dtype)
+            for key, tensor in tensors.items()
+        },
+        {key: tuple(tensor.shape) for key, tensor in expected.items()},
+        where,
+    )
 
 
 def check_shapes(found: Mapping[str, object], expected: Mapping[str, object], where: str) -> None:

@@ -164,7 +164,9 @@ def _read_archive(path: Path) -> tuple[bytes, dict[str, zipfile.ZipInfo]]:
             prefix = f"{folders[0]}data/"
             stored = [info for info in archive.infolist() if info.filename.startswith(prefix)]
             return archive.read(f"{folders[0]}data.pkl"), {info.filename.removeprefix(prefix): info for info in stored}
-    except zipfile.BadZipFile as error:
+    except UserError:
+        raise
+    except Exception as error:  # damage makes zipfile ask for passwords, other compressions, names that are not there
         with path.open("rb") as file:
             begins_as_archive = file.read(4) == b"PK\3\4"
         if begins_as_archive:

@@ -111,9 +111,9 @@ def _size(shapes: Shapes, default: int, *places: tuple[str, int]) -> int:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many are numbered by the pattern's group, at least one: the highest number decides."""
+    """How many are numbered by the pattern's group, at least one: the highest number decides, up to all names."""
     matches = (re.fullmatch(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in matches if match), default=1)
+    return min(max((int(match[1]) + 1 for match in matches if match), default=1), max(1, len(shapes)))
 
 
 def _side(last_stage: int) -> int:

@@ -18,6 +18,7 @@ from nvg.layers import HEAD_WIDTH, SingleStreamBlock, branch_scales, drop_path_r
 
 CONTENT_WIDTH_PER_DEPTH = 64
 STRUCTURE_WIDTH_PER_DEPTH = 32
+_MOST_BLOCKS = 1024
 
 
 def resolve_width(depth: int, width: int | None, width_per_depth: int) -> int:
@@ -29,10 +30,10 @@ def resolve_width(depth: int, width: int | None, width_per_depth: int) -> int:
     Paper: Eq. (8), Eq. (10), App. A.4
     """
     resolved = width_per_depth * depth if width is None else width
-    if depth < 1 or resolved < HEAD_WIDTH or resolved % HEAD_WIDTH:
+    if not 1 <= depth <= _MOST_BLOCKS or resolved < HEAD_WIDTH or resolved % HEAD_WIDTH:
         raise UserError(
             f"depth {depth} and width {width} give a model width of {resolved}; "
-            f"a positive multiple of {HEAD_WIDTH} (the width of one head) is needed"
+            f"a positive multiple of {HEAD_WIDTH} (the width of one head) and at most {_MOST_BLOCKS} blocks are needed"
         )
     return resolved
 

@@ -3,6 +3,7 @@
 record      the record as it lies on disk: `RecordLayout`
 writer      MDS shards written, byte for byte `MDSWriter`'s: `ShardWriter`
 shard       MDS shards read with NumPy alone
+manifest    the card beside a data set: `read_manifest`
 dataset     a whole data set in memory or mapped: `RecordDataset`
 companions  what may lie beside the records: features or JPEGs of the same views
 """
@@ -17,6 +18,14 @@ from nvg.records.companions import (
     to_int8,
 )
 from nvg.records.dataset import RecordDataset
+from nvg.records.manifest import (
+    MANIFEST_FILE,
+    MANIFEST_KIND,
+    SCHEMA_VERSION,
+    read_manifest,
+    require_match,
+    validate_manifest,
+)
 from nvg.records.record import MAX_UINT16_VALUES, RecordLayout
 from nvg.records.shard import check_shard_size, map_samples, read_index, read_shard
 from nvg.records.writer import ShardWriter
@@ -25,7 +34,10 @@ __all__ = [
     "FEATURES_FOLDER",
     "JPEG_COLUMNS",
     "JPEG_FOLDER",
+    "MANIFEST_FILE",
+    "MANIFEST_KIND",
     "MAX_UINT16_VALUES",
+    "SCHEMA_VERSION",
     "FeatureDataset",
     "FeatureLayout",
     "JpegDataset",
@@ -35,6 +47,9 @@ __all__ = [
     "check_shard_size",
     "map_samples",
     "read_index",
+    "read_manifest",
     "read_shard",
+    "require_match",
     "to_int8",
+    "validate_manifest",
 ]

@@ -8,7 +8,7 @@ Legend: B rows, N tokens, D channels of a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class FeatureLayout:
 
     num_tokens: int = 256
     width: int = 768
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any], folder: Path) -> FeatureLayout:
+        """That of the features which the manifest of a data set describes; a UserError where it does not."""
+        if missing := [name for name in ("num_tokens", "width") if name not in stored]:
+            raise UserError(f"{folder}: its manifest lacks repa.{missing[0]} of the features; copy it again")
+        return cls(stored["num_tokens"], stored["width"])
 
     @property
     def dtype(self) -> np.dtype:
@@ -105,7 +112,7 @@ class FeatureDataset:
             UserError: none are stored, or a shard is missing or damaged.
         """
         stored = _stored(records, FEATURES_FOLDER)
-        layout = FeatureLayout(int(stored["num_tokens"]), int(stored["width"]))
+        layout = FeatureLayout.of(stored, records.folder)
         folder = records.folder / FEATURES_FOLDER
         shards = [read_shard(folder, entry, layout, mapped=True) for entry in read_index(folder)]
         return cls(records, layout, shards, _starts(records, [len(shard) for shard in shards], folder))
@@ -151,7 +158,11 @@ class JpegDataset:
         """Map the JPEGs of a data set; errors are those of `FeatureDataset.open`."""
         _stored(records, JPEG_FOLDER)
         folder = records.folder / JPEG_FOLDER
-        shards = [map_samples(folder, entry, JPEG_COLUMNS) for entry in read_index(folder)]
+        entries = read_index(folder)
+        shards = [map_samples(folder, entry, JPEG_COLUMNS) for entry in entries]
+        for entry, (_, offsets) in zip(entries, shards, strict=True):
+            if np.any(np.diff(offsets.astype(np.int64)) <= _JPEG_AT):
+                raise UserError(f"{folder / entry['raw_data']['basename']}: holds rows of too few bytes; copy it again")
         return cls(records, shards, _starts(records, [len(offsets) - 1 for _, offsets in shards], folder))
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
@@ -171,6 +182,11 @@ class JpegDataset:
         first, last = offsets[row - self.starts[number]], offsets[row - self.starts[number] + 1]
         sample = data[first:last]
         size = int.from_bytes(sample[:_IMAGE_AT], "little")
+        if size != len(sample) - _JPEG_AT - 1:
+            raise UserError(
+                f"{self.records.folder}/{JPEG_FOLDER}: row {row} says that its JPEG has {size} bytes, expected "
+                f"{len(sample) - _JPEG_AT - 1}; copy the folder again"
+            )
         image = int.from_bytes(sample[_IMAGE_AT:_JPEG_AT], "little")
         _check_view(self.records, row, image, sample[_JPEG_AT + size], JPEG_FOLDER)
         return bytes(sample[_JPEG_AT : _JPEG_AT + size])

@@ -6,7 +6,6 @@ the shards are mapped and the processes of a node share their pages.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from nvg.errors import UserError
+from nvg.records.manifest import MANIFEST_FILE, read_manifest
 from nvg.records.record import RecordLayout
 from nvg.records.shard import INDEX_FILE, read_index, read_shard
 
-MANIFEST_FILE = "manifest.json"
 _SMALL_COLUMNS = ("image", "view", "label")
 
 
@@ -60,7 +59,7 @@ class RecordDataset:
         """
         folder = Path(folder)
         manifest, entries = _read_description(folder)
-        layout = RecordLayout(int(manifest["num_positions"]))
+        layout = RecordLayout(manifest["num_positions"])
         shards = [read_shard(folder, entry, layout, verify_hash=verify_hashes, mapped=mapped) for entry in entries]
         for shard in shards:
             _check_ranges(folder, shard, manifest)
@@ -82,7 +81,7 @@ class RecordDataset:
 
     @classmethod
     def _of_shards(cls, folder: Path, manifest: dict[str, Any], shards: list[np.ndarray]) -> RecordDataset:
-        empty = np.empty(0, RecordLayout(int(manifest["num_positions"])).dtype)
+        empty = np.empty(0, RecordLayout(manifest["num_positions"]).dtype)
         columns = {name: np.concatenate([part[name] for part in (empty, *shards)]) for name in _SMALL_COLUMNS}
         return cls(folder=folder, manifest=manifest, shards=shards, **columns)
 
@@ -110,7 +109,7 @@ class RecordDataset:
         rows_B = np.asarray(indices, dtype=np.int64)
         if rows_B.size and not 0 <= rows_B.min() <= rows_B.max() < len(self):
             raise IndexError(f"records {rows_B.min()} to {rows_B.max()} of {len(self)}")
-        layout = RecordLayout(int(self.manifest["num_positions"]))
+        layout = RecordLayout(self.manifest["num_positions"])
         ids_BT = np.empty((len(rows_B), layout.num_tokens), dtype=np.int64)
         structure_BL = np.empty((len(rows_B), layout.num_positions), dtype=np.int64)
         shards_B = np.searchsorted(self._starts, rows_B, side="right") - 1
@@ -124,28 +123,14 @@ class RecordDataset:
 
 def _read_description(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Manifest and index entries, of which the records' numbers agree."""
-    manifest, entries = _read_manifest(folder / MANIFEST_FILE), read_index(folder)
-    num_records = sum(int(entry["samples"]) for entry in entries)
+    manifest, entries = read_manifest(folder / MANIFEST_FILE), read_index(folder)
+    num_records = sum(entry["samples"] for entry in entries)
     if num_records != manifest["num_records"]:
         raise UserError(
             f"{folder}: {INDEX_FILE} lists {num_records} records, {MANIFEST_FILE} states "
             f"{manifest['num_records']}; the two are not of the same run, run `nvg precompute` again"
         )
     return manifest, entries
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: found no such file, expected the manifest of a record data set") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run `nvg precompute` again") from error
-    needed = ("num_positions", "num_records", "num_classes", "codebook_size")
-    missing = [key for key in needed if key not in manifest]
-    if missing:
-        raise UserError(f"{path}: keys {', '.join(missing)} are missing; run `nvg precompute` again")
-    return manifest
 
 
 def _check_ranges(folder: Path, shard: np.ndarray, manifest: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvg.errors import UserError
+
 MAX_UINT16_VALUES = 1 << 16
 MDS_OFFSET_BYTES = 4
 
@@ -22,7 +24,7 @@ class RecordLayout:
         num_positions: L, positions of the latent grid, a power of two.
 
     Raises:
-        ValueError: L is no power of two, or beyond what two bytes can number.
+        UserError: L is no power of two, or beyond what two bytes can number.
     """
 
     num_positions: int
@@ -30,7 +32,7 @@ class RecordLayout:
     def __post_init__(self) -> None:
         length = self.num_positions
         if length < 2 or length & (length - 1) or length > 1 << 16:
-            raise ValueError(f"num_positions: found {length}, expected a power of two from 2 to 65536")
+            raise UserError(f"num_positions is {length}; expected a power of two from 2 to 65536")
 
     @property
     def num_tokens(self) -> int:

@@ -8,19 +8,38 @@ little-endian values, so a shard of records is one packed structured array.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from nvg.errors import UserError
+from nvg.json_files import Count, read_json
 
 INDEX_FILE = "index.json"
 SHARD_HASH = "sha256"
 MDS_COUNT_BYTES = 4
+
+
+class _File(TypedDict):
+    basename: str
+    bytes: Count
+    hashes: NotRequired[dict[str, str]]
+
+
+class _Entry(TypedDict):
+    samples: Count
+    raw_data: _File
+    format: str
+    column_names: list[str]
+    column_encodings: list[str]
+
+
+class _Index(TypedDict):
+    version: Literal[2]
+    shards: list[_Entry]
 
 
 class ShardLayout(Protocol):
@@ -50,17 +69,13 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         UserError: the index is missing, damaged, or of another version.
     """
     path = folder / INDEX_FILE
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: found no such file, expected the index of a record data set; run `nvg precompute` "
-            "to the end or change the folder"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run `nvg precompute` again") from error
-    if not isinstance(index, dict) or index.get("version") != 2 or not isinstance(index.get("shards"), list):
-        raise UserError(f"{path}: found another format, expected an MDS index of version 2")
+    advice = "run `nvg precompute` to the end or change the folder"
+    index: Any = read_json(path, _Index, "the index of a record data set, MDS of version 2", advice)
+    for entry in index["shards"]:
+        if Path(name := entry["raw_data"]["basename"]).name != name or "\0" in name:
+            raise UserError(f"{path}: found the shard {name!r}, expected the name of a file beside it; {advice}")
+        if len(entry["column_names"]) != len(entry["column_encodings"]):
+            raise UserError(f"{path}: {name} has names and encodings of other numbers of columns; {advice}")
     return index["shards"]
 
 
@@ -74,7 +89,7 @@ def check_shard_size(folder: Path, entry: Mapping[str, Any]) -> Path:
         UserError: it is missing, truncated or too long; names the shard and both sizes.
     """
     path = folder / entry["raw_data"]["basename"]
-    expected = int(entry["raw_data"]["bytes"])
+    expected = entry["raw_data"]["bytes"]
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected a shard of {expected} bytes listed in {INDEX_FILE}")
     found = path.stat().st_size
@@ -137,7 +152,7 @@ def _open_shard(
     """Path, bytes and sample offsets of a shard whose size, columns and offset table fit its index."""
     path = check_shard_size(folder, entry)
     _check_columns(path, entry, columns)
-    if mapped:
+    if mapped and path.stat().st_size:
         with path.open("rb") as file:
             data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     else:
@@ -146,7 +161,7 @@ def _open_shard(
         expected_hash = entry["raw_data"].get("hashes", {}).get(SHARD_HASH)
         if hashlib.sha256(data).hexdigest() != expected_hash:
             raise UserError(f"{path}: its bytes do not have the {SHARD_HASH} that {INDEX_FILE} states; copy it again")
-    num_samples = int(entry["samples"])
+    num_samples = entry["samples"]
     header_bytes = MDS_COUNT_BYTES + 4 * (num_samples + 1)
     if len(data) < header_bytes or int.from_bytes(data[:MDS_COUNT_BYTES], "little") != num_samples:
         raise _misfit(path, num_samples)
@@ -163,7 +178,7 @@ def _misfit(path: Path, num_samples: int) -> UserError:
 
 
 def _check_columns(path: Path, entry: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    if entry.get("format") != "mds" or entry.get("compression") or entry.get("zip_data"):
+    if entry["format"] != "mds" or entry.get("compression") or entry.get("zip_data"):
         raise UserError(f"{path}: found a compressed or foreign shard, expected plain MDS")
     found = dict(zip(entry["column_names"], entry["column_encodings"], strict=True))
     if found != dict(columns):

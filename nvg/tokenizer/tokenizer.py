@@ -5,12 +5,13 @@ Legend: B images, L positions, T = 2L - 1 tokens, C latent channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from nvg.bounds import at_least, between, check_fields, refuse
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_latents, spatial_structure
 from nvg.tokenizer.autoencoder import Decoder, Encoder
@@ -20,6 +21,7 @@ from nvg.tokenizer.quantizer import quantize_ids
 GRANULARITY = "granularity"
 SPATIAL = "spatial"
 STRUCTURES = (GRANULARITY, SPATIAL)
+_MOST_LEVELS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +34,20 @@ class TokenizerConfig:
     Paper: App. A.5
     """
 
-    image_size: int = 256
+    image_size: int = at_least(1, 256)
     image_channels: int = 3
-    base_width: int = 128
-    width_multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4, 4])
-    num_res_blocks: int = 2
-    norm_groups: int = 32
-    latent_channels: int = 32
-    codebook_size: int = 4096
+    base_width: int = at_least(1, 128)
+    width_multipliers: list[int] = at_least(1, [1, 2, 4, 4, 4])
+    num_res_blocks: int = between(1, 64, 2)
+    norm_groups: int = at_least(1, 32)
+    latent_channels: int = at_least(1, 32)
+    codebook_size: int = at_least(2, 4096)
     structure: str = GRANULARITY
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if not 1 <= len(self.width_multipliers) <= _MOST_LEVELS:
+            raise refuse("width_multipliers", self.width_multipliers, f"1 to {_MOST_LEVELS} of them, one a level")
         factor = 1 << (len(self.width_multipliers) - 1)
         if self.image_size % factor:
             raise UserError(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from eval.results import threads
 from eval.scores import class_accuracy, frechet_distance, train_judge
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
+from nvg.json_files import read_json
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
@@ -52,6 +54,11 @@ _SCORING_SEED = 0
 _ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
 
 
+class _HeldOut(TypedDict):
+    weights: str
+    scores: dict[str, float]
+
+
 def _held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
     """Losses of a finished training on all held-out records and all stages, EMA weights, no drop path.
 
@@ -67,8 +74,10 @@ def _held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
     """
     checkpoint = resolve_checkpoint(run.run_folder)
     file, key = Path(run.run_folder) / _HELD_OUT_FILE, weights_hash(checkpoint, "ema")
-    if file.is_file() and (known := json.loads(file.read_text()))["weights"] == key:
-        return known["scores"]
+    with suppress(UserError):  # none yet, or damaged: it is a matter of minutes
+        known: Any = read_json(file, _HeldOut, "losses of an earlier start", "")
+        if known["weights"] == key:
+            return known["scores"]
     assert run.validation_path is not None
     records = RecordDataset.open(run.validation_path)
     dequantizer = load_network(Dequantizer, run.data.path, "dequantizer")
@@ -79,7 +88,9 @@ def _held_out_scores(run: GeneratorRunConfig) -> dict[str, float]:
         else:
             network = load_network(StructureGenerator, checkpoint)
             scores = _velocity_errors(StructureObjective(network, dequantizer, _ALL_STAGES).eval(), records)
-    losses = [row["validation_loss"] for row in read_metrics(Path(run.run_folder)) if "validation_loss" in row]
+    losses = [
+        row["validation_loss"] for row in read_metrics(Path(run.run_folder)) if row.get("validation_loss") is not None
+    ]
     if losses:
         scores["validation_rise"] = losses[-1] - min(losses)
     write_atomically(file, json.dumps({"weights": key, "scores": scores}, indent=2).encode())

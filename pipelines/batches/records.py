@@ -8,7 +8,6 @@ Legend: B rows of this rank, T tokens, L positions, N patches, D channels of a f
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cluster.files import write_atomically
-from cluster.manifest import MANIFEST_FILE
 from nvg.checkpoints import load_dinov2_features
-from nvg.errors import UserError
+from nvg.errors import BadImage, UserError
 from nvg.pixels import scale_levels
-from nvg.records import FEATURES_FOLDER, JPEG_FOLDER, FeatureDataset, JpegDataset, RecordDataset
+from nvg.records import (
+    FEATURES_FOLDER,
+    JPEG_FOLDER,
+    MANIFEST_FILE,
+    FeatureDataset,
+    FeatureLayout,
+    JpegDataset,
+    RecordDataset,
+)
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Dinov2Features
 from nvg.training import FEATURES, IMAGE
@@ -103,7 +108,7 @@ def generator_source(records: RecordDataset, config: DataConfig, repa: RepaSourc
     if config.loader == "streaming":
         if repa is not None:
             raise UserError("data.loader=streaming reads no features; set data.loader=mapped, or loss.repa_weight=0")
-        return StreamingSource(config, int(records.manifest["num_records"]), fingerprint)
+        return StreamingSource(config, records.manifest["num_records"], fingerprint)
 
     def fetch(rows: np.ndarray) -> dict[str, Tensor]:
         batch = {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
@@ -144,7 +149,13 @@ def open_repa_source(records: RecordDataset, dinov2_weights: str) -> RepaSource:
     images = JpegDataset.open(records)
 
     def decode(rows: np.ndarray) -> dict[str, Tensor]:
-        return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
+        try:
+            return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
+        except BadImage as error:
+            raise UserError(
+                f"{records.folder / JPEG_FOLDER}: an image of the rows {rows.tolist()[:20]} is damaged ({error}); copy "
+                "the records again"
+            ) from error
 
     return replace(target, fetch=decode)
 
@@ -161,7 +172,7 @@ def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
     """
     stored = records.manifest.get("repa", {})
     if stored.get("store") == FEATURES_FOLDER:
-        return RepaSource(int(stored["width"]))
+        return RepaSource(FeatureLayout.of(stored, records.folder).width)
     if stored.get("store") == JPEG_FOLDER:
         teacher = load_dinov2_features(dinov2_weights, key=_WEIGHTS_KEY)
         return RepaSource(teacher.width, teacher=teacher)
@@ -173,6 +184,7 @@ def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
 
 def _decoded(jpeg: bytes) -> Tensor:
     """float32 (3, S, S) in [-1, 1]."""
-    with Image.open(io.BytesIO(jpeg)) as image:
-        pixels_HWC = torch.from_numpy(np.array(image.convert("RGB")))
+    from eval.decoding import decode_image  # nothing else of a training needs that house
+
+    pixels_HWC = torch.from_numpy(np.array(decode_image(jpeg, 3, pixels="stored")))
     return scale_levels(pixels_HWC.permute(2, 0, 1))

@@ -30,6 +30,7 @@ import torch
 from cluster.ranks import Ranks
 from nvg.bounds import refuse
 from nvg.errors import UserError
+from nvg.json_files import Count, make, read_json
 from nvg.records.shard import SHARD_HASH
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import Batch
@@ -52,9 +53,9 @@ class _Claim:
 
     prefix: str
     locks: str
-    pid: int
+    pid: Count
     started: float
-    inode: int
+    inode: Count
 
     @property
     def is_dead(self) -> bool:
@@ -86,7 +87,11 @@ def remove_dead(claims: Path, shared_memory: Path = _SHARED_MEMORY) -> list[str]
     """Remove segments and lock files of dead processes (one process of the node at a time); returns their prefixes."""
     removed: list[str] = []
     for file in sorted(claims.glob("*.json")):
-        note = _Claim(**json.loads(file.read_text()))
+        try:
+            note = make(_Claim, read_json(file, dict[str, Any], "a note of segments", ""), str(file), "")
+        except UserError:  # half of one, of a process killed while it wrote: its segments cannot be told
+            file.unlink()
+            continue
         if not note.is_dead:
             continue
         first = shared_memory / f"{note.prefix}_{_LOCALS}"

@@ -29,8 +29,10 @@ from eval.results import RESULTS_FILE, timed, write_results
 from eval.scores.metrics import refuse_class_order
 from nvg.bounds import refuse
 from nvg.checkpoints import load_config
+from nvg.checkpoints.networks import network_config
 from nvg.granularity import StageLayout
-from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator
+from nvg.tokenizer import Tokenizer
 from pipelines.evaluate.config import EvaluateConfig, EvaluateImagesConfig, make_folder
 from pipelines.evaluate.table import print_file, print_table, print_time
 
@@ -73,8 +75,9 @@ def open_against(config: EvaluateConfig) -> Opened:
         UserError: weights or reference are missing or do not belong together.
     """
     extractor, reference = given_reference(config)
-    content = ContentGeneratorConfig(**load_config(config.content, "content", config.weights))
-    side = load_config(config.tokenizer, "tokenizer", config.tokenizer_weights)["image_size"]
+    content = network_config(ContentGenerator, load_config(config.content, "content", config.weights), config.content)
+    described = load_config(config.tokenizer, "tokenizer", config.tokenizer_weights)
+    side = network_config(Tokenizer, described, config.tokenizer).image_size
     reference.check_size(side, side)
     spec = config.generator_spec(content.num_classes)
     spec.check()
@@ -221,7 +224,8 @@ def _model_facts(config: EvaluateConfig, content: ContentGeneratorConfig) -> dic
     with torch.device("meta"):
         networks: dict[str, torch.nn.Module] = {"content": ContentGenerator(content)}
         if config.structure:
-            structure = StructureGeneratorConfig(**load_config(config.structure, "structure", config.weights))
+            described = load_config(config.structure, "structure", config.weights)
+            structure = network_config(StructureGenerator, described, config.structure)
             networks["structure"] = StructureGenerator(structure)
             evaluations += layout.num_structure_stages * config.sampling.num_flow_steps
     parameters = {name: sum(part.numel() for part in network.parameters()) for name, network in networks.items()}

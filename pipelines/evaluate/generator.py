@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cluster.manifest import read_manifest
 from cluster.session import cluster_session
 from eval.evaluation import Evaluation, EvaluationData, evaluate
 from eval.pages.page import caveat_notes, score_rows
 from eval.pages.report import ReportContent, write_report
 from eval.results import RESULTS_FILE
+from nvg.records import read_manifest
 from pipelines.checkpoints import require_tokenizer, training_keys
 from pipelines.evaluate.against import plan_against, run_against
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
@@ -115,11 +115,17 @@ def _report(config: EvaluateConfig, data: EvaluationData, evaluation: Evaluation
         f"{len(evaluation.material.generated):,} samples.",
         results=evaluation.results,
         material=evaluation.material,
-        curves={name: rows for name, folder in config.curves.items() if (rows := read_metrics(Path(folder)))},
+        curves={name: rows for name, folder in config.curves.items() if (rows := _curve(Path(folder)))},
         codebook_usage=usage,
         times=times,
         facts=_facts(config, data),
     )
+
+
+def _curve(run_folder: Path) -> list[dict[str, Any]]:
+    """Rows of a training that a loss curve can show."""
+    rows = read_metrics(run_folder)
+    return [row for row in rows if row.get("images") is not None and row.get("loss") is not None]
 
 
 def _facts(config: EvaluateConfig, data: EvaluationData) -> dict[str, str]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from cluster.session import cluster_session
 from eval.pages import page
 from eval.pictures.plots import scatter
 from nvg.bounds import at_least, positive, refuse
-from nvg.errors import UserError
+from nvg.json_files import Count, parse_json, read_json
 from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import TRAINER_FILE, newest_valid
 from pipelines.evaluate.against import draw_against, open_against, print_against
@@ -199,10 +199,23 @@ def run_follow(
     return output / _SCORES_FILE
 
 
+class _Scored(TypedDict):
+    content_images: Count
+
+
+class _Seen(TypedDict):
+    images: Count
+
+
 def read_scores(output: Path) -> list[dict[str, Any]]:
     """What was scored so far, oldest first."""
-    path = output / _SCORES_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    path, advice = output / _SCORES_FILE, "remove the line: that evaluation is then made again"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = [
+        parse_json(line, _Scored, f"{path}, line {number}", "what was scored", advice)
+        for number, line in enumerate(lines, start=1)
+    ]
+    return cast(list[dict[str, Any]], rows)
 
 
 def _newest(config: FollowConfig, console: Console) -> dict[str, tuple[Path, int]] | None:
@@ -225,12 +238,8 @@ def images_seen(checkpoint: Path) -> int:
     Raises:
         UserError: it does not say.
     """
-    try:
-        return int(json.loads((checkpoint / TRAINER_FILE).read_text())["images"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{checkpoint}: found no count of images in trainer.json ({error!r}), expected a checkpoint of nvg train"
-        ) from error
+    seen: Any = read_json(checkpoint / TRAINER_FILE, _Seen, "a checkpoint of nvg train", "give its run folder")
+    return seen["images"]
 
 
 def _score(config: FollowConfig, found: dict[str, tuple[Path, int]], output: Path, console: Console) -> dict[str, Any]:

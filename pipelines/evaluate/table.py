@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -21,13 +20,15 @@ from eval.pages.published import (
     row_of_results,
     tokenizer_row_of_results,
 )
-from eval.results import RESULTS_FILE
+from eval.results import RESULTS_FILE, read_results
 from nvg.bounds import check_fields, refuse
 from nvg.errors import UserError
+from nvg.json_files import make
 from pipelines.configuration import load_config
 from pipelines.evaluate.config import make_folder, require
 
 _PUBLISHED, _PUBLISHED_TOKENIZERS = "published/imagenet256.yaml", "published/tokenizers256.yaml"
+Row = TypeVar("Row", ScoreRow, TokenizerRow)
 PAGE_FILE, TABLE_FILE = "report.html", "report.md"
 
 
@@ -99,26 +100,22 @@ def run_report(config: ReportConfig) -> Path:
 
 def published_rows() -> list[ScoreRow]:
     """Table 1 of the paper."""
-    return [ScoreRow(**row) for row in load_config(PublishedConfig, _PUBLISHED).rows]
+    return _published(ScoreRow, _PUBLISHED)
 
 
 def published_tokenizers() -> list[TokenizerRow]:
     """Table 3 of the paper."""
-    return [TokenizerRow(**row) for row in load_config(PublishedConfig, _PUBLISHED_TOKENIZERS).rows]
+    return _published(TokenizerRow, _PUBLISHED_TOKENIZERS)
+
+
+def _published(form: type[Row], name: str) -> list[Row]:
+    rows = load_config(PublishedConfig, name).rows
+    return [make(form, row, f"{name}, row {number}", "change that file") for number, row in enumerate(rows, start=1)]
 
 
 def _read_row(path: Path, title: str) -> ScoreRow | TokenizerRow:
-    try:
-        results = json.loads(path.read_text())
-        make = tokenizer_row_of_results if "rfid" in results["scores"] else row_of_results
-        return make(title, results)
-    except OSError:
-        raise UserError(f"results: found no file {path}, expected a {RESULTS_FILE} of `nvg eval …`") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"results: {path} holds no scores of generated images or of a tokenizer ({error!r}), expected a "
-            f"{RESULTS_FILE} of `nvg eval generator`, `nvg eval images` or `nvg eval tokenizer`"
-        ) from error
+    results = read_results(path)
+    return (tokenizer_row_of_results if "rfid" in results["scores"] else row_of_results)(title, results)
 
 
 def print_table(

@@ -18,13 +18,12 @@ import torch
 from rich.console import Console
 
 from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
-from cluster.manifest import read_manifest
 from cluster.progress import ProgressBars
 from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
-from nvg.records import MAX_UINT16_VALUES
+from nvg.records import MAX_UINT16_VALUES, read_manifest
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
 from pipelines.precompute.beside import open_repa_stream

@@ -18,11 +18,19 @@ from typing import Any
 import numpy as np
 
 from cluster.files import replacing, write_atomically
-from cluster.manifest import MANIFEST_KIND, SCHEMA_VERSION, write_manifest
 from nvg.checkpoints import save_weights
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
-from nvg.records import RecordLayout, check_shard_size, read_index, read_shard
+from nvg.records import (
+    MANIFEST_FILE,
+    MANIFEST_KIND,
+    SCHEMA_VERSION,
+    RecordLayout,
+    check_shard_size,
+    read_index,
+    read_shard,
+    validate_manifest,
+)
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Tokenizer
 from pipelines.precompute.inputs import content_digest, input_rows, known, read_inputs, replace_inputs
@@ -165,6 +173,19 @@ def _manifest(
         **({"changed": dict(changed)} if changed else {}),
         "library_versions": _versions(ordered),
     }
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write manifest.json atomically, after checking it as its readers do; returns its path.
+
+    Raises:
+        UserError: a key that they need is missing or of another type, or a number is not finite.
+        OSError: the file cannot be written.
+    """
+    path = folder / MANIFEST_FILE
+    validate_manifest(manifest, str(path))
+    write_atomically(path, (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("utf-8"))
+    return path
 
 
 def _canvas_scales(parts: list[Mapping[str, Any]]) -> list[float]:

@@ -11,14 +11,14 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from cluster.files import sync_path, write_atomically
-from cluster.manifest import MANIFEST_FILE, ManifestError, read_manifest, require_match
 from nvg.errors import UserError
-from nvg.records import check_shard_size, read_index
+from nvg.json_files import Count, read_json
+from nvg.records import MANIFEST_FILE, check_shard_size, read_index, read_manifest, require_match
 from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer.tokenizer import GRANULARITY
 from pipelines.precompute.config import PrecomputeConfig
@@ -196,13 +196,37 @@ class DatasetFolder:
                 file.truncate(0)
 
 
+class _Shard(TypedDict):
+    basename: str
+    bytes: Count
+
+
+class _Skipped(TypedDict):
+    key: str
+    reason: str
+
+
+class _Part(TypedDict):
+    plan: str
+    shards: list[_Shard]
+    skipped: list[_Skipped]
+    num_images: Count
+    num_records: Count
+    canvas_count: Count
+    canvas_total: list[float]
+    canvas_square: list[float]
+    library_versions: dict[str, str]
+    changed: NotRequired[dict[str, Count]]
+
+
 def read_part(folder: Path, plan_fingerprint: str) -> dict[str, Any] | None:
     """The manifest of a finished unit; None when it is of another plan, unreadable, or a shard has not its size."""
     try:
-        manifest = json.loads((folder / PART_MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = read_json(folder / PART_MANIFEST, _Part, "the manifest of a unit", "")
         sizes_fit = all((folder / shard["basename"]).stat().st_size == shard["bytes"] for shard in manifest["shards"])
-        return manifest if sizes_fit and manifest["plan"] == plan_fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError):
+        sums_fit = len(manifest["canvas_total"]) == len(manifest["canvas_square"]) > 0
+        return manifest if sizes_fit and sums_fit and manifest["plan"] == plan_fingerprint else None
+    except (OSError, ValueError):
         return None
 
 
@@ -219,40 +243,34 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _require_same_job(recorded: Path, plan: Plan) -> None:
-    try:
-        found = json.loads(recorded.read_text(encoding="utf-8"))
-        if "split_rule" in plan.description and "split_rule" not in found and found["source_split"] != "all":
-            raise UserError(
-                f"the data set of {recorded} was divided as an earlier version did, by the order of hashes of "
-                f"(source.seed, key) in each class; this job divides by another rule: "
-                f"{plan.description['split_rule']}. Images of its {found['source_split']} part belong to others now: "
-                "choose another output, and train a tokenizer that has not seen this test part"
-            )
-        require_match(
-            _LEFT_OUT | found,
-            _LEFT_OUT | plan.description,
-            found_name=f"the data set of {recorded}",
-            expected_name="this job",
-            advice="choose another output, restore the settings, or remove the folder",
+    found = read_json(recorded, dict[str, Any], "what a data set was made of", "remove the data set's folder")
+    if "split_rule" in plan.description and "split_rule" not in found and found.get("source_split") != "all":
+        raise UserError(
+            f"the data set of {recorded} was divided as an earlier version did, by the order of hashes of "
+            f"(source.seed, key) in each class; this job divides by another rule: "
+            f"{plan.description['split_rule']}. Images of its {found.get('source_split')} part belong to others now: "
+            "choose another output, and train a tokenizer that has not seen this test part"
         )
-    except ManifestError as error:
-        raise UserError(str(error)) from error
-    except ValueError as error:
-        raise UserError(f"{recorded}: not valid JSON ({error}); remove the data set's folder") from error
+    require_match(
+        _LEFT_OUT | found,
+        _LEFT_OUT | plan.description,
+        found_name=f"the data set of {recorded}",
+        expected_name="this job",
+        advice="choose another output, restore the settings, or remove the folder",
+    )
 
 
 def is_complete(folder: DatasetFolder, plan: Plan, *, allow_partial: bool = False) -> bool:
     """Whether the merged data set of this plan is there, with every shard at its size; may it lack units?"""
     try:
         manifest = read_manifest(folder.root)
-        entries = read_index(folder.root)
-        counted = sum(entry["samples"] for entry in entries) == manifest["num_records"]
+        counted = sum(entry["samples"] for entry in read_index(folder.root)) == manifest["num_records"]
         if manifest.get("plan") != plan.fingerprint or not counted:
             return False
         for stream in (folder.root, *beside(folder.root, plan.description)):
             for entry in read_index(stream):
                 check_shard_size(stream, entry)
-    except (ManifestError, UserError):
+    except UserError:
         return False
     whole = allow_partial or "missing_units" not in manifest
     return whole and (folder.root / f"{DEQUANTIZER_NAME}.safetensors").is_file()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from cluster.files import sync_path
-from cluster.manifest import library_versions
+from cluster.versions import library_versions
 from nvg.checkpoints import file_hash
 from nvg.pixels import to_model_range
 from nvg.records import RecordLayout, ShardWriter

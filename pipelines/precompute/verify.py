@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from cluster.manifest import ManifestError, read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
-from nvg.records import FEATURES_FOLDER, JPEG_COLUMNS, FeatureLayout, RecordLayout, map_samples, read_index, read_shard
+from nvg.records import (
+    FEATURES_FOLDER,
+    JPEG_COLUMNS,
+    FeatureLayout,
+    RecordLayout,
+    map_samples,
+    read_index,
+    read_manifest,
+    read_shard,
+)
 from nvg.tokenizer import Dequantizer
 from pipelines.precompute.inputs import INPUTS_FILE, content_digest, read_inputs
 from pipelines.precompute.plan import DEQUANTIZER_NAME, SOURCES_FILE, beside
@@ -44,10 +52,9 @@ def verify_records(path: str) -> Verified:
         UserError: something is wrong; every damaged file is named.
     """
     folder = Path(path).expanduser().absolute()
-    try:
-        manifest = read_manifest(folder)
-    except ManifestError as error:
-        raise UserError(str(error)) from error
+    manifest = read_manifest(folder)
+    if "num_inputs" not in manifest:
+        raise UserError(f"{folder}: its manifest does not say num_inputs, how many images there were; copy it again")
     entries = read_index(folder)
     tally = _Tally(manifest)
     problems = []
@@ -64,7 +71,7 @@ def verify_records(path: str) -> Verified:
     if problems:
         raise UserError(f"{folder}: {len(problems)} thing(s) wrong:\n" + "\n".join(f"  {line}" for line in problems))
     entries += [entry for stream in streams for entry in read_index(stream)]
-    num_bytes = sum(int(entry["raw_data"]["bytes"]) for entry in entries)
+    num_bytes = sum(entry["raw_data"]["bytes"] for entry in entries)
     return Verified(num_records=tally.num_records, num_shards=len(entries), num_bytes=num_bytes)
 
 
@@ -72,11 +79,11 @@ class _Tally:
     """What the records of all shards add up to."""
 
     def __init__(self, manifest: dict[str, Any]) -> None:
-        self.layout = RecordLayout(int(manifest["num_positions"]))
+        self.layout = RecordLayout(manifest["num_positions"])
         self.num_records = 0
         self._manifest = manifest
         self._class_counts = np.zeros(manifest["num_classes"], dtype=np.int64)
-        self._seen_NV = np.zeros((manifest["num_inputs"], manifest["num_views"]), dtype=np.int32)
+        self._seen: list[np.ndarray] = []
 
     def add(self, records: np.ndarray, name: str) -> None:
         """Count the records of one shard. Raises UserError where a value is out of range or a map no permutation."""
@@ -95,23 +102,28 @@ class _Tally:
             raise UserError(f"{name}: a structure map is no permutation of its positions")
         self.num_records += len(records)
         self._class_counts += np.bincount(records["label"], minlength=len(self._class_counts))
-        np.add.at(self._seen_NV, (records["image"], records["view"]), 1)
+        self._seen.append(records[["image", "view"]].copy())
 
     def problems(self) -> Iterator[str]:
         """What does not fit the manifest."""
         yield from _differing("num_records", self.num_records, self._manifest)
         yield from _differing("class_histogram", self._class_counts.tolist(), self._manifest)
-        views_N = self._seen_NV.sum(1)
-        yield from _differing("num_images", int((views_N > 0).sum()), self._manifest)
-        for image in np.flatnonzero((views_N > 0) & (self._seen_NV != 1).any(1))[:5]:
-            yield f"image {image} has its views {self._seen_NV[image].tolist()} times, expected each once"
+        if not self._seen:
+            return
+        seen = np.concatenate(self._seen)
+        images_N, rows = np.unique(seen["image"], return_inverse=True)
+        times_NV = np.zeros((len(images_N), self._manifest["num_views"]), dtype=np.int32)
+        np.add.at(times_NV, (rows, seen["view"]), 1)
+        yield from _differing("num_images", len(images_N), self._manifest)
+        for row in np.flatnonzero((times_NV != 1).any(1))[:5]:
+            yield f"image {images_N[row]} has its views {times_NV[row].tolist()} times, expected each once"
 
 
 def _damage(stream: Path, manifest: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a stream beside the records: sizes, hashes, number of rows."""
     repa = manifest["repa"]
     features = repa["store"] == FEATURES_FOLDER
-    columns = FeatureLayout(repa["num_tokens"], repa["width"]).columns if features else JPEG_COLUMNS
+    columns = FeatureLayout.of(repa, stream.parent).columns if features else JPEG_COLUMNS
     num_rows = 0
     for entry in read_index(stream):
         try:
@@ -131,6 +143,7 @@ def _companions(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         found = path.read_bytes().count(b"\n")
         if found != manifest["num_inputs"]:
             yield f"{path}: found {found} lines, expected {manifest['num_inputs']}, one for each image"
+            return
     try:
         rows = read_inputs(folder, manifest["num_inputs"])
         if manifest.get("source_content", content_digest(rows)) != content_digest(rows):

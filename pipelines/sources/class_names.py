@@ -173,7 +173,7 @@ def find_one(root: str, path: str | None, names: Sequence[str], key: str) -> str
 def _json_pairs(text: str, path: str) -> list[tuple[str, str]]:
     try:
         pairs = json.loads(text, object_pairs_hook=list)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the class map is not JSON: {error}") from error
     good = isinstance(pairs, list) and all(
         isinstance(pair, tuple) and isinstance(pair[1], str) and pair[1].strip() for pair in pairs

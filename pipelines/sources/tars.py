@@ -297,5 +297,5 @@ def _expected_counts(folder: str) -> dict[str, int]:
     try:
         shards = json.loads(read_bytes(path))["shardlist"]
         return {name_of(shard["url"]): int(shard["nsamples"]) for shard in shards}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: not an index of webdataset shards ({error!r}); repair or remove it") from error

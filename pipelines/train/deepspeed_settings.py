@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nvg.errors import UserError
+from nvg.json_files import read_json
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig
 
 _NOT_OURS = ("optimizer", "scheduler", "elasticity")
@@ -65,12 +65,7 @@ def deepspeed_dict(
 
 def _merge_user_file(derived: dict[str, Any], file: Path) -> dict[str, Any]:
     """The derived dictionary plus the sections that only the user's file has; contradictions are refused."""
-    try:
-        given = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"deepspeed.file={file} is not a readable JSON file: {error}") from error
-    if not isinstance(given, dict):
-        raise UserError(f"deepspeed.file={file} holds {type(given).__name__}; expected a JSON object")
+    given = read_json(file, dict[str, Any], "DeepSpeed's settings", "change deepspeed.file")
     conflicts: list[str] = []
     merged = _merge(derived, given, "", conflicts)
     if conflicts:

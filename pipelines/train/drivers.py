@@ -251,9 +251,11 @@ class _Display:
         run = self.runs[name]
         rows = read_metrics(Path(run.run_folder))
         if rows:
-            self.steps[name] = max(self.steps[name], int(rows[-1]["step"]))
-            self.step_s[_kind(run)] = float(rows[-1]["step_s"])
-            self.status[name] = f"loss {rows[-1]['loss']:.4f}  {rows[-1]['images_per_s']:.0f} images/s"
+            last = {"step_s": 0.0, "loss": math.nan, "images_per_s": math.nan}  # where a row lacks one, or holds null
+            last |= {name: value for name, value in rows[-1].items() if value is not None}
+            self.steps[name] = max(self.steps[name], int(last["step"]))
+            self.step_s[_kind(run)] = last["step_s"]
+            self.status[name] = f"loss {last['loss']:.4f}  {last['images_per_s']:.0f} images/s"
         else:
             self.status[name] = _waits_for(run.launch)
 

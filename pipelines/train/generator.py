@@ -18,13 +18,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from cluster.manifest import MANIFEST_FILE
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.checkpoints.networks import check_fit, read_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
-from nvg.records import RecordDataset
+from nvg.records import MANIFEST_FILE, RecordDataset
 from nvg.tokenizer import Dequantizer
 from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective

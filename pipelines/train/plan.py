@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.manifest import MANIFEST_FILE, read_manifest
+from nvg.records import MANIFEST_FILE, read_manifest
 from pipelines.checkpoints import checkpoints_in
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import UserError
+from nvg.json_files import Count, make, read_json
 from pipelines.checkpoints import TRAINER_FILE
 
 SCHEMA_VERSION = 1
@@ -36,12 +37,12 @@ class TrainerState:
         schema_version: of this file.
     """
 
-    step: int
-    images: int
-    epoch: int
-    images_in_epoch: int
-    ema_images: int
-    world_size: int
+    step: Count
+    images: Count
+    epoch: Count
+    images_in_epoch: Count
+    ema_images: Count
+    world_size: Count
     engine: str
     seeds: dict[str, int] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -56,12 +57,13 @@ class TrainerState:
 
     @classmethod
     def read(cls, folder: Path) -> TrainerState:
-        """Read `trainer.json`. Raises UserError where another schema version wrote it."""
-        found = json.loads((folder / TRAINER_FILE).read_text())
+        """Read `trainer.json`. Raises UserError where it is damaged or another schema version wrote it."""
+        path, advice = folder / TRAINER_FILE, "give the run folder to use an older checkpoint"
+        found = read_json(path, dict[str, Any], "where a training stands", advice)
         version = found.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise UserError(f"{folder / TRAINER_FILE} has schema version {version}, expected {SCHEMA_VERSION}")
-        return cls(**found)
+            raise UserError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; {advice}")
+        return make(cls, found, str(path), advice)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors is damaged"):
         load_weights(tmp_path, "tokenizer")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is damaged"):
+    with pytest.raises(UserError, match=r"config.json: not valid JSON"):
         load_weights(tmp_path, "tokenizer")
 
 
@@ -50,5 +50,5 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         load_network(ContentGenerator, tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "config": {"tall": 1}}))
-    with pytest.raises(UserError, match=r"unknown settings .'tall'."):
+    with pytest.raises(UserError, match=r"tall is an unknown key"):
         load_network(ContentGenerator, tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_records import manifest_of
 
 from nvg.errors import UserError
 from nvg.records import RecordDataset, RecordLayout, ShardWriter
@@ -32,9 +33,7 @@ def write_dataset(folder: Path, num_positions: int) -> list[dict]:
     for record in records:
         writer.write(record)
     writer.finish()
-    manifest = {
-        "num_positions": num_positions, "num_records": NUM_RECORDS, "num_classes": 1000, "codebook_size": 4096
-    }  # fmt: skip
+    manifest = manifest_of(NUM_RECORDS, num_positions, 1000, codebook_size=4096)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return records
 
@@ -110,9 +109,12 @@ def test_flipped_bit_is_found_on_demand(folder):
     ("changes", "message"),
     [
         ({"num_records": 301}, r"lists 300 records, manifest\.json states 301"),
-        ({"num_positions": 64}, r"expected .*ndarray:uint8:64"),
+        (
+            {"num_positions": 64, "last_stage": 6, "canvas_scales": [1] * 8, "codebook_usage": [1] * 7},
+            r"expected .*ndarray:uint8:64",
+        ),
         ({"codebook_size": 8}, r"column content_ids holds \d+, but manifest\.json states codebook_size 8"),
-        ({"num_classes": 2}, r"column label holds \d+"),
+        ({"num_classes": 2, "class_names": ["a", "b"], "class_histogram": [0, 0]}, r"column label holds \d+"),
     ],
 )
 def test_manifest_of_another_data_set_is_refused(folder, changes, message):

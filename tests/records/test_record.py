@@ -22,5 +22,5 @@ def test_structure_is_wide_enough_for_every_position(positions, dtype):
 
 @pytest.mark.parametrize("positions", [0, 1, 12, 1 << 17])
 def test_other_grids_are_refused(positions):
-    with pytest.raises(ValueError, match=f"num_positions: found {positions}"):
+    with pytest.raises(ValueError, match=f"num_positions is {positions}"):
         RecordLayout(positions)

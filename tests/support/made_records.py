@@ -17,6 +17,37 @@ from nvg.tokenizer import Dequantizer, DequantizerConfig
 NUM_IMAGES, NUM_POSITIONS, CODEBOOK_SIZE = 40, 16, 16
 
 
+def manifest_of(num_records: int, num_positions: int = NUM_POSITIONS, num_classes: int = 10, **others: Any) -> dict:
+    """A whole manifest; `others` override or join its entries."""
+    last_stage = num_positions.bit_length() - 1
+    return {
+        "kind": "vgs-records",
+        "schema_version": 1,
+        "plan": "0" * 64,
+        "tokenizer_hash": "1" * 64,
+        "source_fingerprint": "2" * 64,
+        "image_size": 16,
+        "image_channels": 1,
+        "view_policy": "center",
+        "num_inputs": num_records,
+        "num_images": num_records,
+        "num_views": 1,
+        "num_records": num_records,
+        "num_positions": num_positions,
+        "last_stage": last_stage,
+        "latent_channels": 4,
+        "codebook_size": CODEBOOK_SIZE,
+        "num_classes": num_classes,
+        "class_names": [str(label) for label in range(num_classes)],
+        "class_histogram": [0] * num_classes,
+        "canvas_scales": [1.0] * (last_stage + 2),
+        "codebook_usage": [0.5] * (last_stage + 1),
+        "skipped": [],
+        "library_versions": {},
+        **others,
+    }
+
+
 def write_records(folder: Path, **manifest: Any) -> Path:
     """Ids follow the class, maps are shuffled; `manifest` overrides its entries."""
     stream = np.random.Generator(np.random.Philox(key=[7, 0]))
@@ -35,22 +66,5 @@ def write_records(folder: Path, **manifest: Any) -> Path:
     dequantizer = Dequantizer(config)
     torch.nn.init.normal_(dequantizer.codebook, std=0.3)
     save_weights(folder, dequantizer.state_dict(), asdict(config), "dequantizer", name="dequantizer")
-    entries = {
-        "kind": "vgs-records",
-        "schema_version": 1,
-        "plan": "0" * 64,
-        "tokenizer_hash": "1" * 64,
-        "source_fingerprint": "2" * 64,
-        "num_images": NUM_IMAGES,
-        "num_views": 1,
-        "num_records": NUM_IMAGES,
-        "num_positions": NUM_POSITIONS,
-        "latent_channels": 4,
-        "codebook_size": CODEBOOK_SIZE,
-        "num_classes": 10,
-        "class_names": [str(label) for label in range(10)],
-        "canvas_scales": [1.0] * 6,
-        **manifest,
-    }
-    (folder / "manifest.json").write_text(json.dumps(entries))
+    (folder / "manifest.json").write_text(json.dumps(manifest_of(NUM_IMAGES, **manifest)))
     return folder

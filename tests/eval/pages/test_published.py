@@ -133,10 +133,10 @@ def test_the_report_needs_no_other_file(tmp_path: Path) -> None:
 
 
 def test_what_is_no_result_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"found no file .*results\.json"):
+    with pytest.raises(UserError, match=r"results\.json"):
         run_report(ReportConfig(results=[str(tmp_path / "nowhere")], output=str(tmp_path)))
     (tmp_path / "results.json").write_text('{"scores": {"rfid": 1}}')
-    with pytest.raises(UserError, match="holds no scores of generated images"):
+    with pytest.raises(UserError, match="key scores"):
         run_report(ReportConfig(results=[str(tmp_path)], output=str(tmp_path)))
     with pytest.raises(ValueError, match="names is "):
         ReportConfig(results=["a"], names=["a", "b"], output="o")

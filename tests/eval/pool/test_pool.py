@@ -20,6 +20,7 @@ from eval.pool.pool import PoolConfig, PoolError, chunk_identity
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec, Sampler, SamplerSpec
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig
+from pipelines.entry import EXIT_USER_ERROR, guard
 
 CONFIG = PoolConfig(num_samples=50, num_actors=1, chunk_size=10, batch_size=5, cpus_per_actor=0.5, seed=5)
 
@@ -269,3 +270,11 @@ def poison_spec(num_classes: int) -> SamplerSpec:
             raise AssertionError("unreachable")
 
     return PoisonSpec()
+
+
+def test_a_pool_that_gave_up_is_the_users_to_mend(capsys) -> None:
+    def give_up() -> None:
+        raise PoolError("chunk 0: 3 workers died while computing it; make batch_size smaller")
+
+    assert guard(give_up) == EXIT_USER_ERROR
+    assert "make batch_size smaller" in capsys.readouterr().err

@@ -4,13 +4,15 @@ import json
 
 import fsspec
 import pytest
+from made_records import manifest_of
 
 from nvg.errors import UserError
 from pipelines.batches.config import DataConfig
 from pipelines.batches.records import DESCRIPTION, open_records
 
-MANIFEST = {"num_positions": 16, "num_records": 3, "num_classes": 10, "codebook_size": 64}
-INDEX = {"version": 2, "shards": [{"samples": 3}]}
+MANIFEST = manifest_of(3)
+SHARD = {"raw_data": {"basename": "shard.00000.mds", "bytes": 9}, "format": "mds"}
+INDEX = {"version": 2, "shards": [{"samples": 3, **SHARD, "column_names": [], "column_encodings": []}]}
 
 
 @pytest.fixture

@@ -137,5 +137,5 @@ def test_what_a_follower_cannot_use_is_named(tmp_path: Path) -> None:
         replace(config, eval_every_images=0)
     with pytest.raises(ValueError, match="reference"):
         replace(config, reference="")
-    with pytest.raises(UserError, match=r"no count of images in trainer\.json"):
+    with pytest.raises(UserError, match=r"trainer\.json: found no such file"):
         images_seen(tmp_path)

@@ -14,12 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.manifest import read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, cluster_latents
 from nvg.pixels import to_model_range
-from nvg.records import RecordDataset
+from nvg.records import RecordDataset, read_manifest
 from nvg.tokenizer import Dequantizer, Tokenizer, quantize_for_training
 from pipelines.precompute.job import precompute
 from pipelines.precompute.plan import DatasetFolder

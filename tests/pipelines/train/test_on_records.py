@@ -15,10 +15,10 @@ import pytest
 from record_training import NUM_STEPS, build_task_killed_once, launch, losses, record_config
 from tiny_networks import CODEBOOK_SIZE, save_tokenizer
 
-from cluster.manifest import read_manifest
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.records import read_manifest
 from pipelines.batches.config import DataConfig
 from pipelines.checkpoints import find_damage, tokenizer_of
 from pipelines.precompute.config import PrecomputeConfig

@@ -104,7 +104,7 @@ def test_source_is_what_the_records_have(monkeypatch):
     features = np.ones((2, 16, WIDTH), dtype=np.float32)
     stored = SimpleNamespace(layout=SimpleNamespace(width=WIDTH), batch=lambda rows: features[rows])
     monkeypatch.setattr("pipelines.batches.records.FeatureDataset.open", lambda records: stored)
-    source = open_repa_source(records(store="features", width=WIDTH), "")
+    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), "")
     assert (source.width, source.teacher) == (WIDTH, None)
     assert source.fetch(np.array([1]))["features"].shape == (1, 16, WIDTH)
     with pytest.raises(UserError, match=r"loss.repa_weight is above 0, but here has neither .* repa.store=features"):

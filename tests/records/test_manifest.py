@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from cluster.manifest import MANIFEST_FILE, ManifestError, read_manifest, require_match, write_manifest
+from nvg.errors import UserError
+from nvg.records import MANIFEST_FILE, read_manifest, require_match
+from pipelines.precompute.merge import write_manifest
 
 MANIFEST = {
     "kind": "vgs-records",
@@ -44,18 +46,18 @@ def test_read_gives_what_was_written(tmp_path):
     [
         ({"schema_version": 2}, "found kind 'vgs-records', schema_version 2, expected 'vgs-records', 1"),
         ({"kind": "weights"}, "found kind 'weights'"),
-        ({"num_images": "7"}, "num_images is str"),
+        ({"num_images": "7"}, "num_images is '7'; expected a whole number"),
         ({"canvas_scales": [1.0]}, "canvas_scales has 1 entries, expected 6"),
-        ({"canvas_scales": [float("nan")] * 6}, "expected finite numbers"),
+        ({"canvas_scales": [float("nan")] * 6}, r"canvas_scales\[0\] is nan; expected a finite number"),
     ],
 )
 def test_a_wrong_manifest_is_neither_written_nor_read(tmp_path, changes, message):
-    with pytest.raises(ManifestError, match=message):
+    with pytest.raises(UserError, match=message):
         write_manifest(tmp_path, {**MANIFEST, **changes})
     assert not list(tmp_path.iterdir())
     if "finite" not in message:
         (tmp_path / MANIFEST_FILE).write_text(json.dumps({**MANIFEST, **changes}))
-        with pytest.raises(ManifestError, match=message):
+        with pytest.raises(UserError, match=message):
             read_manifest(tmp_path)
 
 
@@ -63,13 +65,13 @@ def test_a_wrong_manifest_is_neither_written_nor_read(tmp_path, changes, message
 def test_missing_key_is_named(tmp_path, key):
     rest = {name: value for name, value in MANIFEST.items() if name != key}
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(rest))
-    with pytest.raises(ManifestError, match=f"key {key} is missing"):
+    with pytest.raises(UserError, match=f"key {key} is missing"):
         read_manifest(tmp_path)
 
 
 def test_refusal_names_both_sides():
     require_match(MANIFEST, {"codebook_size": 128}, found_name="x", expected_name="y", advice="z")
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(UserError) as caught:
         require_match(
             MANIFEST,
             {"tokenizer_hash": "cc", "codebook_size": 128, "num_positions": 64},
