@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -203,20 +204,15 @@ def test_checkpoints(tmp_path, tally: Tally):
     marker = json.loads((folder / "COMPLETE").read_text())
     run = partial(checkpoints.resolve_checkpoint, folder)
     unread = "a file that the marker does not name is not part of the checkpoint"
+    left_out = re.compile(r"files = {}|files\.[a-z]+\.(pt|json) = missing")
     damages = [
-        damage._replace(tolerated=unread if damage.name.endswith("= missing") and damage.name.count(".") < 3 else "")
-        for damage in json_damages(marker)
-    ]
-    damages = [
-        damage._replace(tolerated=unread if damage.name in ("files = {}",) else damage.tolerated) for damage in damages
+        damage._replace(tolerated=unread if left_out.fullmatch(damage.name) else "") for damage in json_damages(marker)
     ]
     tried(tally, "checkpoints", folder / "COMPLETE", damages, run, names=str(folder))
-    keys = (folder / "plain.pt").read_bytes()
     for name in ("plain.pt", "trainer.json"):
         damages = random_damages((folder / name).read_bytes(), "the same bytes", 20)
         changed = [damage for damage in damages if damage.content != (folder / name).read_bytes()]
         tried(tally, "checkpoints", folder / name, changed, run, names=name)
-    assert keys
     state = json.loads((folder / "trainer.json").read_text())
     path = folder / "trainer.json"
 
@@ -320,10 +316,8 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     (tmp_path / "0.txt").touch()
     listing = write(tmp_path / "samples.json", {"files": ["0.txt"]})
     nothing = "nothing is taken for a sample that may be removed"
-    tried(
-        tally, area, listing, json_damages({"files": ["0.txt"]}),
-        partial(check_sample_folder, "output", tmp_path), tolerated=nothing,
-    )  # fmt: skip
+    run: Any = partial(check_sample_folder, "output", tmp_path)
+    tried(tally, area, listing, json_damages({"files": ["0.txt"]}), run, tolerated=nothing)
     scored = {"content_images": 5, "scores": {"fid": 1.0}}
     path = write(tmp_path / "scores.jsonl", scored)
 
@@ -343,11 +337,9 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     tried(tally, area, path, damages, lambda: _StepTimes(path, None).seconds)  # type: ignore[arg-type]
     given = {"zero_optimization": {"stage": 1}, "autotuning": {"enabled": True}}
     file = write(tmp_path / "deepspeed.json", given)
-    derived = {"zero_optimization": {"stage": 1}}
-    tried(
-        tally, area, file, json_damages(given, unread=("autotuning",), may_lack=("zero_optimization",)),
-        partial(_merge_user_file, derived, file), names="deepspeed", tolerated="what DeepSpeed itself has to know",
-    )  # fmt: skip
+    run = partial(_merge_user_file, {"zero_optimization": {"stage": 1}}, file)
+    damages = json_damages(given, unread=("autotuning",), may_lack=("zero_optimization",))
+    tried(tally, area, file, damages, run, names="deepspeed", tolerated="what DeepSpeed itself has to know")
     note = {"prefix": "000001", "locks": str(tmp_path / "locks"), "pid": 1 << 30, "started": 1.0, "inode": 5}
     claim = write(tmp_path / "claims" / "000001.json", note)
     passed = "a note of segments that cannot be told is removed"
@@ -361,25 +353,16 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     run_folder = tmp_path / "run"
     config = run_folder / "tokenizer" / "config.yaml"
     config.parent.mkdir(parents=True)
-    for content in (
-        b"",
-        b"a: [",
-        b"source: 5",
-        b"source: [a]",
-        b"\xff",
-        b"- a",
-        b"source:\n  view_policy: {a: 1}",
-        b"5",
-    ):
+    for content in (b"", b"a: [", b"source: 5", b"source: [a]", b"\xff", b"- a", b"source:\n  view_policy: {}", b"5"):
         put(config, content)
         tally.expect_refusal(area, f"config.yaml: {content!r}", partial(cut_of_run, run_folder), names=str(config))
     monkeypatch.setattr(study, "resolve_checkpoint", lambda folder: folder)
     save_tokenizer(tmp_path)
     known = {"weights": checkpoints.weights_hash(tmp_path, "ema"), "scores": {"velocity": 0.5}}
     path = write(tmp_path / study._HELD_OUT_FILE, known)
-    run: Any = SimpleNamespace(run_folder=str(tmp_path), validation_path=str(tmp_path / "nowhere"))
+    ended: Any = SimpleNamespace(run_folder=str(tmp_path), validation_path=str(tmp_path / "nowhere"))
     damages = json_damages(known, may_be=("scores", "scores.velocity"), may_lack=("scores.velocity",))
-    tried(tally, area, path, damages, partial(study._held_out_scores, run), names="nowhere")  # scored again
+    tried(tally, area, path, damages, partial(study._held_out_scores, ended), names="nowhere")  # scored again
     tally.check(area, at_least=500)
 
 
