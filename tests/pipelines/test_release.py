@@ -161,7 +161,9 @@ def test_an_imported_run_is_sampled_without_records(run, tmp_path):
     output = str(tmp_path / "samples")
     settings = {"num_per_class": 1, "output": output, "classes": [7], "sampling": SamplingConfig(num_flow_steps=1)}
     sample_images(SampleConfig(run=str(tmp_path / "run"), **settings))
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["7-000.png", "grid.png", "stages.png"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        *("7-000.png", "grid.png", "samples.json", "stages.png")
+    ]
     with pytest.raises(UserError, match="expected ids from 0 to 9"):
         sample_images(SampleConfig(run=str(tmp_path / "run"), **{**settings, "classes": [10]}))
 

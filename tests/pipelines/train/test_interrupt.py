@@ -21,6 +21,14 @@ from pipelines.train.launch import run_training
 SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
 
 
+@pytest.fixture(autouse=True)
+def a_terminal():
+    """Ctrl-C does something, as at a terminal: a job in the background of a script begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def losses(folder):
     return [row["loss"] for row in read_metrics(folder)]
 
