@@ -35,6 +35,7 @@ from pipelines.precompute.inputs import INPUTS_FILE, read_inputs, write_inputs
 from pipelines.precompute.verify import verify_records
 from pipelines.structure_control import _read_map
 
+pytestmark = pytest.mark.slow  # half a minute of `make test`, not of `make quick`
 long = [pytest.mark.long, pytest.mark.timeout(3600)]
 AMOUNTS = [1, pytest.param(40, marks=long)]
 SAME = "a bit that nothing reads, or a number that may be another one"
