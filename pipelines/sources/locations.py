@@ -229,11 +229,6 @@ def junk_heading(name: str) -> str:
     return "left by other programs" if name.casefold() in _JUNK else ""
 
 
-def list_files(location: str) -> list[tuple[str, int]]:
-    """Names (relative, with forward slashes) and sizes of all files below a folder that `walk` visits, sorted."""
-    return [(name, size) for name, size, _ in walk(location).files]
-
-
 def stamps_of(folder: str, names: Sequence[str]) -> list[str]:
     """For each file below a folder what is another text once it was written again: size, and times or etag.
 

@@ -12,7 +12,7 @@ from image_sources import write_class_folders, write_shards
 
 from nvg.errors import UserError
 from pipelines.sources import ImageSource, SourceConfig, open_source
-from pipelines.sources.locations import list_files
+from pipelines.sources.locations import walk
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -76,7 +76,7 @@ def test_nothing_behind_a_url_is_named(tmp_path, url_of):
     url = url_of(tmp_path)
     with pytest.raises(UserError, match=r"://.*/nowhere: found nothing, expected a folder of class folders"):
         opened(f"{url}/nowhere")
-    assert list_files(url) == [("note", 1)]
+    assert [(name, size) for name, size, _ in walk(url).files] == [("note", 1)]
 
 
 def test_a_store_without_its_package_is_named():
