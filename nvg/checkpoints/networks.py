@@ -77,7 +77,7 @@ def network_config(network_type: type[nn.Module], values: Mapping[str, Any], fol
 
 
 def check_fit(tensors: dict[str, Tensor], network: nn.Module, where: str) -> None:
-    """Raises UserError, naming the first differences, unless names and shapes are those of the network."""
+    """Raises UserError unless names and shapes are those of the network and every number is finite; names which not."""
     expected = network.state_dict()
     check_shapes(
         {
@@ -89,6 +89,11 @@ def check_fit(tensors: dict[str, Tensor], network: nn.Module, where: str) -> Non
         {key: tuple(tensor.shape) for key, tensor in expected.items()},
         where,
     )
+    if spoilt := [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+        raise UserError(
+            f"{where} holds numbers that are not finite in {', '.join(spoilt[:10])}; use an earlier checkpoint, or "
+            "fetch the file again"
+        )
 
 
 def check_shapes(found: Mapping[str, object], expected: Mapping[str, object], where: str) -> None:

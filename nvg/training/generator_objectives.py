@@ -94,7 +94,7 @@ class ContentObjective(nn.Module):
 
         Returns:
             scalar loss; metrics mse, cross_entropy and accuracy (share of tokens whose likeliest id is right), the
-            latter two per stage as cross_entropy_0.., accuracy_0.., and repa.
+            latter two per stage as cross_entropy_0.., accuracy_0.. (see `sum_and_count`), and repa.
         """
         structure_BL = batch["structure"]
         # Every stage is asked for its tokens, if for none: ranks with other stages must call the same modules (ZeRO-3).
@@ -121,8 +121,8 @@ class ContentObjective(nn.Module):
             right_R = (logits_RUV.detach().argmax(-1) == target_RU).float().mean(1)
             entropy_N, right_N = entropy_N.index_put((rows,), entropy_R), right_N.index_put((rows,), right_R)
             if len(rows):
-                per_stage[f"cross_entropy_{stage}"] = entropy_R.detach().mean()
-                per_stage[f"accuracy_{stage}"] = right_R.mean()
+                per_stage[f"cross_entropy_{stage}"] = sum_and_count(entropy_R.detach())
+                per_stage[f"accuracy_{stage}"] = sum_and_count(right_R)
         entropy = entropy_N.mean()
         loss, metrics = entropy, {"cross_entropy": entropy.detach(), "accuracy": right_N.mean(), **per_stage}
         if self.network.config.prediction == FINAL_CANVAS:
@@ -174,15 +174,16 @@ class StructureObjective(nn.Module):
 
         Returns:
             scalar loss (mean over all K channels); metrics velocity_0.. per stage, accuracy (share of positions put on
-            the right side of the stage's split by the clean data that the velocity implies) and accuracy_0...
+            the right side of the stage's split by the clean data that the velocity implies) and accuracy_0..; those of
+            a stage as `sum_and_count`.
         """
         flow = self._flow(batch, noise)
         error_N = (flow.velocity_NLK - flow.target_NLK).square().mean((1, 2))
         right_N = flow.split_accuracy()
         per_stage: dict[str, Tensor] = {}
         for stage, rows in flow.sequences.rows:
-            per_stage[f"velocity_{stage}"] = error_N.detach()[rows].mean()
-            per_stage[f"accuracy_{stage}"] = right_N[rows].mean()
+            per_stage[f"velocity_{stage}"] = sum_and_count(error_N.detach()[rows])
+            per_stage[f"accuracy_{stage}"] = sum_and_count(right_N[rows])
         return error_N.mean(), {"accuracy": right_N.mean(), **per_stage}
 
     def squared_errors(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -239,6 +240,14 @@ class _Flow:
         channel_NL1 = self.sequences.stage_N[:, None, None].expand(-1, clean_NLK.shape[1], 1)
         right_NL1 = (clean_NLK.gather(2, channel_NL1) > 0) == (self.data_NLK.gather(2, channel_NL1) > 0)
         return right_NL1.float().mean((1, 2))
+
+
+def sum_and_count(value_R: Tensor) -> Tensor:
+    """Sum and number of the values of one stage, float32 (2,): batches and ranks have different numbers of them.
+
+    Their common mean is the sum of their sums by the sum of their numbers.
+    """
+    return torch.stack([value_R.sum(), torch.full_like(value_R[:0].sum(), len(value_R))])
 
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -44,6 +44,7 @@ from pipelines.checkpoints import generators, require_tokenizer, resolve_checkpo
 from pipelines.evaluate.images import load_data
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics
+from pipelines.sources import SourceConfig
 from pipelines.train.drivers import train_queue
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.tokenizer import TokenizerRunConfig
@@ -103,7 +104,7 @@ def _cross_entropies(objective: ContentObjective, records: RecordDataset) -> dic
     for batch, noise in _batches(objective, records):
         metrics = objective(batch, noise)[1]
         for name in names:
-            total[name] += float(metrics[name]) * len(batch["label"])
+            total[name] += float(metrics[name][0])
     per_stage = {name: value / len(records) for name, value in total.items()}
     return {"cross_entropy": float(np.mean(list(per_stage.values()))), **per_stage}
 
@@ -140,8 +141,7 @@ class _SampleScores:
         self.extractor_spec = prepare_extractor(features, data)
         self.extractor = build_extractor(self.extractor_spec)
         self.reference_NF = extract(self.extractor, data.train.images).features_NF
-        if data.judge is None or data.no_judge:
-            raise UserError(f"a study counts what a judge reads, but {data.no_judge}; give these classes more images")
+        assert data.judge is not None  # see `_load_judged`
         self.judge = train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names))
 
     def reference(self) -> Reference:
@@ -169,6 +169,14 @@ class _SampleScores:
         features = extract(self.extractor, images.images) if images.features is None else images.features
         accuracy, _ = class_accuracy(self.judge.read(images.images), images.labels, len(self.data.class_names))
         return {"fid": frechet_distance(features.features_NF, self.reference_NF), "class_accuracy": accuracy}
+
+
+def _load_judged(source: SourceConfig) -> EvaluationData:
+    """The images that samples are scored by. Raises UserError where no judge can learn to read them."""
+    data = load_data(source)
+    if data.judge is None or data.no_judge:
+        raise UserError(f"a study counts what a judge reads, but {data.no_judge}; give these classes more images")
+    return data
 
 
 def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_classes: int) -> GeneratorSpec:
@@ -208,7 +216,7 @@ def run_ablate(config: AblateConfig, *, console: Console | None = None) -> Path:
         UserError: a step cannot be done; the message says what to change. Finished steps stay.
     """
     console = console or Console(stderr=True)
-    plan = make_plan(config)
+    plan, data = make_plan(config), _load_judged(config.precompute.source)
     folder = Path(config.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _headline(console, f"{len(plan.tokenizers)} tokenizer(s)")
@@ -220,14 +228,14 @@ def run_ablate(config: AblateConfig, *, console: Console | None = None) -> Path:
     _headline(console, f"{len(plan.trainings)} generators")
     train_queue(plan.trainings, num_parallel=config.num_parallel, console=console)
     _headline(console, f"scores of {len(plan.cells)} variants and seeds")
-    table = _score(config, plan, folder, console)
+    table = _score(config, plan, data, folder, console)
     console.print(table.read_text(), markup=False, highlight=False, soft_wrap=True)
     return table
 
 
-def _score(config: AblateConfig, plan: AblationPlan, folder: Path, console: Console) -> Path:
+def _score(config: AblateConfig, plan: AblationPlan, data: EvaluationData, folder: Path, console: Console) -> Path:
     with threads(config.pool.threads_per_actor):
-        samples = _SampleScores(config, plan, load_data(config.precompute.source), console)
+        samples = _SampleScores(config, plan, data, console)
         with cluster_session(config.session):
             cells = []
             for number, cell in enumerate(plan.cells, start=1):

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,25 +136,30 @@ class SilentReport:
 
 
 def averages(window: Sequence[dict[str, Tensor]], ranks: Ranks) -> dict[str, float]:
-    """Means of the named scalars of some steps (all ranks call): one transfer from the device, one gather.
+    """Means of the metrics of some steps (all ranks call): one transfer from the device, one gather.
+
+    Args:
+        window: `StepNumbers.metrics` of the steps.
+        ranks: this rank.
 
     Returns:
-        Mean of "loss", then of every other name, over the steps and ranks that had it (a step may lack some stages).
+        Mean of "loss", then of every other name, over the values of all steps and ranks (a step may lack some stages).
     """
     named = [(name, value.float()) for metrics in window for name, value in metrics.items()]
-    sums: dict[str, list[float]] = {}
-    for (name, _), value in zip(named, torch.stack([value for _, value in named]).tolist(), strict=True):
-        total = sums.setdefault(name, [0.0, 0.0])
-        total[0] += value
-        total[1] += 1.0
-    totals: dict[str, list[float]] = {}
-    for of_rank in ranks.gather(sums):
-        for name, (value, count) in of_rank.items():
-            total = totals.setdefault(name, [0.0, 0.0])
-            total[0] += value
-            total[1] += count
-    means = {name: total / count for name, (total, count) in totals.items()}
+    pairs = torch.stack([value if value.ndim else torch.stack([value, torch.ones_like(value)]) for _, value in named])
+    own = _added((name, *pair) for (name, _), pair in zip(named, pairs.tolist(), strict=True))
+    totals = _added(item for of_rank in ranks.gather(own) for item in of_rank)
+    means = {name: total / count for name, total, count in totals}
     return {"loss": means.pop("loss"), **dict(sorted(means.items()))}
+
+
+def _added(items: Iterable[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """(name, sum, number), one for each name."""
+    totals: dict[str, tuple[float, float]] = {}
+    for name, value, count in items:
+        total, number = totals.get(name, (0.0, 0.0))
+        totals[name] = total + value, number + count
+    return [(name, *total) for name, total in totals.items()]
 
 
 class TrainingClock:

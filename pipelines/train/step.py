@@ -30,7 +30,8 @@ class StepNumbers:
     """What a step tells.
 
     Attributes:
-        metrics: "loss" and named scalars, means over the micro batches, still on the device.
+        metrics: "loss" and others by name, still on the device: a scalar is a mean over the micro batches, a pair is
+            sum and number of values, of which micro batches and ranks have different numbers.
         lr: learning rate at factor 1.
         grad_norm: of the main gradient before clipping; None where it was not asked for.
     """
@@ -139,7 +140,8 @@ class Step:
             for name, value in {**metrics, "loss": loss}.items():
                 parts.setdefault(name, []).append(value)
         self.done += 1
-        means = {name: torch.stack(values).mean() for name, values in parts.items()}
+        joined = {name: torch.stack(values) for name, values in parts.items()}
+        means = {name: values.sum(0) if values.ndim == 2 else values.mean() for name, values in joined.items()}
         self._after_update(batch)
         return StepNumbers(metrics=means, lr=lr, grad_norm=grad_norm)
 

@@ -52,3 +52,12 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "config": {"tall": 1}}))
     with pytest.raises(UserError, match=r"tall is an unknown key"):
         load_network(ContentGenerator, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    content, _, _ = tiny_generators()
+    tensors = {name: tensor.clone() for name, tensor in content.state_dict().items()}
+    tensors["canvas_in.bias"][0] = torch.nan
+    save_weights(tmp_path, tensors, asdict(content.config), "content", name="ema")
+    with pytest.raises(UserError, match=r"ema.safetensors holds numbers that are not finite in canvas_in.bias; use"):
+        load_network(ContentGenerator, tmp_path)

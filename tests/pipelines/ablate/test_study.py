@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from record_training import record_config
 from rich.console import Console
 from tiny_networks import CODEBOOK_SIZE, save_generators, save_tokenizer
@@ -305,3 +306,16 @@ def test_a_training_that_fails_is_named_with_the_end_of_its_log(tmp_path):
     run = replace(config.content, run_folder=str(tmp_path / "run"), launch=LaunchConfig())
     with pytest.raises(UserError, match=r"(?s)training alone failed \(exit code 2\).*manifest.*start the same command"):
         drivers.train_queue({"alone": run}, num_parallel=1, console=Console(stderr=True))
+
+
+def test_classes_that_no_judge_can_learn_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    folder = tmp_path / "images" / "one"
+    folder.mkdir(parents=True)
+    for number in range(40):
+        Image.fromarray(np.full((16, 16), number, np.uint8)).save(folder / f"{number}.png")
+    config = tiny_study(tmp_path / "study")
+    source = SourceConfig(kind="folder", path=str(folder.parent))
+    monkeypatch.setattr(drivers, "training_process", None)
+    with pytest.raises(UserError, match="there is one class only"):
+        run_ablate(replace(config, precompute=replace(config.precompute, source=source)))
+    assert not (tmp_path / "study").exists()
