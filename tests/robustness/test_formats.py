@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,35 +48,9 @@ DONE_AGAIN = "done again, since what is left of it cannot be told"
 COUNTED = ("class_histogram", "num_images")  # compared with the records by `nvg verify` alone
 HASHES = ("shards.raw_data.hashes", "shards.raw_data.hashes.sha256")  # likewise
 ABSENT = "a folder of that name is no such file"
+FIRST = "nothing has been written yet"
+BEFORE = "what was made before there was such a file"
 AS_WRITTEN = "a text that means what it says"
-
-
-def tried(
-    tally: Tally,
-    area: str,
-    path: Path,
-    damages: Iterable[Damage],
-    run: Callable[[], object],
-    *,
-    names: str | None = None,
-    tolerated: str = "",
-    folder: str = "",
-) -> None:
-    """Give a file every damage in turn, then put a folder in its place; the sound file is there afterwards."""
-    names = str(path) if names is None else names
-    sound = path.read_bytes()
-    run()
-    for name, content, reason in damages:
-        put(path, content)
-        expected = reason or tolerated
-        tally.expect_refusal(area, f"{path.name}: {name}", run, names=names, tolerated=expected)
-    path.unlink(missing_ok=True)
-    path.mkdir()
-    tally.expect_refusal(area, f"{path.name}: a folder", run, names=names, tolerated=tolerated or folder)
-    if path.is_dir():
-        path.rmdir()
-    put(path, sound)
-    run()
 
 
 def write(path: Path, document: Any) -> Path:
@@ -118,7 +92,7 @@ def test_manifests_and_indices_of_records(records, tally: Tally):
         (json_damages(manifest, may_be=free, may_lack=lack), partial(verify_records, str(records))),
         (json_damages(manifest, may_be=(*free, *COUNTED), may_lack=lack_all), partial(open_all, records)),
     ):
-        tried(tally, "manifests", records / "manifest.json", damages, run, names=str(records))
+        tally.expect_refusals("manifests", records / "manifest.json", damages, run, names=str(records))
     index = json.loads((records / "index.json").read_text())
     unread = (
         "shards.column_sizes",
@@ -132,7 +106,7 @@ def test_manifests_and_indices_of_records(records, tally: Tally):
         (json_damages(index, unread=unread), partial(verify_records, str(records))),
         (json_damages(index, unread=unread, may_be=HASHES, may_lack=HASHES), partial(open_all, records)),
     ):
-        tried(tally, "MDS indices", records / "index.json", damages, run, names=str(records))
+        tally.expect_refusals("MDS indices", records / "index.json", damages, run, names=str(records))
     tally.check("manifests", at_least=800)
     tally.check("MDS indices", at_least=400)
 
@@ -154,13 +128,13 @@ def test_manifests_of_units_and_plans(records, tally: Tally):
             merge._versions([found, part])
             assert found["num_images"] + found["num_records"] >= 0
 
-    tried(tally, "manifests of units", path, json_damages(part), go_on, names="", tolerated=DONE_AGAIN)
+    tally.expect_refusals("manifests of units", path, json_damages(part), go_on, names="", tolerated=DONE_AGAIN)
     description = {"source_split": "all", "split_rule": "x", "num_inputs": 3, "class_names": ["a"], "seed": 7}
     job = plan.Plan(description, [np.arange(3)])
     folder = plan.DatasetFolder(records.parent / "made")
     folder.adopt(job)
     path = folder.parts / "plan.json"
-    tried(tally, "plans", path, json_damages(description), partial(folder.adopt, job))
+    tally.expect_refusals("plans", path, json_damages(description), partial(folder.adopt, job), missing=FIRST)
     tally.check("manifests of units", at_least=400)
     tally.check("plans", at_least=150)
 
@@ -180,11 +154,13 @@ def test_metrics_and_what_a_run_folder_holds(tmp_path, tally: Tally):
         trim_metrics(tmp_path, 10)
 
     aside = "a line that is no row of numbers is set aside and said"
-    tried(tally, "metrics", path, json_damages(ROW), read, names="", tolerated=aside)
+    tally.expect_refusals("metrics", path, json_damages(ROW), read, names="", tolerated=aside)
     sessions = {"sessions": [{"time": "now", "command": ["nvg"], "commit": None}]}
     path = write(tmp_path / "provenance.json", sessions)
     aside = "set aside and said: it decides nothing"
-    tried(tally, "metrics", path, json_damages(sessions), partial(_read_sessions, path), names="", tolerated=aside)
+    tally.expect_refusals(
+        "metrics", path, json_damages(sessions), partial(_read_sessions, path), names="", tolerated=aside
+    )
     tally.check("metrics", at_least=150)
 
 
@@ -208,11 +184,11 @@ def test_checkpoints(tmp_path, tally: Tally):
     damages = [
         damage._replace(tolerated=unread if left_out.fullmatch(damage.name) else "") for damage in json_damages(marker)
     ]
-    tried(tally, "checkpoints", folder / "COMPLETE", damages, run, names=str(folder))
+    tally.expect_refusals("checkpoints", folder / "COMPLETE", damages, run, names=str(folder))
     for name in ("plain.pt", "trainer.json"):
         damages = random_damages((folder / name).read_bytes(), "the same bytes", 20)
         changed = [damage for damage in damages if damage.content != (folder / name).read_bytes()]
-        tried(tally, "checkpoints", folder / name, changed, run, names=name)
+        tally.expect_refusals("checkpoints", folder / name, changed, run, names=name)
     state = json.loads((folder / "trainer.json").read_text())
     path = folder / "trainer.json"
 
@@ -234,11 +210,11 @@ def test_checkpoints(tmp_path, tally: Tally):
         damage._replace(tolerated=unsaid) if damage.name.startswith("data.tokenizer_hash") else damage
         for damage in json_damages(state, may_be=free, may_lack=lack, unread=("config.", "accepted."))
     ]
-    tried(tally, "checkpoints", path, damages, read, names=str(folder))
+    tally.expect_refusals("checkpoints", path, damages, read, names=str(folder))
     keys_file = tmp_path / "training_keys.bin"
     keys_file.write_bytes(np.arange(9, dtype="<u8").tobytes())
     cuts = [Damage(f"{end} bytes", bytes(end), "" if end % 8 or not end else "whole names") for end in range(80)]
-    tried(tally, "checkpoints", keys_file, cuts, partial(checkpoints.training_keys, tmp_path))
+    tally.expect_refusals("checkpoints", keys_file, cuts, partial(checkpoints.training_keys, tmp_path), missing=BEFORE)
     card = {"licence": "text", "rope_ids_dtype": "float32", "tokenizer_hash": "1" * 64, "bytes": 5}
     path = write(tmp_path / "imported" / "release.json", card)
 
@@ -249,7 +225,7 @@ def test_checkpoints(tmp_path, tally: Tally):
 
     lack = ("licence", "rope_ids_dtype", "tokenizer_hash", "bytes")
     damages = json_damages(card, unread=("bytes",), may_lack=lack, may_be=("licence", "tokenizer_hash"))
-    tried(tally, "checkpoints", path, damages, read_card)
+    tally.expect_refusals("checkpoints", path, damages, read_card, missing=BEFORE)
     tally.check("checkpoints", at_least=600)
 
 
@@ -270,7 +246,9 @@ def test_descriptions_of_networks(tmp_path, tally: Tally):
         settings = tuple(f"config.{key}" for key in document["config"])
         free = ("norm_groups", "drop_path_rate", "structure_rope", "canvas_scales", "num_positions", "image_size")
         damages = json_damages(document, may_lack=settings, may_be=tuple(f"config.{key}" for key in free))
-        tried(tally, "descriptions of networks", path, damages, partial(read, path.parent), names=str(path.parent))
+        tally.expect_refusals(
+            "descriptions of networks", path, damages, partial(read, path.parent), names=str(path.parent)
+        )
     tally.check("descriptions of networks", at_least=800)
 
 
@@ -306,7 +284,7 @@ def test_results_and_references(tmp_path, tally: Tally):
         def read(path: Path = path) -> None:
             assert markdown_table([table._read_row(path, "ours")])  # type: ignore[list-item]
 
-        tried(tally, "results", path, damages, read)
+        tally.expect_refusals("results", path, damages, read)
     tally.check("results", at_least=600)
 
 
@@ -317,7 +295,7 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     listing = write(tmp_path / "samples.json", {"files": ["0.txt"]})
     nothing = "nothing is taken for a sample that may be removed"
     run: Any = partial(check_sample_folder, "output", tmp_path)
-    tried(tally, area, listing, json_damages({"files": ["0.txt"]}), run, tolerated=nothing)
+    tally.expect_refusals(area, listing, json_damages({"files": ["0.txt"]}), run, tolerated=nothing)
     scored = {"content_images": 5, "scores": {"fid": 1.0}}
     path = write(tmp_path / "scores.jsonl", scored)
 
@@ -329,17 +307,17 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
         damage._replace(tolerated="no line yet") if not damage.content else damage
         for damage in json_damages(scored, unread=("scores",), may_be=("content_images",))
     ]
-    tried(tally, area, path, damages, due)
+    tally.expect_refusals(area, path, damages, due, missing=FIRST)
     times = {"tokenizer": {"seconds": 5.0, "finished": True}}
     path = write(tmp_path / "times.json", times)
     lack = ("tokenizer",)
     damages = json_damages(times, may_be=("tokenizer.seconds", "tokenizer.finished"), may_lack=lack)
-    tried(tally, area, path, damages, lambda: _StepTimes(path, None).seconds)  # type: ignore[arg-type]
+    tally.expect_refusals(area, path, damages, lambda: _StepTimes(path, None).seconds, missing=FIRST)  # type: ignore[arg-type]
     given = {"zero_optimization": {"stage": 1}, "autotuning": {"enabled": True}}
     file = write(tmp_path / "deepspeed.json", given)
     run = partial(_merge_user_file, {"zero_optimization": {"stage": 1}}, file)
     damages = json_damages(given, unread=("autotuning",), may_lack=("zero_optimization",))
-    tried(tally, area, file, damages, run, names="deepspeed", tolerated="what DeepSpeed itself has to know")
+    tally.expect_refusals(area, file, damages, run, names="deepspeed", tolerated="what DeepSpeed itself has to know")
     note = {"prefix": "000001", "locks": str(tmp_path / "locks"), "pid": 1 << 30, "started": 1.0, "inode": 5}
     claim = write(tmp_path / "claims" / "000001.json", note)
     passed = "a note of segments that cannot be told is removed"
@@ -362,7 +340,7 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     path = write(tmp_path / study._HELD_OUT_FILE, known)
     ended: Any = SimpleNamespace(run_folder=str(tmp_path), validation_path=str(tmp_path / "nowhere"))
     damages = json_damages(known, may_be=("scores", "scores.velocity"), may_lack=("scores.velocity",))
-    tried(tally, area, path, damages, partial(study._held_out_scores, ended), names="nowhere")  # scored again
+    tally.expect_refusals(area, path, damages, partial(study._held_out_scores, ended), names="nowhere")  # scored again
     tally.check(area, at_least=500)
 
 
@@ -372,7 +350,7 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
     classes = {"a": "Apple", "b": "Bear"}
     path = write(tmp_path / "classes.json", classes)
     run = partial(class_names_of, str(tmp_path), folders, None)
-    tried(tally, area, path, json_damages(classes, may_be=("a", "b")), run, names=str(tmp_path), folder=ABSENT)
+    tally.expect_refusals(area, path, json_damages(classes, may_be=("a", "b")), run, names=str(tmp_path), absent=ABSENT)
     path.unlink()
     path = tmp_path / "classes.txt"
     path.write_text("a Apple\nb Bear\n")
@@ -380,7 +358,7 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
     damages += [
         Damage(f"{text!r}", text) for text in (b"a\xe9 b\n", b"\xff\xfea", b"a A\na B\n", b"c\n", b"a \x07\nb\n")
     ]
-    tried(tally, area, path, damages, run, names=str(tmp_path), folder=ABSENT)
+    tally.expect_refusals(area, path, damages, run, names=str(tmp_path), absent=ABSENT)
     names_of_labels = partial(class_names_of_labels, str(tmp_path), 2)
     damages = random_damages(path.read_bytes(), AS_WRITTEN, 200, seed=1)
     for name, content, reason in [*damages, Damage("empty", b""), Damage("one", b"a"), Damage("gap", b"a\n\nb")]:
@@ -390,11 +368,11 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
     path.write_text("ImageId,PredictionString\nx_1,a 1 2 3 4\nx_2,b 1 2 3 4\n")
     label_of = {"a": 0, "b": 1}
     damages = [*random_damages(path.read_bytes(), AS_WRITTEN, 300, seed=2), Damage("empty", b"", AS_WRITTEN)]
-    tried(tally, area, path, damages, partial(_read_label_file, str(path), label_of))
+    tally.expect_refusals(area, path, damages, partial(_read_label_file, str(path), label_of))
     counts = {"shardlist": [{"url": "a.tar", "nsamples": 3}]}
     path = write(tmp_path / "index.json", counts)
     lack = ("shardlist.url", "shardlist.nsamples")
     damages = json_damages(counts, may_be=(*lack, "shardlist"), unread=())
     run = partial(_expected_counts, str(tmp_path))
-    tried(tally, area, path, damages, run, tolerated="compared with what shards hold")
+    tally.expect_refusals(area, path, damages, run, tolerated="compared with what shards hold")
     tally.check(area, at_least=900)

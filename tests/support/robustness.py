@@ -6,9 +6,12 @@ import io
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from damaged_files import Damage, put
 
 from pipelines.entry import EXIT_USER_ERROR, guard
 
@@ -71,6 +74,47 @@ class Tally:
                 found.refused += 1
                 found.messages.add(re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "…", message))
         found.seconds += time.perf_counter() - begun
+
+    def expect_refusals(
+        self,
+        area: str,
+        path: Path,
+        damages: Iterable[Damage],
+        run: Callable[[], object],
+        *,
+        names: str | None = None,
+        tolerated: str = "",
+        absent: str = "",
+        missing: str = "",
+    ) -> None:
+        """Give a file every damage in turn, then none and a folder in its place; the sound file is there afterwards.
+
+        Args:
+            area: under which they are counted.
+            path: of the sound file.
+            damages: what it is replaced by.
+            run: reads it.
+            names: a text that every message must hold; None is the path.
+            tolerated: why it may be read whatever is done to it.
+            absent: why it may be gone, or a folder.
+            missing: why it may be gone.
+        """
+        names = str(path) if names is None else names
+        sound = path.read_bytes()
+        run()
+        for name, content, reason in damages:
+            put(path, content)
+            reason = reason or tolerated or ("the same bytes" if content == sound else "")
+            self.expect_refusal(area, f"{path.name}: {name}", run, names=names, tolerated=reason)
+        path.unlink(missing_ok=True)
+        self.expect_refusal(area, f"{path.name}: none", run, names=names, tolerated=missing or absent or tolerated)
+        path.unlink(missing_ok=True)  # some write a new one
+        path.mkdir()
+        self.expect_refusal(area, f"{path.name}: a folder", run, names=names, tolerated=absent or tolerated)
+        if path.is_dir():
+            path.rmdir()
+        put(path, sound)
+        run()
 
     def check(self, area: str, *, at_least: int = 1) -> None:
         """Fail with the faults of an area, or where it tried fewer inputs than it should."""
