@@ -1,4 +1,4 @@
-"""Training, sampling and precomputation on a pretend GPU: results of the CPU, no mix of devices, waits that are known."""
+"""Training, sampling and precomputation on a pretend GPU: results of the CPU, no mix of devices, known waits."""
 
 from __future__ import annotations
 
