@@ -15,7 +15,9 @@ import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,8 +25,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
+from cluster.devices import DeviceName, choose_device, gpu_identity, refuse_shared_gpus
 from cluster.session import ClusterError, settle_temporary_folder
 
+FOR_EVER_S = 365 * 24 * 3600.0
+_MEETING_S = 1800.0  # for ranks that never come
 _LAUNCHERS_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
 
@@ -37,7 +42,8 @@ class Ranks:
         world_size: number of ranks in the job.
         local_rank: rank on this node.
         local_world_size: ranks on this node.
-        device: the rank's own GPU where there is one, else the CPU.
+        device: the rank's own GPU, or the CPU.
+        timeout_s: how long a rank waits for the others in a collective; None waits for ever.
     """
 
     rank: int = 0
@@ -45,19 +51,27 @@ class Ranks:
     local_rank: int = 0
     local_world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    timeout_s: float | None = None
 
     @classmethod
-    def read(cls, environ: MutableMapping[str, str] | None = None) -> Ranks:
+    def read(
+        cls,
+        environ: MutableMapping[str, str] | None = None,
+        *,
+        device: DeviceName = "auto",
+        timeout_s: float | None = None,
+    ) -> Ranks:
         """Read the launcher's variables and write the missing ones, so that every library sees the same job.
 
         Args:
             environ: variables to read and complete; `os.environ` when None.
+            device: see `choose_device`.
 
         Returns:
             The place of this process; (0 of 1) when no launcher has set anything.
 
         Raises:
-            ClusterError: the variables contradict each other.
+            ClusterError: the variables contradict each other or the devices of this node.
         """
         environ = os.environ if environ is None else environ
         settle_temporary_folder(for_ray=False)
@@ -78,8 +92,7 @@ class Ranks:
                 f"{local_world_size}; expected rank < world size and the same number of ranks on every node; "
                 f"{_left_over_advice(environ)}"
             )
-        if not torch.cuda.is_available():
-            environ.setdefault("DS_ACCELERATOR", "cpu")
+        own = choose_device(device, environ, local_rank=local_rank, local_world_size=local_world_size)
         if world_size > 1:  # without a launcher nothing is set: children must not take themselves for ranks
             environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
         return cls(
@@ -87,7 +100,8 @@ class Ranks:
             world_size=world_size,
             local_rank=local_rank,
             local_world_size=local_world_size,
-            device=_own_device(local_rank),
+            device=own,
+            timeout_s=timeout_s,
         )
 
     @property
@@ -105,26 +119,53 @@ class Ranks:
             ClusterError: the others did not come, or the launcher's variables do not say where to meet.
         """
         if dist.is_initialized():
+            if self.device.type == "cuda" and self.world_size > 1:
+                identities: list[Any] = [None] * self.world_size
+                dist.all_gather_object(identities, gpu_identity(self.device), group=self._host_group)
+                refuse_shared_gpus(identities)
             return
-        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        on_gpu = self.device.type == "cuda"
+        group: dict[str, Any] = {"timeout": self._timeout, **({"device_id": self.device} if on_gpu else {})}
+        backend = "nccl" if on_gpu else "gloo"
         if self.world_size == 1:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, **group)
             return
         if self.local_rank == 0:
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             sys.stderr.write(f"nvg: rank {self.rank} waits at {place} for the other {self.world_size - 1}\n")
         try:
-            dist.init_process_group(backend)
+            meeting = min(self._timeout, timedelta(seconds=_MEETING_S))
+            store, rank, world_size = next(dist.rendezvous("env://", timeout=meeting))
+            if on_gpu:  # before NCCL meets the same GPU twice
+                store.set(f"gpu{rank}", gpu_identity(self.device))
+                found = store.multi_get([f"gpu{number}" for number in range(world_size)])
+                store.set(f"read{rank}", "")
+                if rank == 0:  # whose process holds the store
+                    store.wait([f"read{number}" for number in range(world_size)])
+                refuse_shared_gpus(identity.decode() for identity in found)
+            store = dist.PrefixStore("ranks", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, **group)
+        except ClusterError:
+            raise
         except (dist.DistError, ValueError) as error:
             raise ClusterError(
                 f"The {self.world_size} ranks did not find each other: {str(error).strip().splitlines()[0]}. Check "
                 f"MASTER_ADDR and MASTER_PORT; {_left_over_advice(os.environ)}"
             ) from error
 
+    def settle_timeouts(self) -> None:
+        """Give every process group the timeout of these ranks: those that libraries make have PyTorch's own."""
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(self._timeout, group)
+
+    @property
+    def _timeout(self) -> timedelta:
+        return timedelta(seconds=self.timeout_s or FOR_EVER_S)
+
     def barrier(self) -> None:
         """Wait for all ranks; nothing to do for one."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(device_ids=None if self.device.index is None else [self.device.index])
 
     def from_main(self, value: Any) -> Any:
         """The main rank's value on every rank (small Python objects)."""
@@ -168,7 +209,7 @@ class Ranks:
     @cached_property
     def _host_group(self) -> Any:
         """The ranks on gloo, whatever the device; made at the first question."""
-        return dist.new_group(backend="gloo")
+        return dist.new_group(backend="gloo", timeout=self._timeout)
 
 
 def _left_over_advice(environ: Mapping[str, str]) -> str:
@@ -182,14 +223,6 @@ def _count(environ: Mapping[str, str], name: str, default: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise ClusterError(f"{name} is {text!r}; expected a whole number; {_left_over_advice(environ)}")
     return int(text)
-
-
-def _own_device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def leave_process_group() -> None:
@@ -213,6 +246,22 @@ def settle_deepspeed(ranks: Ranks) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # It reads LOCAL_RANK, at ZeRO-3 in every step; without a launcher nobody sets it.
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
+
+
+def device_for_deepspeed(ranks: Ranks, zero_stage: int) -> SimpleNamespace:
+    """The argument that makes DeepSpeed take the rank's device: it would take the GPU numbered LOCAL_RANK.
+
+    Raises:
+        ClusterError: ZeRO-3 has no such argument, and each rank sees a GPU of its own.
+    """
+    index = ranks.device.index
+    if zero_stage == 3 and index not in (None, ranks.local_rank):
+        raise ClusterError(
+            f"deepspeed.zero_stage is 3, and rank {ranks.local_rank} of this node sees one GPU alone; DeepSpeed takes "
+            "the GPU numbered LOCAL_RANK there: let each rank see all GPUs of its node (Slurm: --gpus-per-node instead "
+            "of --gpus-per-task), or choose 0, 1 or 2"
+        )
+    return SimpleNamespace(device_rank=ranks.local_rank if index is None else index)
 
 
 def environment_of_no_rank(**variables: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _SESSION_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # written out, since Ray's default moves from release to release
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers without a GPU keep CUDA_VISIBLE_DEVICES as it was
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who reserves no GPU sees none
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # 3 s by default: a stop would cut the last checkpoint
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # inside a job, the session's variables win over the job's
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",

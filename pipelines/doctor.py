@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from rich.console import Console
@@ -19,10 +20,14 @@ from rich.table import Table
 from cluster.session import MAX_TMPDIR_BYTES
 from pipelines.configuration import CONFIG_FOLDER
 
+if TYPE_CHECKING:
+    import torch  # loaded late: whether it loads is one of the questions
+
 GIB = 2**30
 _MIN_SHARED_MEMORY_BYTES = GIB  # Ray's object store and DeepSpeed's buffers of the demo
 _MIN_FREE_DISK_BYTES = 2 * GIB
 _MIN_MEMORY_BYTES = 6 * GIB  # the demo's processes together
+_DRIVER_FILE = Path("/dev/nvidiactl")
 _STYLES = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
@@ -67,7 +72,7 @@ def _examine(folder: Path) -> Iterator[Check]:
     yield _room("/dev/shm", Path("/dev/shm"), _MIN_SHARED_MEMORY_BYTES, "start the container with --shm-size=2g")
     yield _sockets()
     yield _room("disk here", folder, _MIN_FREE_DISK_BYTES, "free some space or run from another disk")
-    yield _devices()
+    yield from _devices()
 
 
 def package_check(requirement_text: str) -> Check:
@@ -160,12 +165,89 @@ def _sockets() -> Check:
     return Check("Ray's sockets", found, "missing", f"at most {MAX_TMPDIR_BYTES} bytes: shorten RAY_TMPDIR or unset it")
 
 
-def _devices() -> Check:
+def _devices() -> Iterator[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:  # a torch whose libraries do not load
-        return Check("devices", "torch does not load", "missing", str(error))
-    if not torch.cuda.is_available():
-        return Check("devices", f"CPU only, torch uses {torch.get_num_threads()} threads")
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Check("devices", ", ".join(names))
+        yield Check("devices", "torch does not load", "missing", str(error))
+        return
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield from _gpu(torch.device("cuda", index))
+        yield _nccl(torch.device("cuda", 0))
+        return
+    found = f"CPU only, torch uses {torch.get_num_threads()} threads"
+    hidden = "CUDA_VISIBLE_DEVICES" in os.environ
+    if _DRIVER_FILE.exists() and not hidden:
+        yield Check("devices", found, "note", "there is a GPU; torch and its driver do not fit: see `nvidia-smi`")
+    else:
+        yield Check("devices", found)
+
+
+def _gpu(device: torch.device) -> Iterator[Check]:
+    """What a GPU is, what it is too old for, and whether it computes."""
+    import torch
+
+    from cluster.devices import too_old_for_bf16, too_old_for_triton
+
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    about = f"compute capability {capability}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    name, old = str(device), too_old_for_bf16(device)
+    advice = f"{old}; loop.precision=fp32" if old else ""
+    yield Check(name, f"{torch.cuda.get_device_name(device)}, {about}", "note" if old else "ok", advice)
+    old = too_old_for_triton(device) or (None if find_spec("triton") else "Triton is not installed")
+    yield Check(f"{name} Triton", *(("no", "note", f"{old}; leave compute.compile at false") if old else ("ok",)))
+    yield _tried(f"{name} bf16 product", lambda: _product(device), "reinstall torch for this driver: `nvidia-smi`")
+    advice = "a cuDNN of the system before torch's own? unset LD_LIBRARY_PATH"
+    yield _tried(f"{name} attention", lambda: _attention(device), advice)
+
+
+def _nccl(device: torch.device) -> Check:
+    """A process group of one rank."""
+    import torch
+    import torch.distributed as dist
+
+    def group() -> None:
+        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+        try:
+            _require(torch.ones(8, device=device), dist.all_reduce, expected=1.0)
+        finally:
+            dist.destroy_process_group()
+
+    return _tried("NCCL", group, "training on several GPUs needs it: NCCL_DEBUG=INFO says more; look at /dev/shm")
+
+
+def _product(device: torch.device) -> None:
+    """256 x 256 x 256 ones in bf16: each sum is exact."""
+    import torch
+
+    ones = torch.ones(256, 256, device=device, dtype=torch.bfloat16)
+    _require(ones, lambda value: value.copy_(value @ value), expected=256.0)
+
+
+def _attention(device: torch.device) -> None:
+    """Forward and backward at a length that is no multiple of 8, as sequences with a class token have."""
+    import torch
+
+    query = torch.ones(2, 8, 257, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+    attended = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    attended.sum().backward()  # all keys are alike: the values' gradients alone are left, 1 for each query
+    assert query.grad is not None
+    _require(attended.detach().float(), lambda value: value, expected=1.0)
+    _require(query.grad.float(), lambda value: value, expected=1.0)
+
+
+def _require(value: torch.Tensor, change: Callable[[torch.Tensor], object], *, expected: float) -> None:
+    """Raises ValueError unless all elements of a tensor that is changed in place are then as expected."""
+    change(value)
+    worst = float((value - expected).abs().max())
+    if not worst <= 0.02 * expected:
+        raise ValueError(f"wrong numbers: off by {worst:g} of {expected:g}")
+
+
+def _tried(subject: str, attempt: Callable[[], None], advice: str) -> Check:
+    try:
+        attempt()
+    except (RuntimeError, ValueError) as error:  # CUDA's, cuDNN's and NCCL's errors are RuntimeErrors
+        return Check(subject, str(error).strip().splitlines()[0], "missing", advice)
+    return Check(subject, "works")

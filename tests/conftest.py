@@ -16,6 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before torch is imported anywhere: tests share few cores with the processes they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The suite computes on the CPU on every machine, two ranks on one GPU would not do; tests marked gpu take the variable
+# away again.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

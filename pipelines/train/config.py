@@ -162,6 +162,7 @@ class LoopConfig:
         engine: "plain" (one process, no DeepSpeed) or "deepspeed".
         precision: "fp32"; "tf32": on a GPU, fp32 with convolutions and matrix products rounded to TF32; or "bf16": bf16
             matrix products over fp32 weights (autocast).
+        device: "auto" takes the rank's own GPU where there is one, under Ray where `launch.gpus_per_worker` is above 0.
         seed: of initialisation, noise and data order.
         threads_per_rank: torch threads of each rank; null leaves torch's choice.
         log_every_steps: steps between rows of metrics.jsonl.
@@ -174,7 +175,8 @@ class LoopConfig:
             for none.
         max_skipped_steps: consecutive steps the engine may refuse (a gradient that is not finite) before the run
             stops.
-        hang_timeout_s: a rank of which nothing is heard for so long writes its stack and ends; null waits for ever.
+        hang_timeout_s: a rank of which nothing is heard for so long writes its stack and ends; also the time that ranks
+            wait for each other in a collective; null waits for ever.
         accept_changed: settings, by their dotted names in the refusal, with which a run may go on although its
             checkpoint was made with others; noted in the checkpoints from then on.
         tensorboard: write event files to `tensorboard/` in the run folder.
@@ -182,6 +184,7 @@ class LoopConfig:
 
     engine: Literal["plain", "deepspeed"] = "deepspeed"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = at_least(0, 0)
     threads_per_rank: int | None = positive(None)
     log_every_steps: int = positive(50)

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cluster.ranks import Ranks, settle_deepspeed
+from cluster.ranks import Ranks, device_for_deepspeed, settle_deepspeed
 from nvg.errors import UserError
 from nvg.training import PlainEngine, parameter_groups
+from pipelines.checkpoints import checkpoints_in
 from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.deepspeed_settings import deepspeed_dict
 
@@ -167,8 +168,10 @@ class _DeepSpeed(_Wrapping):
         self.engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self.optimizer,
+            args=device_for_deepspeed(ranks, config.deepspeed.zero_stage),
             config={**settings, "checkpoint": {**settings.get("checkpoint", {}), **checkpoint}},
         )
+        ranks.settle_timeouts()
         self.writer = _NotingWriter(self.engine.checkpoint_engine)
         self.engine.checkpoint_engine = self.writer
 
@@ -298,11 +301,15 @@ def build_engine(
 
 
 @contextlib.contextmanager
-def advice_on_memory(name: str) -> Iterator[None]:
-    """Turn a device that is out of memory into a message that names what can be changed.
+def advice_on_devices(name: str, checkpoints: Path) -> Iterator[None]:
+    """Turn a device that is out of memory, or that fails, into a message that says what to do.
+
+    Args:
+        name: of the training.
+        checkpoints: the newest one is named where a device fails.
 
     Raises:
-        UserError: the device is out of memory.
+        UserError: the device is out of memory; it or the way to the other ranks is gone.
     """
     try:
         yield
@@ -312,4 +319,11 @@ def advice_on_memory(name: str) -> Iterator[None]:
             "loss.stages_per_image (generators); less kept for the backward pass: compute.recompute_activations=true "
             "(generators); less on every device: deepspeed.zero_stage=1, 2 or 3, deepspeed.offload_optimizer=true; "
             "half as wide: loop.precision=bf16"
+        ) from error
+    except (torch.AcceleratorError, torch.distributed.DistBackendError) as error:
+        there = checkpoints_in(checkpoints)
+        kept = f"{there[0]} is the newest checkpoint" if there else "there is no checkpoint yet"
+        raise UserError(
+            f"{name}: a device failed: {str(error).strip().splitlines()[0]}\n{kept}; start the same command again to "
+            "go on. Whether the GPU is still there: `nvidia-smi`, `nvg doctor`; why it failed: `dmesg` (lines with Xid)"
         ) from error

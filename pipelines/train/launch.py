@@ -19,8 +19,10 @@ import torch
 
 import nvg
 from cluster.actors import require_resources
-from cluster.ranks import Ranks, leave_process_group
-from cluster.session import SessionConfig, ascii_name, cluster_session
+from cluster.devices import WITHOUT_GPU
+from cluster.ranks import FOR_EVER_S, Ranks, leave_process_group
+from cluster.session import ClusterError, SessionConfig, ascii_name, cluster_session
+from nvg.bounds import refuse
 from nvg.errors import UserError
 from pipelines.checkpoints import resolve_checkpoint
 from pipelines.entry import EXIT_STOPPED, TrainingStopped, program
@@ -65,7 +67,7 @@ def run_on_this_rank(config: Config, build_task: TaskBuilder[Config], left_over:
     Returns:
         The newest checkpoint's folder.
     """
-    ranks = Ranks.read()
+    ranks = Ranks.read(device=config.loop.device, timeout_s=config.loop.hang_timeout_s)
     config.check_ranks(ranks.world_size)  # before anybody waits for ranks that are not there
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
@@ -108,6 +110,7 @@ def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
                 "run": cloudpickle.dumps((config, build_task, left_over)),  # pyright: ignore[reportPrivateImportUsage]
                 "working_dir": os.getcwd(),
             },
+            torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(config.loop.hang_timeout_s or FOR_EVER_S)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.launch.num_workers,
                 use_gpu=config.launch.gpus_per_worker > 0,
@@ -175,10 +178,18 @@ def python_path() -> str:
 
 
 def _worker_environment(config: RunConfig) -> dict[str, str]:
+    """Variables of one rank: it computes on what it reserves, whatever the driver's own environment says.
+
+    Raises:
+        UserError: `loop.device` asks for the other device.
+    """
+    gpus, device = config.launch.gpus_per_worker, "cuda" if config.launch.gpus_per_worker else "cpu"
+    if config.loop.device not in ("auto", device):
+        expected = "0 with loop.device=cpu, above 0 with loop.device=cuda"
+        raise refuse("launch.gpus_per_worker", gpus, expected, "change one of them, or leave loop.device at auto")
     threads = str(config.loop.threads_per_rank or 1)
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": python_path()}
-    no_gpu = config.launch.gpus_per_worker == 0 and not torch.cuda.is_available()
-    return variables | ({"DS_ACCELERATOR": "cpu"} if no_gpu else {})
+    return variables | ({"DS_ACCELERATOR": "cuda"} if gpus else WITHOUT_GPU)
 
 
 def _own_message(error: BaseException) -> str | None:
@@ -188,7 +199,7 @@ def _own_message(error: BaseException) -> str | None:
         cause: BaseException | None = failure
         while cause is not None:
             for candidate in (cause, getattr(cause, "cause", None)):
-                if isinstance(candidate, UserError):
+                if isinstance(candidate, UserError | ClusterError):
                     return str(candidate)
             cause = cause.__cause__
     return None

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cluster.devices import require_precision
 from cluster.ranks import Ranks, round_to_tf32
 from pipelines.batches.order import BatchSource
 from pipelines.entry import TrainingStopped
 from pipelines.run_folder import CHECKPOINTS_FOLDER, run_lock, write_provenance
 from pipelines.train.config import RunConfig
 from pipelines.train.costs import Speed
-from pipelines.train.engine import advice_on_memory
+from pipelines.train.engine import advice_on_devices
 from pipelines.train.interrupt import STOP_FILE, StopRequest, Watchdog, on_stop_signals, stopped_text, watchdog
 from pipelines.train.report import DATA, TrainingClock, averages, open_report
 from pipelines.train.saving import NoSpaceError, find_resumable, load_checkpoint, save_checkpoint
@@ -72,6 +73,7 @@ def train(task: TrainingTask, config: RunConfig, ranks: Ranks, *, left_over: int
     run_folder = Path(config.run_folder).resolve()
     if config.loop.threads_per_rank is not None:
         torch.set_num_threads(config.loop.threads_per_rank)
+    require_precision(config.loop.precision, ranks.device, "loop.precision")
     round_to_tf32(config.loop.precision == "tf32")
     if ranks.world_size > 1 or config.loop.engine == "deepspeed":
         ranks.join()
@@ -79,7 +81,7 @@ def train(task: TrainingTask, config: RunConfig, ranks: Ranks, *, left_over: int
     with ExitStack() as stack:
         stack.enter_context(run_lock(run_folder, ranks))
         stack.enter_context(on_stop_signals(stop.signalled))
-        stack.enter_context(advice_on_memory(task.kind))
+        stack.enter_context(advice_on_devices(task.kind, run_folder / CHECKPOINTS_FOLDER))
         session = _Session(task, config, run_folder, ranks)
         # Its file only now: while a rank of a refused start waits here, another training may write to the folder.
         dog = stack.enter_context(watchdog(run_folder, ranks.rank, config.loop.hang_timeout_s))

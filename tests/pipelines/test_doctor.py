@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 from collections import namedtuple
 
+import torch
+import torch.distributed as dist
+from pretend_device import pretend_gpu
 from rich.console import Console
 
 from pipelines import doctor
@@ -64,3 +67,70 @@ def test_a_folder_too_long_for_sockets_is_named(monkeypatch):
     assert "/tmp is used; RAY_TMPDIR" in check.advice
     monkeypatch.setenv("RAY_TMPDIR", "/" + "t" * 60)
     assert doctor._sockets().verdict == "missing"
+
+
+def checks_on_a_gpu(monkeypatch, **given):
+    """What is said of a pretend GPU; NCCL's group of one rank is one of gloo."""
+    begin, sum_up = dist.init_process_group, dist.all_reduce
+
+    def one_rank(backend, device_id, **rest):
+        assert (backend, device_id.type) == ("nccl", "cuda")
+        begin("gloo", **rest)
+
+    with monkeypatch.context() as patch, pretend_gpu(**given):
+        patch.setattr(dist, "init_process_group", one_rank)
+        patch.setattr(dist, "all_reduce", lambda value: sum_up(torch.ones(8)))
+        return {check.subject: check for check in doctor._devices()}
+
+
+def test_a_gpu_is_tried_and_not_only_named(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object())
+    checks = checks_on_a_gpu(monkeypatch)
+    assert "Pretend GPU, compute capability 9.0" in checks["cuda:0"].found
+    assert f"cuDNN {torch.backends.cudnn.version()}" in checks["cuda:0"].found
+    tried = {name: check.found for name, check in checks.items() if name != "cuda:0"}
+    assert tried == {
+        "cuda:0 Triton": "ok",
+        "cuda:0 bf16 product": "works",
+        "cuda:0 attention": "works",
+        "NCCL": "works",
+    }
+    assert {check.verdict for check in checks.values()} == {"ok"}
+    assert not dist.is_initialized()
+
+
+def test_what_is_wrong_with_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+
+    def attention(*_):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED\nException raised from ...")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    checks = checks_on_a_gpu(monkeypatch, capability=(7, 0))
+    assert (checks["cuda:0"].verdict, checks["cuda:0 Triton"].verdict) == ("note", "note")
+    assert "7.0; bf16 and TF32 begin at 8.0; loop.precision=fp32" in checks["cuda:0"].advice
+    assert "Triton is not installed; leave compute.compile at false" in checks["cuda:0 Triton"].advice
+    failed = checks["cuda:0 attention"]
+    assert (failed.verdict, failed.found) == ("missing", "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
+    assert "LD_LIBRARY_PATH" in failed.advice
+    old = checks_on_a_gpu(monkeypatch, capability=(6, 1))["cuda:0 Triton"]
+    assert "6.1; Triton begin at 7.0" in old.advice
+
+
+def test_wrong_numbers_are_no_success(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: one)
+    check = doctor._tried("product", lambda: doctor._product(torch.device("cpu")), "advice")
+    assert (check.verdict, check.found) == ("missing", "wrong numbers: off by 255 of 256")
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_note(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_DRIVER_FILE", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (check,) = doctor._devices()
+    assert check.verdict == "note"
+    assert "torch and its driver do not fit" in check.advice
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (check,) = doctor._devices()
+    assert check.verdict == "ok"
+    assert check.found.startswith("CPU only")

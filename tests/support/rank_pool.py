@@ -16,6 +16,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from cluster.devices import WITHOUT_GPU
 from cluster.session import free_port
 
 NUM_RANKS = 2
@@ -74,7 +75,7 @@ class RankPool:
                 "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
                 "PYTHONPATH": os.pathsep.join([str(self._repository), str(Path(__file__).parent)]),
                 "OMP_NUM_THREADS": "1",
-                "DS_ACCELERATOR": "cpu",
+                **WITHOUT_GPU,
                 ADDRESS: str(listener.address),
             }
             command = [str(BIN / "deepspeed"), "--num_gpus", str(NUM_RANKS), "--master_port", str(free_port())]

@@ -11,6 +11,7 @@ from typing import Any
 
 from faulty_source import FaultySource
 
+from cluster.devices import WITHOUT_GPU
 from cluster.session import free_port
 from nvg.models import ContentGeneratorConfig, StructureGeneratorConfig
 from pipelines.batches.config import DataConfig
@@ -67,7 +68,7 @@ def launch(repository: Path, config: GeneratorRunConfig, *settings: str, num_ran
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(repository),
             "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
+            **WITHOUT_GPU,
         },
         cwd=folder.parent,
         capture_output=True,

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from tiny_training import build_task, run, tiny_config
 
+from cluster.devices import WITHOUT_GPU
 from cluster.session import ClusterError, free_port
 from nvg.errors import UserError
 from pipelines.checkpoints import find_damage
@@ -35,7 +36,7 @@ def launch(repository, command, *settings):
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(repository),
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        **WITHOUT_GPU,
     }
     return subprocess.run(
         [*command, str(SCRIPT), *settings, "loop.engine=deepspeed"],
@@ -147,7 +148,7 @@ def test_each_rank_hashes_the_checkpoint_files_that_it_wrote(repository, tmp_pat
     command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
     done = subprocess.run(
         [*command, str(SCRIPT.with_name("sealing_ranks.py")), str(tmp_path), str(zero_stage)],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", **WITHOUT_GPU},
         capture_output=True,
         text=True,
         timeout=150,
