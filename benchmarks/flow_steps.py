@@ -137,7 +137,7 @@ class Study:
         cpu_seconds = time.process_time() - began
         return {**self._scores(np.concatenate(drawn), labels_N.numpy()), "sampling_cpu_s": cpu_seconds}
 
-    def _scores(self, images_NHWC: ImageArray, labels_N: NDArray[np.int64]) -> dict[str, float]:
+    def _scores(self, images_NHWC: ImageArray, labels_N: NDArray[np.integer]) -> dict[str, float]:
         features_NF = extract(self.extractor, images_NHWC).features_NF
         return {
             "num_images": len(images_NHWC),
@@ -148,7 +148,7 @@ class Study:
         }
 
 
-def distance_within_class(features_NF: NDArray[np.float32], labels_N: NDArray[np.int64]) -> float:
+def distance_within_class(features_NF: NDArray[np.float32], labels_N: NDArray[np.integer]) -> float:
     """How varied the images of a class are: mean distance of two of them in feature space, averaged over classes."""
     means_of_classes = []
     for label in np.unique(labels_N):

@@ -73,11 +73,13 @@ def test_a_cpu_has_no_graphs():
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 def test_graphs_draw_the_same_samples_as_launched_kernels(precision):
-    networks = [network.to("cuda") for network in tiny_generators()]
-    for network in networks[:2]:
-        network.trunk.matmul_dtype = precision
+    networks = content, structure, _ = tiny_generators()
+    for network in networks:
+        network.to("cuda")
+    for generator in (content, structure):
+        generator.trunk.matmul_dtype = precision
     expected = draw(networks, 8)
-    capture_passes(*networks[:2])
+    capture_passes(content, structure)
     for _ in range(2):
         found = draw(networks, 8)
         assert torch.equal(found.content_ids_BT, expected.content_ids_BT)

@@ -148,9 +148,9 @@ class OnOneDevice(TorchDispatchMode):
 )
 def test_stages_neither_wait_for_the_device_nor_send_to_it(content_input, gumbel_split, guided):
     """On a device without values, where reading one, as `.item()` and `nonzero()` do, is an error."""
-    content, structure, dequantizer = (
-        network.to("meta") for network in switched(content={"content_input": content_input})
-    )
+    content, structure, dequantizer = switched(content={"content_input": content_input})
+    for network in (content, structure, dequantizer):
+        network.to("meta")
     scale = 2.0 if guided else 1.0
     config = SamplingConfig(
         num_flow_steps=2, gumbel_split=gumbel_split, content_guidance=scale, structure_guidance=scale
