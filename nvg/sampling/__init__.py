@@ -3,6 +3,7 @@
 sampler    Algorithm 2, structure and content in turn
 schedules  guidance and top-p over stages, flow times: `SamplingConfig`
 noise      the random numbers of a sample
+graphs     forward passes as CUDA graphs, for few images: `capture_passes`
 control    prefixes that are given: a mask, maps, first contents
 """
 
@@ -16,6 +17,7 @@ from nvg.sampling.control import (
     mask_structure,
     score_structure,
 )
+from nvg.sampling.graphs import capture_passes
 from nvg.sampling.sampler import Given, SampledSequence, gumbel_scores, integrate_flow, sample
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 
@@ -24,6 +26,7 @@ __all__ = [
     "MaskStructure",
     "SampledSequence",
     "SamplingConfig",
+    "capture_passes",
     "check_given_structure",
     "draw_tokens",
     "flow_times",

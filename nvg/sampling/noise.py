@@ -1,42 +1,89 @@
 """The random numbers of sampling.
 
-Legend: B samples, L positions, C latent channels, K structure channels.
+Legend: B samples, L positions, T = 2L - 1 tokens, C latent channels, K structure channels, Z = K - 1 splits that a
+model predicts, S = K + 1 stages.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from nvg.granularity import StageLayout
 from nvg.randomness import Purpose, per_sample_normals, per_sample_uniforms
 
 
+@dataclass(frozen=True, kw_only=True)
 class SampleNoise:
     """All random numbers of a batch of samples, each from its own counter-based stream.
+
+    They are drawn and sent to the device before the first stage, so that no stage waits for the host.
+
+    Attributes:
+        tokens_BT: float64 in [0, 1), one for each token.
+        flow_BLK: float32 normals, the same for every stage of a sample; None where no split is predicted. Release:
+            one ε serves all stages
+        splits_BZL: float64 in [0, 1) for Gumbel-top-k; None where the top half is taken.
+        canvas_BSLC: float32 normals for a content generator that sees a noised canvas, None for one that does not.
+            They are new at every stage: in training, too, the noise of a stage says nothing about its canvas.
 
     Paper: Alg. 2 line 1
     """
 
-    def __init__(self, seed: int, sample_indices_B: Tensor, device: torch.device) -> None:
-        self.seed, self.indices_B, self.device = seed, sample_indices_B, device
+    tokens_BT: Tensor
+    flow_BLK: Tensor | None = None
+    splits_BZL: Tensor | None = None
+    canvas_BSLC: Tensor | None = None
 
-    def token_uniforms(self, stage: int) -> Tensor:
-        """Float64 (B, 2^stage) in [0, 1)."""
-        return per_sample_uniforms(self.seed, self.indices_B, Purpose.TOKEN, stage, (1 << stage,)).to(self.device)
+    @classmethod
+    def draw(
+        cls,
+        seed: int,
+        indices_B: Tensor,
+        layout: StageLayout,
+        device: torch.device,
+        *,
+        predicts_splits: bool = True,
+        gumbel_split: bool = False,
+        canvas_channels: int = 0,
+    ) -> SampleNoise:
+        """Draws what a batch needs; see `nvg.randomness`.
 
-    def split_uniforms(self, stage: int, num_positions: int) -> Tensor:
-        """Float64 (B, L) in [0, 1)."""
-        return per_sample_uniforms(self.seed, self.indices_B, Purpose.SPLIT, stage, (num_positions,)).to(self.device)
-
-    def flow_noise(self, num_positions: int, num_channels: int) -> Tensor:
-        """Float32 normals (B, L, K), the same for every stage of a sample. Release: one ε serves all stages"""
-        shape = (num_positions, num_channels)
-        return per_sample_normals(self.seed, self.indices_B, Purpose.FLOW_NOISE, 0, shape).to(self.device)
-
-    def canvas_noise(self, stage: int, num_positions: int, num_channels: int) -> Tensor:
-        """Float32 normals (B, L, C) for a content generator that sees a noised canvas.
-
-        They are new at every stage: in training, too, the noise of a stage says nothing about its canvas.
+        Args:
+            seed: of the whole set, 0 <= seed < 2^63.
+            indices_B: int64 index of each sample in the whole set.
+            layout: of the token space.
+            device: where the numbers are used.
+            predicts_splits: False leaves out the noise of the flow.
+            gumbel_split: True draws the uniforms of predicted splits too.
+            canvas_channels: C of a canvas that is noised, 0 for none.
         """
-        shape = (num_positions, num_channels)
-        return per_sample_normals(self.seed, self.indices_B, Purpose.CANVAS_NOISE, stage, shape).to(self.device)
+        num_positions, device = layout.num_positions, torch.device(device)
+        splits, stages = range(layout.num_structure_stages), range(layout.num_stages)
+
+        def uniforms(purpose: Purpose, stage: int, count: int) -> Tensor:
+            return per_sample_uniforms(seed, indices_B, purpose, stage, (count,))
+
+        def normals(purpose: Purpose, stage: int, channels: int) -> Tensor:
+            return per_sample_normals(seed, indices_B, purpose, stage, (num_positions, channels))
+
+        def send(numbers: Tensor) -> Tensor:
+            return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+
+        flow_BLK = splits_BZL = canvas_BSLC = None
+        if predicts_splits:
+            flow_BLK = send(normals(Purpose.FLOW_NOISE, 0, layout.last_stage))
+            if gumbel_split:
+                splits_BZL = send(torch.stack([uniforms(Purpose.SPLIT, stage, num_positions) for stage in splits], 1))
+        if canvas_channels:
+            canvas_BSLC = send(
+                torch.stack([normals(Purpose.CANVAS_NOISE, stage, canvas_channels) for stage in stages], 1)
+            )
+        return cls(
+            tokens_BT=send(torch.cat([uniforms(Purpose.TOKEN, stage, 1 << stage) for stage in stages], dim=1)),
+            flow_BLK=flow_BLK,
+            splits_BZL=splits_BZL,
+            canvas_BSLC=canvas_BSLC,
+        )

@@ -6,7 +6,7 @@ S = K + 1 stages, V codebook size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -14,12 +14,18 @@ from torch import Tensor
 
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, balanced_split, raster_split, structure_embedding
+from nvg.layers import SingleStreamBlock
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.sampling.noise import SampleNoise
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 from nvg.tokenizer import Dequantizer
 
 LEAST_PROBABILITY = 1e-9
+# Both passes of guidance are one batch up to so many sequences; beyond, it is not the number of kernels that costs.
+_MOST_SEQUENCES_PAIRED = 64
+# What a thread of a CPU computes at a time, the widest activation of a block, has to stay in its cache.
+_CACHE_BYTES = 4 * 2**20
+_LEAST_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,13 @@ class Given:
     content_ids_BT: Tensor | None = None
     num_contents: int = 0
 
+    def part(self, rows: slice, device: torch.device) -> Given:
+        """The same for some of the samples, on a device."""
+        maps_BL, ids_BT = (
+            None if tensor is None else tensor[rows].to(device) for tensor in (self.structure_BL, self.content_ids_BT)
+        )
+        return replace(self, structure_BL=maps_BL, content_ids_BT=ids_BT)
+
 
 @torch.no_grad()
 def sample(
@@ -63,6 +76,8 @@ def sample(
     """Generates one sequence per label.
 
     The noise of a sample depends on (seed, sample index) alone, so a sample is the same in any batch up to rounding.
+    On a CPU batches are drawn in slices that fit its cache. On a GPU nothing waits for the host but the check of labels
+    that are there already.
 
     Args:
         content: in evaluation mode, on the device of the others.
@@ -86,14 +101,52 @@ def sample(
     layout = StageLayout(dequantizer.config.num_positions)
     _check(content, structure, dequantizer, labels_B, given, layout)
     device = dequantizer.codebook.device
-    noise = SampleNoise(seed, sample_indices_B, device)
-    labels_B = labels_B.to(device)
-    structure_BL = torch.zeros(len(labels_B), layout.num_positions, dtype=torch.int64, device=device)
-    canvas_BLC = torch.zeros(*structure_BL.shape, dequantizer.config.latent_channels, device=device)
+    length = min(len(labels_B), sequences_at_once(structure or content)) if device.type == "cpu" else len(labels_B)
+    parts = []
+    for start in range(0, len(labels_B), max(1, length)):
+        rows = slice(start, start + length)
+        noise = SampleNoise.draw(
+            seed,
+            sample_indices_B[rows],
+            layout,
+            device,
+            predicts_splits=given.num_splits < layout.num_structure_stages,
+            gumbel_split=config.gumbel_split,
+            canvas_channels=dequantizer.config.latent_channels if content.config.needs_noise else 0,
+        )
+        labels = labels_B[rows].to(device)
+        parts.append(_draw(content, structure, dequantizer, labels, noise, config, given.part(rows, device)))
+    return SampledSequence(
+        *(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True))
+    )
+
+
+def sequences_at_once(network: ContentGenerator | StructureGenerator) -> int:
+    """How many sequences a network takes at a time on a CPU, so that what a block computes stays in the cache."""
+    first = network.trunk.blocks[0]
+    assert isinstance(first, SingleStreamBlock)
+    kinds = 1 if isinstance(network, ContentGenerator) else 2
+    bytes_a_sequence = 4 * (1 + kinds * network.layout.num_positions) * first.linear_in.out_features
+    return max(_LEAST_AT_ONCE, torch.get_num_threads() * _CACHE_BYTES // bytes_a_sequence)
+
+
+def _draw(
+    content: ContentGenerator,
+    structure: StructureGenerator | None,
+    dequantizer: Dequantizer,
+    labels_B: Tensor,
+    noise: SampleNoise,
+    config: SamplingConfig,
+    given: Given,
+) -> SampledSequence:
+    """Algorithm 2 for samples that fit together, all of them and what is given on one device."""
+    layout = dequantizer.layout
+    structure_BL = torch.zeros(len(labels_B), layout.num_positions, dtype=torch.int64, device=labels_B.device)
+    canvas_BLC = dequantizer.codebook.new_zeros(*structure_BL.shape, dequantizer.config.latent_channels)
     ids, canvases = [], []
     for stage in range(layout.num_stages):
         if given.content_ids_BT is not None and stage < given.num_contents:
-            ids_BU = given.content_ids_BT[:, layout.tokens(stage)].to(device)
+            ids_BU = given.content_ids_BT[:, layout.tokens(stage)]
         else:
             ids_BU = _next_content(content, canvas_BLC, structure_BL, labels_B, stage, config, noise)
         codes_BUC = dequantizer.codebook[ids_BU]
@@ -104,7 +157,7 @@ def sample(
             break
         if given.structure_BL is not None and stage < given.num_splits:
             unknown = layout.last_stage - stage - 1
-            structure_BL = (given.structure_BL.to(device) >> unknown) << unknown
+            structure_BL = (given.structure_BL >> unknown) << unknown
         elif stage < layout.num_structure_stages:
             assert structure is not None
             structure_BL = _next_structure(structure, canvas_BLC, structure_BL, labels_B, stage, config, noise)
@@ -123,19 +176,25 @@ def _next_content(
     noise: SampleNoise,
 ) -> Tensor:
     """Draws the ids (B, U) of one stage: guidance, top-p, one draw per unique token. Paper: Alg. 2 line 8"""
-    last_stage = model.layout.last_stage
-    scale = config.content_scale(stage, last_stage)
-    noise_BLC = noise.canvas_noise(stage, *canvas_BLC.shape[1:]) if model.config.needs_noise else None
+    layout = model.layout
+    scale = config.content_scale(stage, layout.last_stage)
+    both = []
+    for classes_N in _passes(labels_B, model.null_class, scale):
+        copies = len(classes_N) // len(labels_B)
+        canvas_NLC, structure_NL = torch.cat([canvas_BLC] * copies), torch.cat([structure_BL] * copies)
+        noise_NLC = None if noise.canvas_BSLC is None else torch.cat([noise.canvas_BSLC[:, stage]] * copies)
+        final_NLC = model(canvas_NLC, structure_NL, torch.full_like(classes_N, stage), classes_N, noise_NLC=noise_NLC)
+        both += model.token_logits(final_NLC, canvas_NLC, structure_NL, stage).chunk(copies)
+    probabilities_BUV = top_p_filter(guide(both[0], both[-1], scale), config.top_p(stage, layout.last_stage))
+    return draw_tokens(probabilities_BUV, noise.tokens_BT[:, layout.tokens(stage)])
 
-    def logits(classes_B: Tensor) -> Tensor:
-        final = model(canvas_BLC, structure_BL, torch.full_like(classes_B, stage), classes_B, noise_NLC=noise_BLC)
-        return model.token_logits(final, canvas_BLC, structure_BL, stage)
 
-    logits_BUV = logits(labels_B)
-    if scale != 1.0:
-        logits_BUV = guide(logits_BUV, logits(torch.full_like(labels_B, model.null_class)), scale)
-    probabilities_BUV = top_p_filter(logits_BUV, config.top_p(stage, last_stage))
-    return draw_tokens(probabilities_BUV, noise.token_uniforms(stage))
+def _passes(labels_B: Tensor, null_class: int, scale: float) -> list[Tensor]:
+    """Classes of each forward pass: guided ones, then those of no class, as one batch where these are few."""
+    if scale == 1.0:
+        return [labels_B]
+    both = [labels_B, torch.full_like(labels_B, null_class)]
+    return [torch.cat(both)] if 2 * len(labels_B) <= _MOST_SEQUENCES_PAIRED else both
 
 
 def _next_structure(
@@ -155,10 +214,10 @@ def _next_structure(
     Paper: Eq. (2), Alg. 2 line 5
     """
     last_stage = model.layout.last_stage
-    start_BLK = noise.flow_noise(model.layout.num_positions, last_stage)
+    assert noise.flow_BLK is not None
     denoised_BLK = integrate_flow(
         model,
-        start_BLK,
+        noise.flow_BLK,
         canvas_BLC,
         structure_BL,
         labels_B,
@@ -168,9 +227,8 @@ def _next_structure(
         known_clean=model.config.known_clean,
     )
     score_BL = denoised_BLK[..., stage]
-    if config.gumbel_split:
-        uniform_BL = noise.split_uniforms(stage, model.layout.num_positions)
-        score_BL = gumbel_scores(score_BL, uniform_BL)
+    if noise.splits_BZL is not None:
+        score_BL = gumbel_scores(score_BL, noise.splits_BZL[:, stage])
     return balanced_split(structure_BL, score_BL, stage, last_stage)
 
 
@@ -207,18 +265,20 @@ def integrate_flow(
 
     Paper: Eq. (1), §2.2.1; Release: one ε for all stages, times shifted
     """
-    embedding_BLK = structure_embedding(structure_BL, stage, model.layout.last_stage)
+    stage_B = torch.full_like(labels_B, stage)
+    clean_BLK = (structure_embedding(structure_BL, stage_B, model.layout.last_stage) - 1).float()
     known_K = torch.arange(model.layout.last_stage, device=noise_BLK.device) < (stage if known_clean else 0)
-    clean_BLK = (embedding_BLK - 1).float()
-    asked = model.condition(canvas_BLC, structure_BL, torch.full_like(labels_B, stage), labels_B)
-    free = model.with_class(asked, torch.full_like(labels_B, model.null_class))
+    first_N, *more = _passes(labels_B, model.null_class, guidance_scale)
+    copies = len(first_N) // len(labels_B)
+    canvas_NLC, structure_NL, stage_N = (torch.cat([x] * copies) for x in (canvas_BLC, structure_BL, stage_B))
+    asked = model.condition(canvas_NLC, structure_NL, stage_N, first_N)
+    conditions = [asked, *(model.with_class(asked, free_B) for free_B in more)]
     z_BLK = torch.where(known_K, clean_BLK, noise_BLK)
     times = flow_times(num_steps, model.layout.num_positions)
     for now, then in pairwise(times):
-        time_B = torch.full((len(labels_B),), now, device=noise_BLK.device)
-        velocity = model.velocity(z_BLK, time_B, asked)
-        if guidance_scale != 1.0:
-            velocity = guide(velocity, model.velocity(z_BLK, time_B, free), guidance_scale)
+        z_NLK, time_N = torch.cat([z_BLK] * copies), torch.full((len(first_N),), now, device=noise_BLK.device)
+        both = [part for seen in conditions for part in model.velocity(z_NLK, time_N, seen).chunk(copies)]
+        velocity = guide(both[0], both[-1], guidance_scale)
         z_BLK = torch.where(known_K, clean_BLK, z_BLK + (then - now) * velocity)
     return z_BLK
 

@@ -89,7 +89,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
     Paper: App. A.6
     """
-    return unconditional + scale * (conditional - unconditional)
+    return conditional if scale == 1.0 else unconditional + scale * (conditional - unconditional)
 
 
 def top_p_filter(logits_BUV: Tensor, top_p: float) -> Tensor:

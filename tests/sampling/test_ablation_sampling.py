@@ -3,7 +3,7 @@ import torch
 from switched_networks import CONTENT_SWITCHES, STRUCTURE_SWITCHES, switched
 from torch import nn
 
-from nvg.granularity import check_structure, structure_embedding
+from nvg.granularity import StageLayout, check_structure, structure_embedding
 from nvg.randomness import Purpose, normals
 from nvg.sampling import SamplingConfig, integrate_flow, sample
 from nvg.sampling.noise import SampleNoise
@@ -39,11 +39,12 @@ def test_a_sample_is_the_same_in_every_batch(content, structure):
 
 
 def test_canvas_noise_is_new_at_every_stage_and_belongs_to_the_sample():
-    noise = SampleNoise(3, torch.tensor([5, 9]), torch.device("cpu"))
-    first, second = noise.canvas_noise(0, 16, 4), noise.canvas_noise(1, 16, 4)
-    assert first.shape == (2, 16, 4)
-    assert not torch.equal(first, second)
-    assert torch.equal(second[1], normals(3, 9, Purpose.CANVAS_NOISE, 1, (16, 4)))
+    cpu = torch.device("cpu")
+    noise = SampleNoise.draw(3, torch.tensor([5, 9]), StageLayout(16), cpu, canvas_channels=4).canvas_BSLC
+    assert noise is not None
+    assert noise.shape == (2, 5, 16, 4)
+    assert not torch.equal(noise[:, 0], noise[:, 1])
+    assert torch.equal(noise[1, 1], normals(3, 9, Purpose.CANVAS_NOISE, 1, (16, 4)))
 
 
 class Seen(nn.Module):

@@ -5,12 +5,17 @@ from typing import cast
 import pytest
 import torch
 from reference_vectors import tiny_generators
-from torch import nn
+from switched_networks import switched
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nvg.errors import UserError
 from nvg.granularity import check_structure, spatial_structure, stage_map, structure_embedding
 from nvg.models import StructureGenerator
-from nvg.sampling import Given, SamplingConfig, integrate_flow, sample
+from nvg.randomness import Purpose
+from nvg.sampling import Given, SamplingConfig, give_contents, integrate_flow, noise, sample, sampler
+from nvg.sampling.noise import SampleNoise
 from nvg.sampling.schedules import flow_times, guide
 
 CONFIG = SamplingConfig(num_flow_steps=3)
@@ -39,22 +44,22 @@ def test_samples_are_whole_sequences(num_positions):
     assert drawn.content_ids_BT.shape == (2, 2 * num_positions - 1)
 
 
-def passes(config, networks=None):
-    """Forward passes of the content and of the structure generator for one batch."""
+def passes(config, networks=None, indices=(0, 1), *, calls=False):
+    """Evaluations a sample of the content and of the structure generator; or calls of them, whatever their batch."""
     networks = networks or tiny_generators()
     counts = [0, 0]
 
     def count(number):
-        def hook(*_):
-            counts[number] += 1
+        def hook(_, inputs, __):
+            counts[number] += 1 if calls else len(inputs[0])
 
         return hook
 
     handles = [networks[number].get_submodule("trunk").register_forward_hook(count(number)) for number in range(2)]
-    draw([0, 1], networks=networks, config=config)
+    draw(list(indices), networks=networks, config=config)
     for handle in handles:
         handle.remove()
-    return tuple(counts)
+    return tuple(count if calls else count / len(indices) for count in counts)
 
 
 def test_guidance_1_runs_no_second_pass():
@@ -72,6 +77,97 @@ def test_evaluations_of_the_paper():
     """Table 1: 9 + 7 n evaluations on 16×16 latents."""
     config = SamplingConfig(content_guidance=1.0, structure_guidance=1.0, num_flow_steps=2)
     assert passes(config, tiny_generators(num_positions=256)) == (9, 7 * 2)
+
+
+def test_few_samples_run_both_passes_of_guidance_as_one():
+    guided = SamplingConfig(content_guidance=3.0, structure_guidance=2.0, num_flow_steps=3)
+    assert passes(guided, calls=True) == (5, 3 * 3)
+    assert passes(guided, indices=range(33), calls=True) == (1 + 2 * 4, 3 * (1 + 2 * 2))
+    assert passes(guided, indices=range(33)) == (1 + 2 * 4, 3 * (1 + 2 * 2))
+
+
+@pytest.mark.parametrize("content_input", ["canvas", "noised_canvas"])
+def test_one_batch_of_both_passes_is_two_batches(monkeypatch, content_input):
+    networks = switched(content={"content_input": content_input})
+    together = draw([0, 1, 2], networks=networks)
+    monkeypatch.setattr(sampler, "_MOST_SEQUENCES_PAIRED", 0)
+    apart = draw([0, 1, 2], networks=networks)
+    assert torch.equal(together.content_ids_BT, apart.content_ids_BT)
+    assert torch.equal(together.structure_BL, apart.structure_BL)
+    torch.testing.assert_close(together.canvases_BSLC, apart.canvases_BSLC, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_given", [0, 2])
+def test_slices_of_a_batch_are_the_batch(monkeypatch, num_given):
+    """Also of what is given: every slice keeps its own rows, noise and labels."""
+    other = draw(list(range(20, 31)))
+    given = give_contents(other.content_ids_BT, other.structure_BL, num_given) if num_given else None
+    whole = draw(list(range(11)), given=given)
+    monkeypatch.setattr(sampler, "_CACHE_BYTES", 0)
+    assert sampler.sequences_at_once(tiny_generators()[1]) == 4
+    assert passes(CONFIG, indices=range(11), calls=True) == (3 * 5, 3 * 3 * 3)
+    sliced = draw(list(range(11)), given=given)
+    assert torch.equal(sliced.content_ids_BT, whole.content_ids_BT)
+    assert torch.equal(sliced.structure_BL, whole.structure_BL)
+    torch.testing.assert_close(sliced.canvases_BSLC, whole.canvases_BSLC, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("gumbel_split", [False, True])
+def test_all_noise_is_drawn_before_the_first_stage_and_once(monkeypatch, gumbel_split):
+    """Of each stream what it is for, and of the flow one draw for all stages."""
+    drawn = []
+    for name in ("per_sample_uniforms", "per_sample_normals"):
+
+        def watched(seed, indices_B, purpose, step, shape, inner=getattr(noise, name)):
+            drawn.append((purpose, step, shape))
+            return inner(seed, indices_B, purpose, step, shape)
+
+        monkeypatch.setattr(noise, name, watched)
+    networks = tiny_generators()
+    handle = networks[0].register_forward_pre_hook(lambda *_: drawn.append("a stage"))
+    draw([0, 1], networks=networks, config=dataclasses.replace(CONFIG, gumbel_split=gumbel_split))
+    handle.remove()
+    expected = [(Purpose.FLOW_NOISE, 0, (16, 4)), *((Purpose.TOKEN, stage, (2**stage,)) for stage in range(5))]
+    expected += [(Purpose.SPLIT, stage, (16,)) for stage in range(3)] if gumbel_split else []
+    assert sorted(drawn[: len(expected)]) == sorted(expected)
+    assert drawn[len(expected) :] == ["a stage"] * 5
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Refuses every tensor of the host, as an operation's input or output."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, found)):
+            assert not isinstance(leaf, Tensor) or leaf.is_meta, f"{func} meets a tensor of the host"
+        return found
+
+
+@pytest.mark.parametrize(
+    ("content_input", "gumbel_split", "guided"), [("canvas", False, True), ("noised_canvas", True, False)]
+)
+def test_stages_neither_wait_for_the_device_nor_send_to_it(content_input, gumbel_split, guided):
+    """On a device without values, where reading one, as `.item()` and `nonzero()` do, is an error."""
+    content, structure, dequantizer = switched(content={"content_input": content_input})
+    for network in (content, structure, dequantizer):
+        network.to("meta")
+    scale = 2.0 if guided else 1.0
+    config = SamplingConfig(
+        num_flow_steps=2, gumbel_split=gumbel_split, content_guidance=scale, structure_guidance=scale
+    )
+    device = torch.device("meta")
+    numbers = SampleNoise.draw(
+        0,
+        torch.arange(2),
+        dequantizer.layout,
+        device,
+        gumbel_split=gumbel_split,
+        canvas_channels=4 if content.config.needs_noise else 0,
+    )
+    labels_B = torch.zeros(2, dtype=torch.int64, device=device)
+    with torch.no_grad(), OnOneDevice():
+        drawn = sampler._draw(content, structure, dequantizer, labels_B, numbers, config, Given())
+    assert drawn.content_ids_BT.shape == (2, 31)
 
 
 def test_a_sample_depends_on_seed_and_index_alone():
@@ -124,7 +220,7 @@ class ExactVelocity(nn.Module):
         return None
 
     def velocity(self, noisy, time, condition):
-        return (noisy - self.data_BLK) / time[:, None, None]
+        return (noisy - self.data_BLK.repeat(len(noisy) // len(self.data_BLK), 1, 1)) / time[:, None, None]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -150,16 +246,16 @@ def test_an_exact_velocity_lands_on_the_data(stage):
 def test_embedding_once_is_embedding_at_every_step(stage):
     """A plain loop that runs the whole network for both passes of every step gives the same flow, bit for bit."""
     _, structure, _ = tiny_generators()
-    generator = torch.Generator().manual_seed(stage)
-    maps = torch.stack([torch.randperm(16, generator=generator) for _ in range(3)])
+    generator, count = torch.Generator().manual_seed(stage), 33  # more than are run as one batch
+    maps = torch.stack([torch.randperm(16, generator=generator) for _ in range(count)])
     known = (maps >> (4 - stage)) << (4 - stage)
-    canvas, start = torch.randn(3, 16, 4, generator=generator), torch.randn(3, 16, 4, generator=generator)
-    labels, stages = torch.tensor([0, 1, 2]), torch.full((3,), stage)
+    canvas, start = torch.randn(count, 16, 4, generator=generator), torch.randn(count, 16, 4, generator=generator)
+    labels, stages = torch.arange(count) % 3, torch.full((count,), stage)
     landed = integrate_flow(structure, start, canvas, known, labels, stage=stage, guidance_scale=2.5, num_steps=4)
     clean, mask = (structure_embedding(known, stage, 4) - 1).float(), torch.arange(4) < stage
     state = torch.where(mask, clean, start)
     for now, then in pairwise(flow_times(4, 16)):
-        time = torch.full((3,), now)
+        time = torch.full((count,), now)
         asked, free = (
             structure(state, canvas, known, stages, time, classes)
             for classes in (labels, torch.full_like(labels, structure.null_class))
