@@ -104,11 +104,11 @@ def test_source_is_what_the_records_have(monkeypatch):
     features = np.ones((2, 16, WIDTH), dtype=np.float32)
     stored = SimpleNamespace(layout=SimpleNamespace(width=WIDTH), batch=lambda rows: features[rows])
     monkeypatch.setattr("pipelines.batches.records.FeatureDataset.open", lambda records: stored)
-    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), "")
+    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), "", 1)
     assert (source.width, source.teacher) == (WIDTH, None)
     assert source.fetch(np.array([1]))["features"].shape == (1, 16, WIDTH)
     with pytest.raises(UserError, match=r"loss.repa_weight is above 0, but here has neither .* repa.store=features"):
-        open_repa_source(records(), "")
+        open_repa_source(records(), "", 1)
 
 
 def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
@@ -119,7 +119,7 @@ def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
         "pipelines.batches.records.load_dinov2_features",
         lambda path, key: SimpleNamespace(width=768, path=path, key=key),
     )
-    source = open_repa_source(records(store="jpeg"), "dinov2.pth")
+    source = open_repa_source(records(store="jpeg"), "dinov2.pth", 2)
     assert (source.teacher.path, source.teacher.key) == ("dinov2.pth", "dinov2_weights")  # type: ignore[union-attr]
     image = source.fetch(np.array([7]))["image"]
     assert image.shape == (1, 3, 4, 4)
