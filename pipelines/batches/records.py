@@ -151,20 +151,25 @@ def open_repa_source(records: RecordDataset, dinov2_weights: str, num_threads: i
     if target.teacher is None:
         features = FeatureDataset.open(records)
         return replace(target, fetch=lambda rows: {FEATURES: torch.from_numpy(features.batch(rows))})
+    return replace(target, fetch=stored_images(records, num_threads))
+
+
+def stored_images(records: RecordDataset, num_threads: int) -> Callable[[np.ndarray], dict[str, Tensor]]:
+    """Decodes the images beside records in threads: rows (B,) int64 -> image (B, 3, S, S), uint8."""
     images = JpegDataset.open(records)
 
     def decode(rows: np.ndarray) -> dict[str, Tensor]:
         try:
             with ThreadPoolExecutor(num_threads, thread_name_prefix="jpeg") as pool:
                 pixels_BHWC = np.stack(list(pool.map(_decoded, images.batch(rows))))
-            return {IMAGE: torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).contiguous()}
         except BadImage as error:
             raise UserError(
                 f"{records.folder / JPEG_FOLDER}: an image of the rows {rows.tolist()[:20]} is damaged ({error}); copy "
                 "the records again"
             ) from error
+        return {IMAGE: torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).contiguous()}
 
-    return replace(target, fetch=decode)
+    return decode
 
 
 def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:

@@ -73,8 +73,16 @@ class Feed:
         """
         # Here and not in the thread, since a source may have to meet the other ranks before it gives anything.
         stream = source.batches(start_step=first_step, global_batch=self._global_batch, seed=seed, ranks=self._ranks)
-        steps = enumerate(islice(stream, last_step - first_step), start=first_step)
-        return one_ahead(self.prepared(batch, seed=seed, step=step) for step, batch in steps)
+
+        def made() -> Generator[StepInput]:
+            try:
+                for step, batch in enumerate(islice(stream, last_step - first_step), start=first_step):
+                    yield self.prepared(batch, seed=seed, step=step)
+            finally:
+                if isinstance(stream, Generator):
+                    stream.close()  # its threads and processes end here, even where an error still holds its frames
+
+        return one_ahead(made())
 
     def prepared(self, batch: Batch, *, seed: int, step: int) -> StepInput:
         """The host's part of an input, in any thread.
