@@ -109,20 +109,19 @@ def test_the_next_input_is_made_during_a_step_and_no_further_one(tmp_path):
     assert feed_threads() == []
 
 
-def test_time_of_a_step_is_that_of_the_slowest_side_and_data_s_what_was_waited_for(tmp_path):
-    def quickest(name: str, host_s: float, device_s: float) -> tuple[float, float]:
-        config = tiny_config(tmp_path / name, stop_after_steps=5)
-        task, _ = task_of(config, lambda step: time.sleep(host_s), lambda step, seen: time.sleep(device_s))
-        train(task, config, Ranks())
-        rows = read_metrics(tmp_path / name)[1:]
-        return min(row["step_s"] for row in rows), min(row["data_s"] for row in rows)
+def test_data_s_is_what_was_waited_for(tmp_path):
+    """The least and the most of some steps, so that a busy machine moves nothing."""
 
-    step_s, data_s = quickest("device", 0.4, 0.5)
-    assert 0.5 <= step_s < 0.85
-    assert data_s < 0.2
-    step_s, data_s = quickest("host", 0.5, 0.3)
-    assert 0.48 <= step_s < 0.75
-    assert data_s > 0.1
+    def waits(name: str, before_step: Any) -> list[float]:
+        config = tiny_config(tmp_path / name, stop_after_steps=5)
+        task, _ = task_of(config, lambda step: time.sleep(0.5), before_step)
+        train(task, config, Ranks())
+        return [row["data_s"] for row in read_metrics(tmp_path / name)]
+
+    behind_device = waits("device", lambda step, seen: seen.wait_for(min(step + 1, 5)))
+    assert behind_device[0] >= 0.5  # nothing is ahead of the first
+    assert min(behind_device[1:]) < 0.25
+    assert max(waits("host", None)[1:]) > 0.25
 
 
 @pytest.mark.parametrize("where", ["source", "noise"])
