@@ -165,7 +165,8 @@ class StructureObjective(nn.Module):
         shape = (global_batch, layout.num_positions, layout.last_stage)
         noise["noise"] = normals(seed, 0, Purpose.TRAIN_NOISE, step, shape, rows)
         shape = (global_batch, noise["stages"].shape[1])
-        noise["time"] = torch.sigmoid(normals(seed, 0, Purpose.TRAIN_TIME, step, shape, rows))
+        # Of the whole batch: the sigmoid of a value has other last bits in a vector than beside one.
+        noise["time"] = torch.sigmoid(normals(seed, 0, Purpose.TRAIN_TIME, step, shape))[rows]
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
