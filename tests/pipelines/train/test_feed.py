@@ -82,10 +82,12 @@ def task_of(config: Any, happens: Callable[[int], None] = lambda step: None, bef
     task = build_task(config)
     seen = Seen(task.batches, happens)
     steps = iter(range(1, 1000))
-    if before_step is not None:
-        task.objective.register_forward_pre_hook(  # type: ignore[attr-defined]
-            lambda module, _: before_step(next(steps), seen) if module.training else None
-        )
+
+    def begins(module: Any, _: Any) -> None:
+        if module.training and before_step is not None:
+            before_step(next(steps), seen)
+
+    task.objective.register_forward_pre_hook(begins)  # type: ignore[attr-defined]
     return replace(task, batches=seen), seen
 
 
