@@ -126,7 +126,8 @@ def _one_step(config: GeneratorRunConfig) -> None:
     task = build_task(config, online=False, watch=None)
     step = Step(task, config, ranks, universal=False)
     step.set_training(True)
-    numbers = step(next(task.batches.batches(start_step=0, global_batch=1, seed=0, ranks=ranks)), want_grad_norm=True)
+    batch = next(task.batches.batches(start_step=0, global_batch=1, seed=0, ranks=ranks))
+    numbers = step(step.feed.prepared(batch, seed=0, step=0), want_grad_norm=True)
     assert math.isfinite(float(numbers.metrics["loss"])), numbers
     assert numbers.grad_norm is not None
     assert math.isfinite(numbers.grad_norm), numbers

@@ -24,7 +24,8 @@ def scale_levels(levels: Tensor) -> Tensor:
 
     Release: images / 127.5 - 1
     """
-    return levels.to(torch.float32) / 127.5 - 1
+    # A GPU multiplies by the reciprocal of a number and divides by a tensor alone: so bytes are the same everywhere.
+    return levels.to(torch.float32) / torch.full((), 127.5, device=levels.device) - 1
 
 
 def to_model_range(images_BHWC: ImageArray, *, planes: bool = False) -> Tensor:

@@ -1,11 +1,13 @@
 """Counter-based random numbers: a value depends on what it is for, never on who draws it or in which order.
 
-Philox with key (seed, index) and counter (0, 0, purpose, step), drawn on the CPU, so that any device, any number of
-workers and any batch split see the same numbers.
+Philox with key (seed, index) and counter (block, 0, purpose, step), drawn on the CPU, so that any device, any number
+of workers and any batch split see the same numbers. A block is four values: the counter leads to any of them at once,
+so rows of a large draw cost what they are, not what lies before them.
 """
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -13,6 +15,10 @@ import torch
 from torch import Tensor
 
 from nvg.errors import UserError
+
+EVERY_ROW = slice(None)
+_BLOCK = 4  # values of a counter
+_FAR_APART = 4096  # values between two rows that are drawn one by one, not with what lies between
 
 
 class Purpose(IntEnum):
@@ -34,28 +40,46 @@ class Purpose(IntEnum):
     DATA_CROP = 45
 
 
-def uniforms(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
+def uniforms(
+    seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...], rows: slice = EVERY_ROW
+) -> Tensor:
     """Float64 uniforms in [0, 1) for (seed, index, purpose, step).
 
     Args:
         seed, index: key of the stream, e.g. run seed and sample index; 0 <= value < 2^63.
         purpose: what the numbers are for.
         step: e.g. the stage or the training step.
-        shape: of the result.
+        shape: of the whole draw.
+        rows: of its first dimension; the result is `whole[rows]` to the bit, and no other row is drawn.
 
     Raises:
         UserError: the seed is out of range.
     """
     if not 0 <= seed < 2**63:
         raise UserError(f"seed is {seed}; a seed is an integer from 0 to 2^63 - 1")
-    philox = np.random.Philox(key=[seed, index], counter=[0, 0, int(purpose), step])
-    raw = philox.random_raw(int(np.prod(shape)))
-    return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).reshape(shape)
+    places, width = range(shape[0])[rows], math.prod(shape[1:])
+    distance = places.step * width
+
+    def values(first: int, count: int) -> np.ndarray:
+        block, before = divmod(first, _BLOCK)
+        philox = np.random.Philox(key=[seed, index], counter=[block, 0, int(purpose), step])
+        return philox.random_raw(before + count)[before:]
+
+    if not places:
+        raw = np.empty(0, np.uint64)
+    elif places.step == 1 or 0 < distance <= _FAR_APART:
+        span = values(places[0] * width, (places[-1] - places[0] + 1) * width)
+        raw = span.reshape(-1, width)[:: places.step]
+    else:
+        raw = np.concatenate([values(place * width, width) for place in places])
+    return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).reshape(len(places), *shape[1:])
 
 
-def normals(seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:
+def normals(
+    seed: int, index: int, purpose: Purpose, step: int, shape: tuple[int, ...], rows: slice = EVERY_ROW
+) -> Tensor:
     """Float32 standard normals for (seed, index, purpose, step), by the inverse CDF of `uniforms`."""
-    uniform = uniforms(seed, index, purpose, step, shape)
+    uniform = uniforms(seed, index, purpose, step, shape, rows)
     return torch.special.ndtri(uniform + 2.0**-54).float()
 
 

@@ -29,6 +29,29 @@ def test_a_longer_draw_begins_like_a_shorter_one():
     assert torch.equal(uniforms(0, 0, Purpose.TOKEN, 0, (9,))[:5], uniforms(0, 0, Purpose.TOKEN, 0, (5,)))
 
 
+ROWS = [
+    slice(None), slice(0, 5), slice(5, 10), slice(3, 4), slice(7, 7), slice(-3, None), slice(90, 200),
+    slice(2, None, 7), slice(6, None, 7), slice(0, None, 30), slice(9, None, -4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(96,), (96, 1), (96, 3), (96, 4, 9), (96, 8, 128)])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_rows_of_a_draw_are_those_of_the_whole_bitwise(shape, rows):
+    whole, part = (uniforms(5, 6, Purpose.TRAIN_TIME, 7, shape, *given) for given in ((), (rows,)))
+    expected = whole.numpy()[rows]
+    assert part.shape == expected.shape
+    assert part.numpy().tobytes() == expected.tobytes()
+    drawn = normals(5, 6, Purpose.TRAIN_TIME, 7, shape, rows)
+    assert drawn.numpy().tobytes() == normals(5, 6, Purpose.TRAIN_TIME, 7, shape).numpy()[rows].tobytes()
+
+
+def test_only_asked_rows_are_drawn():
+    """A whole draw of this shape would take 512 TiB."""
+    assert uniforms(0, 0, Purpose.TOKEN, 0, (2**26, 2**20), slice(2**25, 2**25 + 2)).shape == (2, 2**20)
+    assert uniforms(0, 0, Purpose.TOKEN, 0, (2**26, 2**20), slice(5, None, 2**25)).shape == (2, 2**20)
+
+
 def test_moments():
     uniform = uniforms(0, 0, Purpose.TOKEN, 0, (100_000,))
     assert float(uniform.min()) >= 0.0

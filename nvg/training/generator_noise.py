@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nvg.bounds import at_least, check_fields, positive, refuse
-from nvg.randomness import Purpose, permutation, uniforms
+from nvg.randomness import EVERY_ROW, Purpose, permutation, uniforms
 
 # Which rows belong to which stage decides what is computed, so the host reads it and no device is waited for.
 HOST_NOISE = frozenset({"stages"})
@@ -43,28 +43,35 @@ class GeneratorLossConfig:
 
 
 def common_noise(
-    config: GeneratorLossConfig, seed: int, step: int, global_batch: int, num_stages: int, depth: int
+    config: GeneratorLossConfig,
+    seed: int,
+    step: int,
+    global_batch: int,
+    num_stages: int,
+    depth: int,
+    rows: slice = EVERY_ROW,
 ) -> dict[str, Tensor]:
     """Stages, class dropout and drop-path uniforms of a step.
 
     Args:
         config: share of dropped classes, stages of an image.
         seed, step: what the numbers are drawn from.
-        global_batch: leading dimension of each.
+        global_batch: images of the step.
         num_stages: to choose from.
         depth: blocks that stochastic depth may drop.
+        rows: B places in the global batch; no other's are drawn.
 
     Returns:
-        stages int64 (global_batch, M), class_dropped bool (global_batch,), drop_path float32 (global_batch, M, depth).
+        stages int64 (B, M), class_dropped bool (B,), drop_path float32 (B, M, depth).
 
     Paper: §2.2.2 (null condition), App. A.4 (drop path)
     """
     drawn = num_stages if config.stages_per_image is None else min(config.stages_per_image, num_stages)
     return {
-        "stages": draw_stages(seed, step, global_batch, num_stages, drawn),
-        "class_dropped": uniforms(seed, 0, Purpose.TRAIN_CLASS_DROPOUT, step, (global_batch,))
+        "stages": draw_stages(seed, step, global_batch, num_stages, drawn)[rows],
+        "class_dropped": uniforms(seed, 0, Purpose.TRAIN_CLASS_DROPOUT, step, (global_batch,), rows)
         < config.class_dropout_prob,
-        "drop_path": uniforms(seed, 0, Purpose.TRAIN_DROP_PATH, step, (global_batch, drawn, depth)).float(),
+        "drop_path": uniforms(seed, 0, Purpose.TRAIN_DROP_PATH, step, (global_batch, drawn, depth), rows).float(),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nvg.granularity import structure_embedding
 from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
-from nvg.randomness import Purpose, normals
+from nvg.randomness import EVERY_ROW, Purpose, normals
 from nvg.tokenizer import Dequantizer
 from nvg.training.alignment import Alignment
 from nvg.training.generator_noise import (
@@ -75,13 +75,15 @@ class ContentObjective(nn.Module):
         """Noise that is read on the host."""
         return HOST_NOISE
 
-    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random choices of one step for the whole global batch, each with leading dimension global_batch."""
+    def draw_noise(self, *, seed: int, step: int, global_batch: int, rows: slice = EVERY_ROW) -> dict[str, Tensor]:
+        """Random choices of one step for rows of the global batch, which are all that is drawn."""
         network = self.network
-        noise = common_noise(self.config, seed, step, global_batch, network.layout.num_stages, network.config.depth)
+        noise = common_noise(
+            self.config, seed, step, global_batch, network.layout.num_stages, network.config.depth, rows
+        )
         if network.config.needs_noise:
             shape = (global_batch, network.config.num_positions, network.config.latent_channels)
-            noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape)
+            noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape, rows)
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,18 +153,20 @@ class StructureObjective(nn.Module):
         """Noise that is read on the host."""
         return HOST_NOISE
 
-    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random choices of one step for the whole global batch, each with leading dimension global_batch.
+    def draw_noise(self, *, seed: int, step: int, global_batch: int, rows: slice = EVERY_ROW) -> dict[str, Tensor]:
+        """Random choices of one step for rows of the global batch, which are all that is drawn.
 
         Release: ε is shared by the stages of an image, t = sigmoid(N(0, 1)) is drawn per image and stage
         """
         layout = self.network.layout
         noise = common_noise(
-            self.config, seed, step, global_batch, layout.num_structure_stages, self.network.config.depth
+            self.config, seed, step, global_batch, layout.num_structure_stages, self.network.config.depth, rows
         )
         shape = (global_batch, layout.num_positions, layout.last_stage)
-        noise["noise"] = normals(seed, 0, Purpose.TRAIN_NOISE, step, shape)
-        noise["time"] = torch.sigmoid(normals(seed, 0, Purpose.TRAIN_TIME, step, tuple(noise["stages"].shape)))
+        noise["noise"] = normals(seed, 0, Purpose.TRAIN_NOISE, step, shape, rows)
+        shape = (global_batch, noise["stages"].shape[1])
+        # Of the whole batch: the sigmoid of a value has other last bits in a vector than beside one.
+        noise["time"] = torch.sigmoid(normals(seed, 0, Purpose.TRAIN_TIME, step, shape))[rows]
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nvg.bounds import at_least, check_fields
 from nvg.errors import UserError
-from nvg.randomness import Purpose, uniforms
+from nvg.randomness import EVERY_ROW, Purpose, uniforms
 from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
 from nvg.tokenizer.augmentation import NUM_UNIFORMS, augment
 from nvg.tokenizer.discriminator import NUM_CALL_UNIFORMS
@@ -87,22 +87,22 @@ class TokenizerObjective(nn.Module):
         """Noise that is read on the host."""
         return frozenset({"soft_assignment"})
 
-    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random choices of one step for the whole global batch, each with leading dimension global_batch.
+    def draw_noise(self, *, seed: int, step: int, global_batch: int, rows: slice = EVERY_ROW) -> dict[str, Tensor]:
+        """Random choices of one step for B rows of the global batch, which are all that is drawn.
 
         Returns:
-            soft_assignment: whether the warm-up of the codebook is still on; with an adversarial loss, for each of
-            VIEWS, augment_<view> (global_batch, 7) and crop_<view> (global_batch, 3), whose rows are all alike.
+            soft_assignment (B,): whether the warm-up of the codebook is still on; with an adversarial loss, for each of
+            VIEWS, augment_<view> (B, 7) and crop_<view> (B, 3), whose rows are all alike.
         """
         warm = step * global_batch < self.config.soft_assignment_images
-        noise = {"soft_assignment": torch.full((global_batch,), warm)}
+        noise = {"soft_assignment": torch.full((global_batch,), warm)[rows]}
         if self.discriminator is None:
             return noise
         for index, view in enumerate(VIEWS):
             shape = (global_batch, NUM_UNIFORMS)
-            noise[f"augment_{view}"] = uniforms(seed, index, Purpose.TRAIN_AUGMENT, step, shape)
+            noise[f"augment_{view}"] = uniforms(seed, index, Purpose.TRAIN_AUGMENT, step, shape, rows)
             crop_3 = uniforms(seed, index, Purpose.TRAIN_CROP, step, (NUM_CALL_UNIFORMS,))
-            noise[f"crop_{view}"] = crop_3.expand(global_batch, -1)
+            noise[f"crop_{view}"] = crop_3.expand(global_batch, -1)[rows]
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -22,6 +22,7 @@ class DataConfig:
             e mod their number), or "all" views (streaming always goes over all).
         num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the fingerprint.
         num_workers: loader processes per rank (streaming).
+        num_threads: threads of a rank that decode the images beside the records (`repa.store=jpeg`).
     """
 
     path: str = ""
@@ -32,6 +33,7 @@ class DataConfig:
     shuffle_block_size: int = positive(262_144)
     shuffle_algo: str = "py1s"
     num_workers: int = at_least(0, 0)
+    num_threads: int = at_least(1, 2)
 
     def __post_init__(self) -> None:
         check_fields(self, "data")

@@ -18,12 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cluster.ranks import Ranks
 from nvg.bounds import refuse
 from nvg.errors import UserError
-from nvg.pixels import to_model_range
 from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.order import ArraySource, Batch, BatchSource, EpochSource, StepRows
 from pipelines.sources import (
@@ -46,7 +46,7 @@ def image_source(source: ImageSource, views_per_epoch: str, loading: ImageLoadin
     """The source that `loading.loader` names.
 
     Returns:
-        Source of {"image" (B, C, H, W) float32 in [-1, 1]}.
+        Source of {"image" (B, C, H, W) uint8}.
 
     Raises:
         UserError: memory is asked for and does not suffice, or too many files are bad.
@@ -85,7 +85,7 @@ def memory_image_source(source: ImageSource, views_per_epoch: str) -> ArraySourc
     def fetch(rows_B: np.ndarray) -> dict[str, Tensor]:
         images_B, views_B = np.divmod(rows_B, config.num_views)
         stored_B = np.searchsorted(readable, images_B) % len(readable) * config.num_views + views_B
-        return {"image": to_model_range(loaded.images[stored_B], planes=True)}
+        return {"image": _planes(loaded.images[stored_B])}
 
     return ArraySource(_view_rows(source), fetch, _fingerprint(source, views_per_epoch), views_per_epoch)
 
@@ -112,8 +112,7 @@ class LazyImageSource(EpochSource):
                     step = next(steps)
                     ahead.append((step, self._submit(pool, step)))
                 step, images = ahead.popleft()
-                images_BHWC = np.stack([image.result() for image in images])
-                tensors = {"image": to_model_range(images_BHWC, planes=True)}
+                tensors = {"image": _planes(np.stack([image.result() for image in images]))}
                 yield Batch(tensors=tensors, sample_ids=step.rows_B, global_rows=step.global_rows)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -181,6 +180,11 @@ def check_loading(source: SourceConfig, loading: ImageLoadingConfig) -> None:
     if source.view_policy == "fresh_crop" and loading.loader == "memory":
         expected = "lazy or auto, since the views of source.view_policy=fresh_crop are new in each epoch"
         raise refuse("loading.loader", loading.loader, expected, "set loading.loader to lazy or auto")
+
+
+def _planes(images_BHWC: np.ndarray) -> Tensor:
+    """Channel after channel, as training reads images."""
+    return torch.from_numpy(np.moveaxis(images_BHWC, -1, 1).copy())
 
 
 def _view_rows(source: ImageSource) -> np.ndarray:

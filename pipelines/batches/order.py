@@ -31,7 +31,8 @@ class Batch:
     """One rank's rows of one global batch.
 
     Attributes:
-        tensors: named tensors with B leading rows, on the CPU.
+        tensors: named tensors with B leading rows, on the CPU; uint8 ones are levels of pixels, which a step takes in
+            [-1, 1], as `nvg.pixels.scale_levels` makes them where they are used.
         sample_ids: (B,) int64 row numbers in the data set, named when a loss is not finite.
         global_rows: the B places of these rows in the global batch; their noise has the same places.
     """
@@ -55,7 +56,10 @@ class BatchSource(Protocol):
         ...
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-        """This rank's batches of steps `start_step`, `start_step + 1`, …; never ends."""
+        """This rank's batches of steps `start_step`, `start_step + 1`, …; never ends.
+
+        All ranks call; the iterator is for one thread, any one, and meets no other rank.
+        """
         ...
 
 

@@ -9,6 +9,7 @@ Legend: B rows of this rank, T tokens, L positions, N patches, D channels of a f
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from torch import Tensor
 from cluster.files import write_atomically
 from nvg.checkpoints import load_dinov2_features
 from nvg.errors import BadImage, UserError
-from nvg.pixels import scale_levels
 from nvg.records import (
     FEATURES_FOLDER,
     JPEG_FOLDER,
@@ -48,8 +48,8 @@ class RepaSource:
 
     Attributes:
         width: D.
-        fetch: rows (B,) int64 -> what joins the batch: features (B, N, D), or image (B, 3, S, S) for the teacher;
-            nothing for a target that is only described.
+        fetch: rows (B,) int64 -> what joins the batch: features (B, N, D), or image (B, 3, S, S), uint8, for the
+            teacher; nothing for a target that is only described.
         teacher: makes features of images; None where they are stored.
     """
 
@@ -140,24 +140,36 @@ def _fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str, Any]
     return fingerprint
 
 
-def open_repa_source(records: RecordDataset, dinov2_weights: str) -> RepaSource:
-    """What a data set has beside its records; arguments and errors are those of `repa_target`."""
+def open_repa_source(records: RecordDataset, dinov2_weights: str, num_threads: int) -> RepaSource:
+    """What a data set has beside its records; other arguments and errors are those of `repa_target`.
+
+    Args:
+        records, dinov2_weights: see there.
+        num_threads: that decode stored images.
+    """
     target = repa_target(records, dinov2_weights)
     if target.teacher is None:
         features = FeatureDataset.open(records)
         return replace(target, fetch=lambda rows: {FEATURES: torch.from_numpy(features.batch(rows))})
+    return replace(target, fetch=stored_images(records, num_threads))
+
+
+def stored_images(records: RecordDataset, num_threads: int) -> Callable[[np.ndarray], dict[str, Tensor]]:
+    """Decodes the images beside records in threads: rows (B,) int64 -> image (B, 3, S, S), uint8."""
     images = JpegDataset.open(records)
 
     def decode(rows: np.ndarray) -> dict[str, Tensor]:
         try:
-            return {IMAGE: torch.stack([_decoded(jpeg) for jpeg in images.batch(rows)])}
+            with ThreadPoolExecutor(num_threads, thread_name_prefix="jpeg") as pool:
+                pixels_BHWC = np.stack(list(pool.map(_decoded, images.batch(rows))))
         except BadImage as error:
             raise UserError(
                 f"{records.folder / JPEG_FOLDER}: an image of the rows {rows.tolist()[:20]} is damaged ({error}); copy "
                 "the records again"
             ) from error
+        return {IMAGE: torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).contiguous()}
 
-    return replace(target, fetch=decode)
+    return decode
 
 
 def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
@@ -182,9 +194,8 @@ def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
     )
 
 
-def _decoded(jpeg: bytes) -> Tensor:
-    """float32 (3, S, S) in [-1, 1]."""
+def _decoded(jpeg: bytes) -> np.ndarray:
+    """uint8 (S, S, 3)."""
     from eval.decoding import decode_image  # nothing else of a training needs that house
 
-    pixels_HWC = torch.from_numpy(np.array(decode_image(jpeg, 3, pixels="stored")))
-    return scale_levels(pixels_HWC.permute(2, 0, 1))
+    return np.asarray(decode_image(jpeg, 3, pixels="stored"))

@@ -112,8 +112,7 @@ class StreamingSource:
 
     def batches(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
         """This rank's batches from `start_step` on; drops an epoch's incomplete batch; never ends."""
-        from torch.utils.data import DataLoader
-
+        # Opened before the iterator is there: ranks meet for it, which a thread of one of them must not do.
         share = global_batch // ranks.world_size
         dataset = _open_streaming(self.config, share, seed, ranks)
         steps_per_epoch = dataset.size // global_batch
@@ -122,10 +121,16 @@ class StreamingSource:
                 f"{self.config.path} has {dataset.size} records, fewer than "
                 f"optimizer.global_batch={global_batch}; lower the batch, or copy them and use data.loader=memory"
             )
+        return self._batches(dataset, start_step, global_batch, seed, ranks)
+
+    def _batches(self, dataset: Any, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
+        from torch.utils.data import DataLoader
+
+        steps_per_epoch = dataset.size // global_batch
         epoch, step = divmod(start_step, steps_per_epoch)
         loader = DataLoader(
             dataset,
-            batch_size=share,
+            batch_size=global_batch // ranks.world_size,
             drop_last=True,
             num_workers=self.config.num_workers,
             collate_fn=partial(_collate, global_rows=_global_rows(ranks)),

@@ -8,7 +8,8 @@ In reading order:
     generator           a generator's run and objective (`train_generator`)
     launch              from a run to a trained folder, on this rank or through Ray Train (`run_training`)
     loop                when to log, validate, draw, save and stop (`train`)
-    step                one step: noise, forward, backward and update of every network that learns in it
+    step                one step: forward, backward and update of every network that learns in it
+    feed                what a step is given, made ready while the step before runs
     engine              the three engines below a step: a plain one, DeepSpeed without ZeRO and with it
     deepspeed_settings  the dictionary DeepSpeed is given
     state               `trainer.json`: where a training stands, and what must be equal for it to go on

@@ -163,7 +163,7 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
     records = open_records(config.data)
-    repa = open_repa_source(records, config.dinov2_weights) if _wants_repa(config) else None
+    repa = open_repa_source(records, config.dinov2_weights, config.data.num_threads) if _wants_repa(config) else None
     objective = _objective(config, records, repa)
     network, model = objective.network, objective.network.config
     begun = prepare_network(network, config)
@@ -234,7 +234,7 @@ def _validation(config: GeneratorRunConfig, records: RecordDataset) -> BatchSour
     data = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
     held_out = RecordDataset.open(Path(config.validation_path))
     _check_held_out(config.validation_path, held_out, records)
-    repa = open_repa_source(held_out, config.dinov2_weights) if _wants_repa(config) else None
+    repa = open_repa_source(held_out, config.dinov2_weights, config.data.num_threads) if _wants_repa(config) else None
     return generator_source(held_out, data, repa)
 
 

@@ -47,7 +47,8 @@ def _held_out_loss(step: Step, source: BatchSource, max_images: int) -> float:
     stream = source.batches(start_step=0, global_batch=step.global_batch, seed=0, ranks=step.ranks)
     losses: list[Tensor] = []
     for index in range(max(1, wanted // step.global_batch)):
-        for batch, noise in step.micro_batches(next(stream), seed=0, step=_FIRST_STEP + index):
+        given = step.feed.prepared(next(stream), seed=0, step=_FIRST_STEP + index)
+        for batch, noise in step.feed.on_device(given):
             losses.append(step.main.engine.forward(batch, noise)[0])
     return float(step.ranks.mean(torch.stack(losses).double().mean()))
 
@@ -123,10 +124,12 @@ class _Session:
         loop, step = self.config.loop, self.step
         step.set_training(True)
         settings = self.task.settings(self.config)
-        with open_report(self.run_folder, self.task.kind, self.config, settings, step.done, self.ranks) as self.report:
-            stream = self.task.batches.batches(
-                start_step=step.done, global_batch=step.global_batch, seed=loop.seed, ranks=self.ranks
-            )
+        with (
+            open_report(self.run_folder, self.task.kind, self.config, settings, step.done, self.ranks) as self.report,
+            step.feed.made_ahead(
+                self.task.batches, seed=loop.seed, first_step=step.done, last_step=last_step
+            ) as inputs,
+        ):
             self.clock = TrainingClock(self.ranks.device)
             stopping = False
             newest = None
@@ -136,8 +139,8 @@ class _Session:
                 at_validation = loop.validate_every_steps is not None and number % loop.validate_every_steps == 0
                 at_log = number == last_step or at_validation or number % loop.log_every_steps == 0
                 with self.clock.span(DATA):
-                    batch = next(stream)
-                numbers = step(batch, want_grad_norm=at_log)
+                    given = next(inputs)
+                numbers = step(given, want_grad_norm=at_log)
                 self.window.append(numbers.metrics)
                 stopping = stop.asked()
                 if at_log or stopping:

@@ -1,27 +1,25 @@
-"""One training step: rates, noise, forward, backward and update of all who learn, their losses checked, the average.
+"""One training step: rates, forward, backward and update of all who learn, their losses checked, the average.
 
-The noise of the whole global batch is drawn from (seed, step) on the CPU, and this rank takes the rows it has of the
-data; so the same images meet the same noise for any number of ranks. A tokenizer with an adversarial loss has two
-players, each with an engine and a schedule of its own; every other training has one.
+A tokenizer with an adversarial loss has two players, each with an engine and a schedule of its own; every other
+training has one. What a step is given, `feed` makes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.ranks import Ranks
 from nvg.errors import NotFiniteError
 from nvg.training import Ema, WsdSchedule
-from pipelines.batches.order import Batch
 from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.engine import TrainingEngine, build_engine
+from pipelines.train.feed import Feed, StepInput
 from pipelines.train.task import TrainingTask
 
 
@@ -94,16 +92,19 @@ class Step:
 
     Attributes:
         done: steps done; set it to go on from a checkpoint.
-        ema: averages of the network.
+        feed: makes what a step is given.
+        ema: averages of the network; the other ranks hold none.
     """
 
     def __init__(self, task: TrainingTask, config: RunConfig, ranks: Ranks, *, universal: bool) -> None:
         self.task, self.config, self.ranks = task, config, ranks
         self.global_batch = config.optimizer.global_batch
         self.num_micro = config.optimizer.accumulation_steps(ranks.world_size)
-        # Made before ZeRO-3 can partition the parameters; only the main rank's is updated and saved.
+        self.feed = Feed(task.objective, global_batch=self.global_batch, num_micro=self.num_micro, ranks=ranks)
+        # Made before ZeRO-3 can partition the parameters.
+        network = task.objective.to(ranks.device).network
         self.ema = Ema(
-            task.objective.to(ranks.device).network,
+            network if ranks.is_main else nn.Module(),
             half_life_images=config.optimizer.ema_half_life_images,
             ramp=config.optimizer.ema_ramp,
         )
@@ -115,11 +116,11 @@ class Step:
         self.done = 0
         self._unread: list[tuple[Player, int, np.ndarray, Tensor]] = []
 
-    def __call__(self, batch: Batch, *, want_grad_norm: bool) -> StepNumbers:
+    def __call__(self, given: StepInput, *, want_grad_norm: bool) -> StepNumbers:
         """Take the step after `done` (all ranks call).
 
         Args:
-            batch: this rank's rows.
+            given: this rank's input of it.
             want_grad_norm: the norm costs a wait for the device.
 
         Raises:
@@ -129,26 +130,25 @@ class Step:
         lr, *_ = [player.set_learning_rate(self.done * self.global_batch) for player in self.players]
         parts: dict[str, list[Tensor]] = {}
         grad_norm = None
-        micro_batches = self.micro_batches(batch, seed=self.config.loop.seed, step=self.done)
-        for number, (micro_batch, noise) in enumerate(micro_batches, start=1):
+        for number, (micro_batch, noise) in enumerate(self.feed.on_device(given), start=1):
             last = number == self.num_micro
-            loss, metrics, grad_norm = self._turn(self.main, batch, micro_batch, noise, last, want_grad_norm)
+            loss, metrics, grad_norm = self._turn(self.main, given, micro_batch, noise, last, want_grad_norm)
             if self.task.adversary is not None:
                 seen = {**micro_batch, **self.task.adversary.seen()}
-                other_loss, others, _ = self._turn(self.players[1], batch, seen, noise, last, want_grad_norm)
+                other_loss, others, _ = self._turn(self.players[1], given, seen, noise, last, want_grad_norm)
                 metrics = {**metrics, **others, "adversary_loss": other_loss}
             for name, value in {**metrics, "loss": loss}.items():
                 parts.setdefault(name, []).append(value)
         self.done += 1
         joined = {name: torch.stack(values) for name, values in parts.items()}
         means = {name: values.sum(0) if values.ndim == 2 else values.mean() for name, values in joined.items()}
-        self._after_update(batch)
+        self._after_update(given)
         return StepNumbers(metrics=means, lr=lr, grad_norm=grad_norm)
 
     def _turn(
         self,
         player: Player,
-        batch: Batch,
+        given: StepInput,
         micro_batch: dict[str, Tensor],
         noise: dict[str, Tensor],
         last: bool,
@@ -158,8 +158,8 @@ class Step:
         try:
             loss, metrics = player.engine.forward(micro_batch, noise)
         except NotFiniteError as error:
-            raise _not_finite(player, batch.sample_ids, f"step {self.done + 1}: {error}") from error
-        self._unread.append((player, self.done + 1, batch.sample_ids, loss.detach()))
+            raise _not_finite(player, given.sample_ids, f"step {self.done + 1}: {error}") from error
+        self._unread.append((player, self.done + 1, given.sample_ids, loss.detach()))
         if loss.device.type == "cpu":
             self.require_finite()
         player.engine.backward(loss)
@@ -168,7 +168,7 @@ class Step:
             player.count_refusal()
         return loss.detach(), metrics, grad_norm
 
-    def _after_update(self, batch: Batch) -> None:
+    def _after_update(self, given: StepInput) -> None:
         if self.task.after_update is not None:
             self.task.after_update(self.main.engine, self.done - 1)
         if self.main.num_skipped == 0:
@@ -180,36 +180,8 @@ class Step:
         if num_skipped > self.config.loop.max_skipped_steps:
             raise NotFiniteError(
                 f"{self.task.kind}: {num_skipped} optimizer steps in a row were skipped because gradients were not "
-                f"finite, up to step {self.done}, sample ids {batch.sample_ids.tolist()}"
+                f"finite, up to step {self.done}, sample ids {given.sample_ids.tolist()}"
             )
-
-    def micro_batches(
-        self, batch: Batch, *, seed: int, step: int
-    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """This rank's rows and their noise on the device, micro batch by micro batch.
-
-        Args:
-            batch: this rank's rows.
-            seed, step: what the noise of the whole global batch is drawn from.
-        """
-        objective = self.task.objective
-        whole = objective.draw_noise(seed=seed, step=step, global_batch=self.global_batch)
-        noise = {name: value[batch.global_rows] for name, value in whole.items()}
-        size = self.global_batch // self.ranks.world_size // self.num_micro
-        for index in range(self.num_micro):
-            rows = slice(index * size, (index + 1) * size)
-            yield (
-                {name: self._moved(value[rows]) for name, value in batch.tensors.items()},
-                {
-                    name: value[rows] if name in objective.host_noise else self._moved(value[rows])
-                    for name, value in noise.items()
-                },
-            )
-
-    def _moved(self, value: Tensor) -> Tensor:
-        if self.ranks.device.type == "cuda":
-            value = value.pin_memory()  # the copy then runs beside the host
-        return value.to(self.ranks.device, non_blocking=True)
 
     def require_finite(self) -> None:
         """Raises NotFiniteError unless every loss since the last call is finite; one transfer for all."""

@@ -29,8 +29,8 @@ class Objective(Protocol):
         """Noise that decides what is computed: it stays on the host, so that no device is waited for."""
         ...
 
-    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
-        """Random tensors of one step, each with `global_batch` leading rows."""
+    def draw_noise(self, *, seed: int, step: int, global_batch: int, rows: slice) -> dict[str, Tensor]:
+        """Random tensors of one step for these rows of the global batch, in any thread."""
         ...
 
     def to(self, device: torch.device) -> Any:

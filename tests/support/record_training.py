@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from faulty_source import FaultySource
+from faulty_step import fail_once
 
 from cluster.devices import WITHOUT_GPU
 from cluster.session import free_port
@@ -80,7 +80,7 @@ def launch(repository: Path, config: GeneratorRunConfig, *settings: str, num_ran
 
 
 def build_task_killed_once(config: GeneratorRunConfig) -> TrainingTask:
-    """The real task, of which one rank is killed before step 4."""
+    """The real task, of which one rank is killed in step 4."""
     task = build_task(config)
-    marker = Path(config.run_folder).with_suffix(".killed")
-    return replace(task, batches=FaultySource(source=task.batches, step=4, fault="kill", marker=marker))
+    fail_once(task.objective, step=4, fault="kill", marker=Path(config.run_folder).with_suffix(".killed"))
+    return task

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faulty_source import FaultySource
+from faulty_step import fail_once
 from torch import Tensor, nn
 
-from pipelines.batches.order import ArraySource, BatchSource
+from nvg.randomness import EVERY_ROW
+from pipelines.batches.order import ArraySource
 from pipelines.train.config import DeepSpeedConfig, LoopConfig, OptimizerConfig, RunConfig
 from pipelines.train.launch import command, run_training
 from pipelines.train.task import TrainingTask
@@ -33,10 +34,10 @@ class TinyObjective(nn.Module):
             *(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(depth)), nn.Linear(WIDTH, 1)
         )
 
-    def draw_noise(self, *, seed: int, step: int, global_batch: int) -> dict[str, Tensor]:
+    def draw_noise(self, *, seed: int, step: int, global_batch: int, rows: slice = EVERY_ROW) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         bad = torch.full((global_batch,), step in self.bad_gradients)
-        return {"noise": 0.1 * torch.randn(global_batch, WIDTH, generator=generator), "bad": bad}
+        return {"noise": 0.1 * torch.randn(global_batch, WIDTH, generator=generator)[rows], "bad": bad[rows]}
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         error = self.network(batch["x"] + noise["noise"])[:, 0] - batch["y"]
@@ -50,7 +51,7 @@ class TinyRunConfig(RunConfig):
     """Fields of a run config and ways to disturb it.
 
     `depth` stands for an architecture, `bad_image` gives one sample a NaN, the steps in `bad_gradients` (counted
-    from 0) have a finite loss whose gradient is not; for `fault` see `FaultySource`.
+    from 0) have a finite loss whose gradient is not; for `fault` see `fail_once`.
     """
 
     run_folder: str = "runs/tiny"
@@ -87,15 +88,14 @@ def build_task(config: TinyRunConfig) -> TrainingTask:
         y[config.bad_image] = float("nan")
     rows = list(np.arange(NUM_IMAGES).reshape(-1, 1))
     source = ArraySource(rows, lambda rows: {"x": x[rows], "y": y[rows]}, {"name": "tiny"})
-    batches: BatchSource = source
+    objective = TinyObjective(config.depth, config.bad_gradients)
     if config.fault:
-        marker = Path(config.run_folder) / "fault"
-        batches = FaultySource(source=source, step=config.fault_step, fault=config.fault, marker=marker)
+        fail_once(objective, step=config.fault_step, fault=config.fault, marker=Path(config.run_folder) / "fault")
     return TrainingTask(
         kind="tiny",
-        objective=TinyObjective(config.depth, config.bad_gradients),
+        objective=objective,
         model_config={"depth": config.depth},
-        batches=batches,
+        batches=source,
         validation=source,
     )
 

@@ -1,3 +1,8 @@
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,6 +117,29 @@ def test_rows_of_the_global_batch_give_the_mean_loss(kind):
         for rows in (slice(0, 3), slice(3, 6))
     ]
     torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+@pytest.mark.parametrize("stages_per_image", [None, 2])
+@pytest.mark.parametrize("kind", ["content", "noised content", "structure", "tokenizer"])
+def test_a_rank_draws_its_rows_of_the_noise_bitwise(kind, stages_per_image):
+    content, structure, dequantizer = tiny_generators()
+    config = GeneratorLossConfig(stages_per_image=stages_per_image)
+    objective: Any = ContentObjective(content, dequantizer, config)
+    if kind == "noised content":
+        content.config = replace(content.config, content_input="noised_canvas")
+    elif kind == "structure":
+        objective = StructureObjective(structure, dequantizer, config)
+    elif kind == "tokenizer":
+        adversarial = SimpleNamespace(config=TokenizerLossConfig(), discriminator=object())
+        objective = SimpleNamespace(draw_noise=partial(TokenizerObjective.draw_noise, adversarial))
+    whole = objective.draw_noise(seed=1, step=5, global_batch=24)
+    # In one piece each, or dealt out in turns as StreamingDataset does.
+    for rows in (slice(0, 8), slice(8, 16), slice(16, 24), slice(0, None, 3), slice(2, None, 3)):
+        part = objective.draw_noise(seed=1, step=5, global_batch=24, rows=rows)
+        assert part.keys() == whole.keys()
+        for name, value in whole.items():
+            assert torch.equal(part[name], value[rows]), name
+            assert part[name].dtype == value.dtype
 
 
 def test_noise_depends_on_seed_and_step_alone_and_covers_stages_evenly():

@@ -14,6 +14,7 @@ from torchvision.models import vgg16
 
 from nvg.checkpoints import load_network
 from nvg.errors import NotFiniteError, UserError
+from nvg.pixels import scale_levels
 from nvg.tokenizer import DinoFeatures, Tokenizer, TokenizerConfig, quantize_for_training
 from nvg.training import TokenizerLossConfig
 from nvg.training.adversarial import hinge_loss
@@ -78,6 +79,7 @@ class Poisoned:
     def batches(self, *, start_step: int, **given: Any) -> Iterator[Batch]:
         for step, batch in enumerate(self.source.batches(start_step=start_step, **given), start=start_step + 1):
             if step == self.step:
+                batch.tensors["image"] = scale_levels(batch.tensors["image"])
                 batch.tensors["image"][0] = float("nan")
             yield batch
 

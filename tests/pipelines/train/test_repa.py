@@ -15,6 +15,7 @@ from PIL import Image
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, RepaHead
+from nvg.pixels import scale_levels
 from nvg.records import RecordDataset
 from nvg.training import ContentObjective, GeneratorLossConfig
 from pipelines.batches.order import ArraySource
@@ -104,11 +105,11 @@ def test_source_is_what_the_records_have(monkeypatch):
     features = np.ones((2, 16, WIDTH), dtype=np.float32)
     stored = SimpleNamespace(layout=SimpleNamespace(width=WIDTH), batch=lambda rows: features[rows])
     monkeypatch.setattr("pipelines.batches.records.FeatureDataset.open", lambda records: stored)
-    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), "")
+    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), "", 1)
     assert (source.width, source.teacher) == (WIDTH, None)
     assert source.fetch(np.array([1]))["features"].shape == (1, 16, WIDTH)
     with pytest.raises(UserError, match=r"loss.repa_weight is above 0, but here has neither .* repa.store=features"):
-        open_repa_source(records(), "")
+        open_repa_source(records(), "", 1)
 
 
 def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
@@ -119,8 +120,27 @@ def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
         "pipelines.batches.records.load_dinov2_features",
         lambda path, key: SimpleNamespace(width=768, path=path, key=key),
     )
-    source = open_repa_source(records(store="jpeg"), "dinov2.pth")
+    source = open_repa_source(records(store="jpeg"), "dinov2.pth", 2)
     assert (source.teacher.path, source.teacher.key) == ("dinov2.pth", "dinov2_weights")  # type: ignore[union-attr]
     image = source.fetch(np.array([7]))["image"]
     assert image.shape == (1, 3, 4, 4)
-    assert torch.equal(image, torch.ones_like(image))
+    assert torch.equal(image, torch.full_like(image, 255))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_stored_images_are_the_same_numbers_from_any_number_of_threads(num_threads, monkeypatch):
+    stream, jpegs = np.random.default_rng(0), {}
+    for row in range(9):
+        jpegs[row] = io.BytesIO()
+        Image.fromarray(stream.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(jpegs[row], "jpeg")
+    stored = Stored({row: jpeg.getvalue() for row, jpeg in jpegs.items()})
+    monkeypatch.setattr("pipelines.batches.records.JpegDataset.open", lambda records: stored)
+    monkeypatch.setattr("pipelines.batches.records.load_dinov2_features", lambda path, key: SimpleNamespace(width=768))
+    fetch = open_repa_source(records(store="jpeg"), "", num_threads).fetch
+    rows = np.array([3, 8, 0, 5, 1])
+    for row, image_CSS in zip(rows, scale_levels(fetch(rows)["image"]), strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(jpegs[row])))
+        assert torch.equal(image_CSS, pixels.permute(2, 0, 1).float() / 127.5 - 1)
+    stored.rows[5] = b"no image"
+    with pytest.raises(UserError, match=r"rows \[3, 8, 0, 5, 1\] is damaged"):
+        fetch(rows)
