@@ -150,4 +150,4 @@ def merge_in_triton(latent_BLC: Tensor, num_levels: int) -> tuple[Tensor, Tensor
                 num_channels, L=num_positions, N=number, **level_options(number),
             )  # fmt: skip
             means_BCN, members_BL, reordered_BL = merged_BCP, reordered_BL, members_BL
-    return members_BL.long().view(num_images, -1, 1 << num_levels), failed_B.bool()
+    return members_BL.long().unflatten(1, (-1, 1 << num_levels)), failed_B.bool()
