@@ -6,15 +6,22 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from nvg.errors import NotFiniteError, UserError
 from nvg.granularity import cluster_latents, clustering, require_clustered
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+from nvg.training import TokenizerLossConfig, TokenizerObjective
+from pipelines.precompute import unit
 
 pytest.importorskip("triton")
+triton_clustering: Any = import_module("nvg.granularity.triton_clustering")
 
 # Triton's own library is bound to the interpreter when it is imported: so it has a process of its own.
 INTERPRETED = """
@@ -77,11 +84,13 @@ def interpreted():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_equals_the_rounds_label_by_label(interpreted):
     assert len(interpreted["equal"]) == 2 * 8 + 2 * 2 + 7
     assert [name for name, equal in interpreted["equal"].items() if not equal] == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_clustered_is_refused_by_the_same_message(interpreted):
     for value in ("nan", "inf"):
         for message in interpreted["messages"][value]:
@@ -122,8 +131,6 @@ def test_where_triton_is_not_the_rounds_are_taken_and_it_is_said_once(
 
 
 def test_a_triton_that_finds_other_clusters_is_not_used(gpu_without_use, monkeypatch, caplog):
-    from nvg.granularity import triton_clustering
-
     device, arange = gpu_without_use((9, 0)), torch.arange
     monkeypatch.setattr(torch, "arange", lambda *given, device=None, **named: arange(*given, **named))
     for found, said in ((0, "finds other clusters"), (RuntimeError("no C compiler\nat all"), "no C compiler")):
@@ -140,6 +147,24 @@ def test_a_triton_that_finds_other_clusters_is_not_used(gpu_without_use, monkeyp
     assert "at all" not in caplog.text
 
 
+def test_nothing_waits_and_a_level_is_one_kernel(monkeypatch):
+    """On a device without values, whose reading is an error."""
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *tensors, **sizes: launched.append((grid, sizes["N"]))
+
+    monkeypatch.setattr(triton_clustering, "merge_level", Kernel())
+    monkeypatch.setattr(clustering, "_merge_on_device", lambda device: triton_clustering.merge_in_triton)
+    maps = cluster_latents(torch.empty(5, 256, 32, device="meta"), checked=False)
+    assert maps.is_meta
+    assert maps.shape == (5, 256)
+    assert launched == [((5,), 256 >> level) for level in range(8)]
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        cluster_latents(torch.empty(5, 256, 32, device="meta"))
+
+
 def test_maps_that_are_none_are_refused_where_the_host_reads_them():
     latent = torch.randn(3, 16, 2)
     structure = cluster_latents(latent, checked=False)
@@ -152,6 +177,30 @@ def test_maps_that_are_none_are_refused_where_the_host_reads_them():
         require_clustered(structure, latent)
 
 
+def test_training_stops_at_a_map_that_is_none(monkeypatch):
+    """The loss is no number, which the loop refuses with the step and its samples; until then nothing waits."""
+    shape: dict[str, Any] = {"image_size": 16, "image_channels": 1, "base_width": 8, "width_multipliers": [1, 1, 1]}
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TokenizerConfig(**shape, norm_groups=4, num_res_blocks=1, codebook_size=16))
+    objective = TokenizerObjective(tokenizer, TokenizerLossConfig())
+    batch, noise = {"image": torch.rand(3, 1, 16, 16)}, objective.draw_noise(seed=0, step=0, global_batch=3)
+    assert torch.isfinite(objective(batch, noise)[0])
+    maps = tokenizer.structure_maps(tokenizer.encode(batch["image"]))
+    maps[1] = 0
+    monkeypatch.setattr(tokenizer, "structure_maps", lambda latent_BLC, checked: maps)
+    loss, metrics = objective(batch, noise)
+    assert torch.isnan(loss)
+    assert all(torch.isfinite(value) for value in metrics.values())
+
+
+def test_precompute_refuses_a_map_that_is_none_before_it_writes():
+    latent = torch.randn(2, 16, 4)
+    tokenizer = SimpleNamespace(tokenize_latent=lambda latent_BLC, checked: (None, torch.zeros(2, 16).long()))
+    batch = unit._Encoded(views=[], images_BCSS=latent, latent_BLC=latent)
+    with pytest.raises(UserError, match="overflow float32"):
+        unit._tokenize(batch, cast(Any, tokenizer), unit.CanvasSums(), None)
+
+
 @pytest.mark.parametrize("number", [256, 128, 2])
 def test_compiles_for_sm_90_without_a_spill(number, tmp_path):
     """Ahead of time, as on a machine with that GPU; and no operation that would round otherwise than the rounds do."""
@@ -160,9 +209,7 @@ def test_compiles_for_sm_90_without_a_spill(number, tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from nvg.granularity.triton_clustering import level_options, merge_level
-
-    options = level_options(number)
+    merge_level, options = triton_clustering.merge_level, triton_clustering.level_options(number)
     floats, ints = ("means_BCN", "merged_BCP", "distance_BNN"), ("members_BL", "reordered_BL", "flags_BFN", "failed_B")
     signature = dict.fromkeys(floats, "*fp32") | dict.fromkeys(ints, "*i32") | {"C": "i32"}
     order = {name: signature.get(name, "constexpr") for name in merge_level.arg_names}
@@ -182,3 +229,17 @@ def test_compiles_for_sm_90_without_a_spill(number, tmp_path):
     assert "0 bytes spill stores, 0 bytes spill loads" in said
     registers = int(re.findall(r"Used (\d+) registers", said)[0])
     assert 32 * options["num_warps"] * registers <= 64 * 1024  # one program a multiprocessor
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_used_and_never_waits():
+    latent = torch.randn(8, 256, 32, generator=torch.Generator().manual_seed(0))
+    assert clustering._merge_on_device(torch.device("cuda:0")) is not None
+    on_device = latent.cuda()
+    cluster_latents(on_device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        maps = cluster_latents(on_device, checked=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(maps.cpu(), cluster_latents(latent))
