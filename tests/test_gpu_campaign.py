@@ -12,12 +12,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CAMPAIGN = REPOSITORY / "benchmarks" / "gpu_campaign.py"
 
 WITHOUT_THE_REST = """
-import runpy, sys
+import importlib.util, runpy, sys
+
+ABSENT = {"ray", "deepspeed", "streaming", "numba", "omegaconf", "torchvision", "timm", "pipelines", "cluster", "eval"}
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in ABSENT else find_spec(name, package)
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "deepspeed", "streaming", "numba", "omegaconf", "torchvision", "timm",
-                                  "pipelines", "cluster", "eval"):
+        if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
