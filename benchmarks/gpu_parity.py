@@ -79,7 +79,8 @@ def _quantizer(campaign: Campaign) -> None:
 
 @torch.no_grad()
 def _generators(campaign: Campaign) -> None:
-    content, structure = (copy.deepcopy(network).to(campaign.device) for network in reference_generators())
+    content, structure = copy.deepcopy(reference_generators())
+    content, structure = content.to(campaign.device), structure.to(campaign.device)
     data = {name: value.to(campaign.device) for name, value in vectors("generator_d2_io").items()}
     classes_N = data["in.class"].long()
 

@@ -268,7 +268,7 @@ def encode(campaign: Campaign) -> None:
         exact.append((maps_BL, ids_BT))
         changed = float((ids_BT != exact[0][1]).float().mean())
         moved = float((maps_BL != exact[0][0]).any(1).float().mean())
-        rest = {
+        rest: dict[str, Any] = {
             "cluster_ms": campaign.ms(lambda: cluster_latents(latent_BLC), 5, 1),
             "quantise_ms": campaign.ms(lambda: quantize_ids(latent_BLC, maps_BL, tokenizer.dequantizer), 5, 1),
         }

@@ -110,6 +110,10 @@ def merge_level(
     tl.store(reordered_BL + image * L + place_L, tl.load(members_BL + image * L + origin_L))
 
 
+def _constants(num_positions: int, num_clusters: int) -> dict[str, Any]:
+    return {"L": num_positions, "N": num_clusters, **level_options(num_clusters)}
+
+
 def level_options(num_clusters: int) -> dict[str, Any]:
     """How the kernel of a level is compiled: its tile, its warps, and no fused multiplication and addition."""
     return {
@@ -147,7 +151,7 @@ def merge_in_triton(latent_BLC: Tensor, num_levels: int) -> tuple[Tensor, Tensor
             merged_BCP = new(num_images, num_channels, number // 2)
             merge_level[(num_images,)](
                 means_BCN, merged_BCP, members_BL, reordered_BL, distance_BNN, flags_BFN, failed_B,
-                num_channels, L=num_positions, N=number, **level_options(number),
+                num_channels, **_constants(num_positions, number),
             )  # fmt: skip
             means_BCN, members_BL, reordered_BL = merged_BCP, reordered_BL, members_BL
     return members_BL.long().unflatten(1, (-1, 1 << num_levels)), failed_B.bool()
