@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/clustering.py --output docs/results/clustering.json
 
 All of them in one run and in turns. The loop is greedy as the paper writes it, for a whole batch at a time: one argmin
-over the flat distance matrix for each pair, L/2 for a level. `--device cuda` compares the loop and the rounds there,
-and the compiled kernel of the CPU with the copies to it and back.
+over the flat distance matrix for each pair, L/2 for a level. `--device cuda` compares the loop, the rounds and Triton's
+kernel there, and the compiled kernel of the CPU with the copies to it and back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     load_before = os.getloadavg()[0]
-    ours = merge_compiled if given.device == "cpu" else merge_in_rounds
+    ours = merge_compiled if given.device == "cpu" else in_triton
     ways = {"sequential loop": sequential_loop, "rounds": merge_in_rounds, "ours": ours}
     if given.device != "cpu":
         ways["on the CPU and back"] = through_cpu
@@ -106,6 +106,13 @@ def sequential_loop(latent_BLC: Tensor, num_levels: int) -> Tensor:
             open_BNN[rows_B[:, None], :, ends_B2] = torch.inf
         members_BNM = members_BNM[rows_B[:, None, None], pairs_BP2].flatten(2)
     return members_BNM
+
+
+def in_triton(latent_BLC: Tensor, num_levels: int) -> Tensor:
+    """Triton's kernel; members as `merge_in_rounds`."""
+    from nvg.granularity.triton_clustering import merge_in_triton
+
+    return merge_in_triton(latent_BLC, num_levels)[0]
 
 
 def through_cpu(latent_BLC: Tensor, num_levels: int) -> Tensor:

@@ -3,10 +3,11 @@
 stages               structure maps, their embeddings, balanced splits; which tokens a stage has: `StageLayout`
 clustering           a latent becomes a balanced binary hierarchy: `cluster_latents`
 compiled_clustering  the same for one CPU thread, compiled by numba
+triton_clustering    the same on a GPU without a wait
 pooling              between positions and tokens: `cluster_mean`, `place`
 """
 
-from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs
+from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs, require_clustered
 from nvg.granularity.pooling import cluster_mean, place
 from nvg.granularity.stages import (
     StageLayout,
@@ -29,6 +30,7 @@ __all__ = [
     "greedy_pairs",
     "place",
     "raster_split",
+    "require_clustered",
     "spatial_structure",
     "stage_map",
     "structure_embedding",

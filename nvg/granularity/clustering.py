@@ -6,6 +6,8 @@ M members of a cluster.
 
 from __future__ import annotations
 
+import logging
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -17,8 +19,12 @@ from torch import Tensor
 from nvg.errors import NotFiniteError, UserError
 from nvg.granularity.stages import StageLayout
 
+logger = logging.getLogger(__name__)
 
-def cluster_latents(latent_BLC: Tensor) -> Tensor:
+_OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
+
+
+def cluster_latents(latent_BLC: Tensor, *, checked: bool = True) -> Tensor:
     """Finds the finest structure map of each latent; every coarser map is a right shift of it.
 
     From L clusters of one position each, the two nearest still unpaired clusters are merged until none is left, level
@@ -27,6 +33,8 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
 
     Args:
         latent_BLC: encoder output, any float dtype (computed in float32), finite.
+        checked: False never waits for a GPU that has Triton: the row of a latent that cannot be clustered is then all
+            zeros, which `require_clustered` refuses once the maps are on the host.
 
     Returns:
         int64 (B, L), each row a permutation of 0..L-1: the finest map s_K.
@@ -40,12 +48,30 @@ def cluster_latents(latent_BLC: Tensor) -> Tensor:
     """
     latent_BLC = latent_BLC.detach().float()
     layout = StageLayout(latent_BLC.shape[1])
-    if not bool(torch.isfinite(latent_BLC).all()):
-        bad = (~torch.isfinite(latent_BLC)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise NotFiniteError(
-            f"latents of batch rows {bad} are not finite; clustering needs finite values: check the encoder"
-        )
-    return _merged(_enlarged(latent_BLC), layout.last_stage)[:, 0].argsort(1)
+    on_device = _merge_on_device(latent_BLC.device)
+    if on_device is None:
+        _require_finite_latents(latent_BLC)
+        return _merged(latent_BLC, layout.last_stage)[:, 0].argsort(1)
+    members_BNM, failed_B = on_device(_enlarged(latent_BLC), layout.last_stage)
+    structure_BL = members_BNM[:, 0].argsort(1).masked_fill(failed_B[:, None], 0)
+    if checked:
+        require_clustered(structure_BL, latent_BLC)
+    return structure_BL
+
+
+def require_clustered(structure_BL: Tensor, latent_BLC: Tensor) -> None:
+    """Refuses maps of `cluster_latents(checked=False)` that are none; reads the maps, so give those on the host.
+
+    Args:
+        structure_BL: maps of some leading latents.
+        latent_BLC: read only to say what is wrong with them.
+
+    Raises:
+        UserError: as `cluster_latents`.
+    """
+    if not bool(structure_BL.any(1).all()):
+        _require_finite_latents(latent_BLC)
+        _require_finite(False)
 
 
 def cluster_halves(latent_BNC: Tensor) -> Tensor:
@@ -60,7 +86,7 @@ def cluster_halves(latent_BNC: Tensor) -> Tensor:
     Paper: Alg. 1, §2.1 (k = 2)
     """
     latent_BNC = latent_BNC.detach().float()
-    second_BM = _merged(_enlarged(latent_BNC), latent_BNC.shape[1].bit_length() - 2)[:, 1]
+    second_BM = _merged(latent_BNC, latent_BNC.shape[1].bit_length() - 2)[:, 1]
     return torch.zeros(latent_BNC.shape[:2], dtype=torch.int64, device=second_BM.device).scatter(1, second_BM, 1)
 
 
@@ -83,10 +109,16 @@ def _enlarged(latent_BLC: Tensor) -> Tensor:
 
 
 def _merged(latent_BLC: Tensor, num_levels: int) -> Tensor:
-    """Merges single positions pairwise, level by level: on the CPU compiled where numba is installed, else in rounds.
+    """Merges single positions pairwise, level by level: on the CPU compiled where numba is installed, on a GPU by
+    Triton where it works, else in rounds.
 
     Returns the members of each cluster, int64 (B, N, M), left child first: the order of positions along the leaves.
     """
+    latent_BLC = _enlarged(latent_BLC)
+    if on_device := _merge_on_device(latent_BLC.device):
+        members_BNM, failed_B = on_device(latent_BLC, num_levels)
+        _require_finite(not bool(failed_B.any()))
+        return members_BNM
     compiled = _compiled_merge() if latent_BLC.device.type == "cpu" else None
     return (compiled or merge_in_rounds)(latent_BLC, num_levels)
 
@@ -153,6 +185,33 @@ def _compiled_merge() -> Callable[[Tensor, int], Tensor] | None:
     return merge_compiled if find_spec("numba") else None
 
 
+def _merge_on_device(device: torch.device) -> Callable[[Tensor, int], tuple[Tensor, Tensor]] | None:
+    return _triton_merge(device) if device.type == "cuda" else None
+
+
+@cache
+def _triton_merge(device: torch.device) -> Callable[[Tensor, int], tuple[Tensor, Tensor]] | None:
+    """Triton's merging where it works on a GPU, tried on 16 positions; where not, it is said once why."""
+    capability = torch.cuda.get_device_capability(device)
+    if find_spec("triton") is None:
+        reason = "Triton is not installed"
+    elif capability < _OLDEST_CAPABILITY:
+        reason = f"the GPU has capability {capability[0]}.{capability[1]}, Triton needs {_OLDEST_CAPABILITY[0]}.0"
+    else:
+        try:
+            from nvg.granularity.triton_clustering import merge_in_triton
+
+            points_BLC = torch.arange(2 * 16 * 16.0, device=device).sin().view(2, 16, 16)
+            members_BNM, _ = merge_in_triton(points_BLC, 4)
+            if torch.equal(members_BNM, merge_in_rounds(points_BLC, 4)):
+                return merge_in_triton
+            reason = "Triton finds other clusters there than PyTorch"
+        except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:  # no compiler, no driver
+            reason = f"Triton does not work: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    logger.warning("clustering on %s goes in rounds, several times as slow as in one kernel: %s", device, reason)
+    return None
+
+
 def greedy_pairs(distance_BNN: Tensor) -> Tensor:
     """Pairs up N points exactly as greedy would: always the nearest unpaired two, ties by (distance, i, j) with i < j.
 
@@ -201,6 +260,15 @@ def _distances(means_BNC: Tensor) -> Tensor:
     distance_BNN = squared_BNN.sqrt_()
     _require_finite(bool(torch.isfinite(distance_BNN).all()))
     return distance_BNN
+
+
+def _require_finite_latents(latent_BLC: Tensor) -> None:
+    finite_B = torch.isfinite(latent_BLC).flatten(1).all(1)
+    if not bool(finite_B.all()):
+        raise NotFiniteError(
+            f"latents of batch rows {(~finite_B).nonzero().flatten().tolist()} are not finite; clustering needs finite "
+            "values: check the encoder"
+        )
 
 
 def _require_finite(finite: bool) -> None:

@@ -133,11 +133,12 @@ class Tokenizer(nn.Module):
         """Image (B, channels, S, S) in [-1, 1] of a canvas; any stage's canvas can be shown."""
         return self.decoder(rearrange(canvas_BLC, "b (h w) c -> b c h w", h=self.config.latent_side))
 
-    def structure_maps(self, latent_BLC: Tensor) -> Tensor:
+    def structure_maps(self, latent_BLC: Tensor, *, checked: bool = True) -> Tensor:
         """Finest structure map of each latent: its own clusters, or for `structure` spatial the same for all images.
 
         Args:
             latent_BLC: from `encode`.
+            checked: as of `cluster_latents`.
 
         Returns:
             int64 (B, L).
@@ -147,7 +148,7 @@ class Tokenizer(nn.Module):
         if self.config.structure == SPATIAL:
             structure_L = spatial_structure(self.config.num_positions).to(latent_BLC.device)
             return structure_L.repeat(len(latent_BLC), 1)
-        return cluster_latents(latent_BLC)
+        return cluster_latents(latent_BLC, checked=checked)
 
     @torch.no_grad()
     def tokenize(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,15 +165,16 @@ class Tokenizer(nn.Module):
         return self.tokenize_latent(self.encode(images))
 
     @torch.no_grad()
-    def tokenize_latent(self, latent_BLC: Tensor) -> tuple[Tensor, Tensor]:
+    def tokenize_latent(self, latent_BLC: Tensor, *, checked: bool = True) -> tuple[Tensor, Tensor]:
         """Visual granularity sequence of latents; result as of `tokenize`.
 
         Args:
             latent_BLC: from `encode`.
+            checked: as of `cluster_latents`.
 
         Paper: Alg. 1 lines 2-9
         """
-        structure_BL = self.structure_maps(latent_BLC)
+        structure_BL = self.structure_maps(latent_BLC, checked=checked)
         return quantize_ids(latent_BLC, structure_BL, self.dequantizer), structure_BL
 
     @torch.no_grad()

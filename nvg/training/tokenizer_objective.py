@@ -117,7 +117,7 @@ class TokenizerObjective(nn.Module):
         """
         images_BCSS = batch["image"]
         latent_BLC = self.network.encode(images_BCSS)
-        structure_BL = self.network.structure_maps(latent_BLC)
+        structure_BL = self.network.structure_maps(latent_BLC, checked=False)
         quantized = quantize_for_training(
             latent_BLC,
             structure_BL,
@@ -133,6 +133,7 @@ class TokenizerObjective(nn.Module):
                 self.revival.note(quantized.content_ids_BT)
         parts = {"l1": F.l1_loss(reconstruction_BCSS, images_BCSS), "quantizer": quantized.loss}
         loss = parts["l1"] + self.config.codebook_weight * parts["quantizer"]
+        loss = loss.where(structure_BL.any(1).all(), torch.nan)  # a map of zeros: a latent that cannot be clustered
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(reconstruction_BCSS, images_BCSS).mean()
             loss = loss + self.config.perceptual_weight * parts["perceptual"]

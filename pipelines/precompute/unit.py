@@ -26,6 +26,7 @@ import torch
 from cluster.files import sync_path
 from cluster.versions import library_versions
 from nvg.checkpoints import file_hash
+from nvg.granularity import require_clustered
 from nvg.pixels import to_model_range
 from nvg.records import RecordLayout, ShardWriter
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
@@ -312,12 +313,14 @@ def _encode(views: list[_View], tokenizer: Tokenizer, config: PrecomputeConfig) 
 def _tokenize(batch: _Encoded, tokenizer: Tokenizer, sums: CanvasSums, repa: RepaStream | None) -> _Tokenized:
     """Cluster and quantise a batch, add its canvases to the sums, and compute what is stored beside it."""
     number = len(batch.views)
-    content_ids_BT, structure_BL = tokenizer.tokenize_latent(batch.latent_BLC)
+    content_ids_BT, structure_BL = tokenizer.tokenize_latent(batch.latent_BLC, checked=False)
+    maps_BL = structure_BL.cpu()  # the first that waits for the device
+    require_clustered(maps_BL, batch.latent_BLC)
     sums.add(tokenizer.dequantizer.canvases(content_ids_BT, structure_BL)[:number])
     return _Tokenized(
         views=batch.views,
         content_ids_BT=content_ids_BT[:number].cpu().numpy(),
-        structure_BL=structure_BL[:number].cpu().numpy(),
+        structure_BL=maps_BL[:number].numpy(),
         beside=[] if repa is None else repa.rows(batch.images_BCSS, number),
     )
 
