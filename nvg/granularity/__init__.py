@@ -3,11 +3,11 @@
 stages               structure maps, their embeddings, balanced splits; which tokens a stage has: `StageLayout`
 clustering           a latent becomes a balanced binary hierarchy: `cluster_latents`
 compiled_clustering  the same for one CPU thread, compiled by numba
-pooling              between positions and tokens: `cluster_mean`, `place`
+pooling              between positions and tokens: `cluster_mean`, `place`, and of all stages at once
 """
 
 from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs
-from nvg.granularity.pooling import cluster_mean, place
+from nvg.granularity.pooling import cluster_mean, cluster_means, place, place_all
 from nvg.granularity.stages import (
     StageLayout,
     balanced_split,
@@ -26,8 +26,10 @@ __all__ = [
     "cluster_halves",
     "cluster_latents",
     "cluster_mean",
+    "cluster_means",
     "greedy_pairs",
     "place",
+    "place_all",
     "raster_split",
     "spatial_structure",
     "stage_map",
