@@ -29,6 +29,8 @@ from nvg.training.generator_noise import (
     noisy_structure,
 )
 
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: 4,096 tokens of 4,096 codes
+
 
 class ContentObjective(nn.Module):
     """Mean squared error of the final canvas plus cross-entropy of the stage's tokens, stages weighing equally.
@@ -116,7 +118,7 @@ class ContentObjective(nn.Module):
         missing_QC = cluster_means(missing_NLC, structure_NL, stage_N, sequences.order_N, sequences.counts)
         logits_QV = network.token_head(missing_QC)
         target_Q = batch["content_ids"][tokens.image_Q, tokens.token_Q]
-        entropy_Q = F.cross_entropy(logits_QV, target_Q, reduction="none") * tokens.weight_Q
+        entropy_Q = token_entropies(logits_QV, target_Q) * tokens.weight_Q
         right_Q = (logits_QV.detach().argmax(-1) == target_Q) * tokens.weight_Q
         entropy, accuracy = entropy_Q.sum() / len(stage_N), right_Q.sum() / len(stage_N)
         per_stage = sequences.sums({"cross_entropy": entropy_Q.detach(), "accuracy": right_Q}, tokens.sizes)
@@ -233,6 +235,13 @@ class _Flow:
         channel_NL1 = self.sequences.stage_N[:, None, None].expand(-1, clean_NLK.shape[1], 1)
         right_NL1 = (clean_NLK.gather(2, channel_NL1) > 0) == (self.data_NLK.gather(2, channel_NL1) > 0)
         return right_NL1.float().mean((1, 2))
+
+
+def token_entropies(logits_QV: Tensor, target_Q: Tensor) -> Tensor:
+    """Cross-entropy of every token, float32 (Q,); of very many in few parts, whose temporary copies are small."""
+    rows = max(1, _LOGITS_AT_ONCE // logits_QV.shape[1])
+    parts = zip(logits_QV.split(rows), target_Q.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(logits, target, reduction="none") for logits, target in parts])
 
 
 @torch.no_grad()

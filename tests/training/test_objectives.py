@@ -14,6 +14,7 @@ from nvg.training import (
     StructureObjective,
     TokenizerLossConfig,
     TokenizerObjective,
+    generator_objectives,
 )
 
 ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
@@ -105,6 +106,19 @@ def test_what_the_token_loss_keeps_is_one_float_a_logit():
         loss, _ = objective(batch, objective.draw_noise(seed=0, step=0, global_batch=2))
     assert sum(kept.values()) == 4 * 2 * 127 * 4096
     loss.backward()
+
+
+def test_cross_entropy_in_parts_is_that_of_the_whole(monkeypatch):
+    logits = torch.randn(50, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.arange(50) % 16
+    found = []
+    for at_once in (1 << 24, 7 * 16, 1):
+        monkeypatch.setattr(generator_objectives, "_LOGITS_AT_ONCE", at_once)
+        entropies = generator_objectives.token_entropies(logits, target)
+        found.append((entropies, torch.autograd.grad(entropies.square().sum(), logits)[0]))
+    for entropies, gradient in found[1:]:
+        assert torch.equal(entropies, found[0][0])
+        assert torch.equal(gradient, found[0][1])
 
 
 @torch.no_grad()
