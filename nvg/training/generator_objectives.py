@@ -238,7 +238,10 @@ class _Flow:
 
 
 def token_entropies(logits_QV: Tensor, target_Q: Tensor) -> Tensor:
-    """Cross-entropy of every token, float32 (Q,); of very many in few parts, whose temporary copies are small."""
+    """Cross-entropy of every token, float32 (Q,); of very many in few parts, whose temporary copies are small.
+
+    Paper: Eq. (3), §2.2.2
+    """
     rows = max(1, _LOGITS_AT_ONCE // logits_QV.shape[1])
     parts = zip(logits_QV.split(rows), target_Q.split(rows), strict=True)
     return torch.cat([F.cross_entropy(logits, target, reduction="none") for logits, target in parts])
@@ -246,7 +249,10 @@ def token_entropies(logits_QV: Tensor, target_Q: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decoded(dequantizer: Dequantizer, batch: dict[str, Tensor]) -> Tensor:
-    """Canvases x_0..x_K of records, float32 (B, S, L, C) whatever the precision of the step: what sampling paints."""
+    """Canvases x_0..x_K of records, float32 (B, S, L, C) whatever the precision of the step: what sampling paints.
+
+    Paper: Eq. (5), App. A.2
+    """
     device_type = batch["structure"].device.type
     plain = nullcontext()
     if torch.amp.is_autocast_available(device_type):
