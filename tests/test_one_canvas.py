@@ -78,15 +78,18 @@ def test_the_training_quantiser_paints_what_is_decoded(case, painted, soft_assig
     torch.testing.assert_close(quantized.canvas_BLC, case.canvases[:, -1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["content", "structure"])
-def test_the_objectives_train_on_what_is_decoded(case, kind):
+def test_the_objectives_train_on_what_is_decoded(case, kind, precision):
+    """Whatever the precision of the step: sampling paints in fp32."""
     network = case.content if kind == "content" else case.structure
     objective_type = ContentObjective if kind == "content" else StructureObjective
     objective = objective_type(network, case.dequantizer, ALL_STAGES)
     seen: list[Tensor] = []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0 if kind == "content" else 1]))
     noise = objective.draw_noise(seed=0, step=0, global_batch=6)
-    objective(case.batch, noise)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        objective(case.batch, noise)
     stage_BM = noise["stages"]
     shown = seen[0].unflatten(0, stage_BM.shape)
     for image in range(6):

@@ -4,11 +4,11 @@ stages               structure maps, their embeddings, balanced splits; which to
 clustering           a latent becomes a balanced binary hierarchy: `cluster_latents`
 compiled_clustering  the same for one CPU thread, compiled by numba
 triton_clustering    the same on a GPU without a wait
-pooling              between positions and tokens: `cluster_mean`, `place`
+pooling              between positions and tokens: `cluster_mean`, `place`, and of all stages at once
 """
 
 from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs, require_clustered
-from nvg.granularity.pooling import cluster_mean, place
+from nvg.granularity.pooling import cluster_mean, cluster_means, place, place_all
 from nvg.granularity.stages import (
     StageLayout,
     balanced_split,
@@ -27,8 +27,10 @@ __all__ = [
     "cluster_halves",
     "cluster_latents",
     "cluster_mean",
+    "cluster_means",
     "greedy_pairs",
     "place",
+    "place_all",
     "raster_split",
     "require_clustered",
     "spatial_structure",

@@ -151,8 +151,6 @@ class ContentGenerator(nn.Module):
     def token_logits(self, final_NLC: Tensor, canvas_NLC: Tensor, structure_NL: Tensor, stage: int) -> Tensor:
         """Logits of the unique tokens of one stage, from what is still missing on the canvas.
 
-        With `prediction` next_content the head's output is pooled as it is: it stands for the missing part itself.
-
         Args:
             final_NLC: estimate of x_K from `forward`.
             canvas_NLC: x_{i-1}; zeros at stage 0.
@@ -164,5 +162,13 @@ class ContentGenerator(nn.Module):
 
         Paper: §2.2.2 (content prediction)
         """
-        missing_NLC = final_NLC - canvas_NLC if self.config.prediction == FINAL_CANVAS else final_NLC
-        return self.token_head(cluster_mean(missing_NLC, structure_NL, stage))
+        return self.token_head(cluster_mean(self.missing(final_NLC, canvas_NLC), structure_NL, stage))
+
+    def missing(self, final_NLC: Tensor, canvas_NLC: Tensor) -> Tensor:
+        """What the canvas x_{i-1} still lacks, whose means in the clusters the token head reads: (N, L, C).
+
+        With `prediction` next_content the head's output is taken as it is: it stands for the missing part itself.
+
+        Paper: §2.2.2 (content prediction)
+        """
+        return final_NLC - canvas_NLC if self.config.prediction == FINAL_CANVAS else final_NLC

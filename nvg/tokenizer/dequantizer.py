@@ -8,14 +8,16 @@ V codebook size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, place
+from nvg.granularity import StageLayout, place, place_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,9 @@ class Refiner(nn.Module):
 
     def forward(self, painted_BLC: Tensor) -> Tensor:
         """Smooths a painted canvas (B, L, C) on its grid; the shape stays."""
-        side = StageLayout(painted_BLC.shape[1]).side
-        image = rearrange(painted_BLC, "b (h w) c -> b c h w", h=side)
-        return painted_BLC + 0.5 * rearrange(self.conv(image), "b c h w -> b (h w) c")
+        side = math.isqrt(painted_BLC.shape[1])
+        image_BCHW = painted_BLC.transpose(1, 2).unflatten(2, (side, side))
+        return torch.add(painted_BLC, self.conv(image_BCHW).flatten(2).transpose(1, 2), alpha=0.5)
 
 
 class Dequantizer(nn.Module):
@@ -82,7 +84,7 @@ class Dequantizer(nn.Module):
         return self.refiners[stage](place(codes_BUC, structure_BL, stage))
 
     def canvases(self, content_ids_BT: Tensor, structure_BL: Tensor) -> Tensor:
-        """Rebuilds x_0..x_K from a record.
+        """Rebuilds x_0..x_K from a record: the codes of all stages are gathered at once, then refined and added up.
 
         Args:
             content_ids_BT: int64 (B, 2L - 1), stages in order, values 0..V-1.
@@ -93,10 +95,6 @@ class Dequantizer(nn.Module):
 
         Paper: Eq. (5), App. A.2
         """
-        canvas, canvases = None, []
-        for stage in range(self.layout.num_stages):
-            codes_BUC = self.codebook[content_ids_BT[:, self.layout.tokens(stage)]]
-            added = self.contribution(codes_BUC, structure_BL, stage)
-            canvas = added if canvas is None else canvas + added
-            canvases.append(canvas)
-        return torch.stack(canvases, dim=1)
+        painted_BSLC = F.embedding(place_all(content_ids_BT, structure_BL), self.codebook)
+        added = [refine(painted_BSLC[:, stage]) for stage, refine in enumerate(self.refiners)]
+        return torch.stack(list(accumulate(added)), dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,10 +87,11 @@ class PlainEngine:
         if self.micro_steps % self.accumulation_steps:
             return
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        limit = self.gradient_clipping or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         self._grad_norm = float(norm)
-        if torch.isfinite(norm):
+        if math.isfinite(self._grad_norm):
+            if 0 < self.gradient_clipping < self._grad_norm + 1e-6:  # below it the factor is 1: nothing to multiply
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping, norm, foreach=True)
             self.optimizer.step()
             self._stepped = True
         self.optimizer.zero_grad(set_to_none=True)

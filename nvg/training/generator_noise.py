@@ -1,6 +1,7 @@
 """Random choices of a generator's step, and how they lay out its sequences.
 
-Legend: B images, M stages drawn per image, N = B · M sequences, L positions, K structure channels, D blocks.
+Legend: B images, M stages drawn per image, N = B · M sequences, L positions, K structure channels, D blocks,
+U tokens of one sequence, Q of all.
 """
 
 from __future__ import annotations
@@ -95,26 +96,69 @@ class Sequences:
     Args:
         stage_BM: int64 stages drawn of each image, on the CPU; elsewhere the host waits for them once.
         device: of the network.
-        num_stages: how many stages `rows` has at least, those without a sequence among them.
 
     Attributes:
         image_N, stage_N: int64 image row and stage of every sequence, on the device.
-        rows: (stage, int64 rows of its sequences in ascending order, on the device), for the stages that occur and, up
-            to `num_stages`, for those that do not.
+        order_N: int64 rows of the sequences stage by stage, in ascending order within one, on the device.
+        counts: sequences of stage 0, 1, .. up to the highest that occurs.
 
     Release: the stages of an image are sequences of their own
     """
 
-    def __init__(self, stage_BM: Tensor, device: torch.device, num_stages: int = 0) -> None:
+    def __init__(self, stage_BM: Tensor, device: torch.device) -> None:
         host_N = stage_BM.flatten().cpu()
+        self.counts: list[int] = torch.bincount(host_N).tolist()
         image_B = torch.arange(len(stage_BM), device=device)
         self.image_N = image_B.repeat_interleave(stage_BM.shape[1])
-        self.stage_N = host_N.to(device, non_blocking=True)
-        order_N = host_N.argsort(stable=True).to(device, non_blocking=True)
-        counts = torch.bincount(host_N).tolist()
-        counts += [0] * (num_stages - len(counts))
-        parts = enumerate(order_N.split(counts))
-        self.rows = [(stage, rows) for stage, rows in parts if len(rows) or stage < num_stages]
+        host_2N = torch.stack([host_N, host_N.argsort(stable=True)])
+        self.stage_N, self.order_N = host_2N.to(device, non_blocking=True).unbind()
+
+    def tokens(self) -> Tokens:
+        """The unique tokens of all sequences."""
+        sizes = [count << stage for stage, count in enumerate(self.counts)]
+        size_N = 1 << self.stage_N[self.order_N]
+        sequence_Q = torch.repeat_interleave(size_N, output_size=sum(sizes))
+        # A sequence's tokens follow those of earlier stages in its record, and those of earlier sequences here.
+        shift_N = (size_N - 1) - (size_N.cumsum(0) - size_N)
+        token_Q = torch.arange(sum(sizes), device=size_N.device) + shift_N[sequence_Q]
+        return Tokens(sizes, self.image_N[self.order_N][sequence_Q], token_Q, size_N.reciprocal()[sequence_Q])
+
+    def sums(self, values: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
+        """Sum over the sequences of every stage that occurs, and their number: batches and ranks have other numbers.
+
+        Their common mean is the sum of their sums by the sum of their numbers.
+
+        Args:
+            values: float32 (X,) by name, stage by stage: of each sequence, or of each token divided by their number.
+            sizes: how many values each stage has.
+
+        Returns:
+            float32 (2,) by name and stage, e.g. accuracy_0.
+        """
+        stages = [stage for stage, count in enumerate(self.counts) if count]
+        values_VX = torch.stack(list(values.values()))
+        parts = values_VX.split(sizes, dim=1)
+        sums_SV = torch.stack([parts[stage].sum(1) for stage in stages])
+        counts_SV = torch.stack([values_VX.new_full((len(values),), self.counts[stage]) for stage in stages])
+        pairs = torch.stack([sums_SV, counts_SV], dim=-1).transpose(0, 1).flatten(0, 1).unbind()
+        names = [f"{name}_{stage}" for name in values for stage in stages]
+        return dict(zip(names, pairs, strict=True))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Unique tokens of all sequences of a step, stage by stage and sequence after sequence.
+
+    Attributes:
+        sizes: tokens of stage 0, 1, .. up to the highest that occurs.
+        image_Q, token_Q: int64, row of the batch and place in `content_ids`.
+        weight_Q: float32, 1 / U: sequences weigh equally, however many tokens they have.
+    """
+
+    sizes: list[int]
+    image_Q: Tensor
+    token_Q: Tensor
+    weight_Q: Tensor
 
 
 def kept_branches(noise: dict[str, Tensor], training: bool) -> Tensor | None:

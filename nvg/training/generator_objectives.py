@@ -1,11 +1,12 @@
 """Training losses of the two generators.
 
-Legend: B images, M stages drawn per image, N = B · M sequences, R sequences of one stage, S = K + 1 stages,
-L positions, C latent channels, K structure channels, U tokens of one stage, V codebook size, T tokens of all stages.
+Legend: B images, M stages drawn per image, N = B · M sequences, S = K + 1 stages, L positions, C latent channels,
+K structure channels, Q unique tokens of all sequences, V codebook size, T tokens of a record.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvg.granularity import structure_embedding
+from nvg.granularity import cluster_means, structure_embedding
 from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
 from nvg.randomness import EVERY_ROW, Purpose, normals
 from nvg.tokenizer import Dequantizer
@@ -27,6 +28,8 @@ from nvg.training.generator_noise import (
     kept_branches,
     noisy_structure,
 )
+
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: 4,096 tokens of 4,096 codes
 
 
 class ContentObjective(nn.Module):
@@ -96,39 +99,34 @@ class ContentObjective(nn.Module):
 
         Returns:
             scalar loss; metrics mse, cross_entropy and accuracy (share of tokens whose likeliest id is right), the
-            latter two per stage as cross_entropy_0.., accuracy_0.. (see `sum_and_count`), and repa.
+            latter two per stage as cross_entropy_0.., accuracy_0.. (see `Sequences.sums`), and repa.
         """
-        structure_BL = batch["structure"]
-        # Every stage is asked for its tokens, if for none: ranks with other stages must call the same modules (ZeRO-3).
-        sequences = Sequences(noise["stages"], structure_BL.device, self.network.layout.num_stages)
+        structure_BL, network = batch["structure"], self.network
+        sequences = Sequences(noise["stages"], structure_BL.device)
         image_N, stage_N = sequences.image_N, sequences.stage_N
-        with torch.no_grad():
-            canvases_BSLC = self.dequantizer.canvases(batch["content_ids"], structure_BL)
-        final_BLC = canvases_BSLC[:, -1]
-        before_BSLC = F.pad(canvases_BSLC[:, :-1], (0, 0, 0, 0, 1, 0))
-        canvas_NLC = before_BSLC[image_N, stage_N]
+        canvases_BSLC = decoded(self.dequantizer, batch)
+        before_NLC = canvases_BSLC[image_N, stage_N - 1]
+        canvas_NLC = torch.where((stage_N > 0)[:, None, None], before_NLC, 0.0)
         structure_NL = structure_BL[image_N]
-        class_N = dropped_labels(batch["label"], noise, self.network.null_class, self.training)[image_N]
-        noise_NLC = noise["canvas_noise"][image_N] if self.network.config.needs_noise else None
+        class_N = dropped_labels(batch["label"], noise, network.null_class, self.training)[image_N]
+        noise_NLC = noise["canvas_noise"][image_N] if network.config.needs_noise else None
         hidden = None if self.alignment is None else self.alignment.hidden()
-        estimate_NLC = self.network(
+        estimate_NLC = network(
             canvas_NLC, structure_NL, stage_N, class_N, kept_branches(noise, self.training), noise_NLC, hidden
         )
-        entropy_N, right_N = estimate_NLC.new_zeros(len(stage_N)), estimate_NLC.new_zeros(len(stage_N))
-        per_stage: dict[str, Tensor] = {}
-        for stage, rows in sequences.rows:
-            logits_RUV = self.network.token_logits(estimate_NLC[rows], canvas_NLC[rows], structure_NL[rows], stage)
-            target_RU = batch["content_ids"][image_N[rows]][:, self.network.layout.tokens(stage)]
-            entropy_R = F.cross_entropy(logits_RUV.transpose(1, 2), target_RU, reduction="none").mean(1)
-            right_R = (logits_RUV.detach().argmax(-1) == target_RU).float().mean(1)
-            entropy_N, right_N = entropy_N.index_put((rows,), entropy_R), right_N.index_put((rows,), right_R)
-            if len(rows):
-                per_stage[f"cross_entropy_{stage}"] = sum_and_count(entropy_R.detach())
-                per_stage[f"accuracy_{stage}"] = sum_and_count(right_R)
-        entropy = entropy_N.mean()
-        loss, metrics = entropy, {"cross_entropy": entropy.detach(), "accuracy": right_N.mean(), **per_stage}
-        if self.network.config.prediction == FINAL_CANVAS:
-            error = F.mse_loss(estimate_NLC, final_BLC[image_N])
+        # One call for the tokens of all stages: ranks with other stages call the same modules (ZeRO-3).
+        tokens = sequences.tokens()
+        missing_NLC = network.missing(estimate_NLC, canvas_NLC)
+        missing_QC = cluster_means(missing_NLC, structure_NL, stage_N, sequences.order_N, sequences.counts)
+        logits_QV = network.token_head(missing_QC)
+        target_Q = batch["content_ids"][tokens.image_Q, tokens.token_Q]
+        entropy_Q = token_entropies(logits_QV, target_Q) * tokens.weight_Q
+        right_Q = (logits_QV.detach().argmax(-1) == target_Q) * tokens.weight_Q
+        entropy, accuracy = entropy_Q.sum() / len(stage_N), right_Q.sum() / len(stage_N)
+        per_stage = sequences.sums({"cross_entropy": entropy_Q.detach(), "accuracy": right_Q}, tokens.sizes)
+        loss, metrics = entropy, {"cross_entropy": entropy.detach(), "accuracy": accuracy, **per_stage}
+        if network.config.prediction == FINAL_CANVAS:
+            error = F.mse_loss(estimate_NLC, canvases_BSLC[:, -1][image_N])
             loss, metrics = error + loss, {"mse": error.detach(), **metrics}
         if self.alignment is not None and hidden is not None:
             distance = self.alignment(hidden, batch, image_N)
@@ -179,15 +177,13 @@ class StructureObjective(nn.Module):
         Returns:
             scalar loss (mean over all K channels); metrics velocity_0.. per stage, accuracy (share of positions put on
             the right side of the stage's split by the clean data that the velocity implies) and accuracy_0..; those of
-            a stage as `sum_and_count`.
+            a stage as `Sequences.sums` gives them.
         """
         flow = self._flow(batch, noise)
         error_N = (flow.velocity_NLK - flow.target_NLK).square().mean((1, 2))
         right_N = flow.split_accuracy()
-        per_stage: dict[str, Tensor] = {}
-        for stage, rows in flow.sequences.rows:
-            per_stage[f"velocity_{stage}"] = sum_and_count(error_N.detach()[rows])
-            per_stage[f"accuracy_{stage}"] = sum_and_count(right_N[rows])
+        order_N, counts = flow.sequences.order_N, flow.sequences.counts
+        per_stage = flow.sequences.sums({"velocity": error_N.detach()[order_N], "accuracy": right_N[order_N]}, counts)
         return error_N.mean(), {"accuracy": right_N.mean(), **per_stage}
 
     def squared_errors(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -205,8 +201,7 @@ class StructureObjective(nn.Module):
 
     def _flow(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> _Flow:
         layout, structure_BL = self.network.layout, batch["structure"]
-        with torch.no_grad():
-            canvases_BSLC = self.dequantizer.canvases(batch["content_ids"], structure_BL)
+        canvases_BSLC = decoded(self.dequantizer, batch)
         sequences = Sequences(noise["stages"], structure_BL.device)
         image_N, stage_N = sequences.image_N, sequences.stage_N
         time_N = noise["time"].flatten()
@@ -246,12 +241,28 @@ class _Flow:
         return right_NL1.float().mean((1, 2))
 
 
-def sum_and_count(value_R: Tensor) -> Tensor:
-    """Sum and number of the values of one stage, float32 (2,): batches and ranks have different numbers of them.
+def token_entropies(logits_QV: Tensor, target_Q: Tensor) -> Tensor:
+    """Cross-entropy of every token, float32 (Q,); of very many in few parts, whose temporary copies are small.
 
-    Their common mean is the sum of their sums by the sum of their numbers.
+    Paper: Eq. (3), §2.2.2
     """
-    return torch.stack([value_R.sum(), torch.full_like(value_R[:0].sum(), len(value_R))])
+    rows = max(1, _LOGITS_AT_ONCE // logits_QV.shape[1])
+    parts = zip(logits_QV.split(rows), target_Q.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(logits, target, reduction="none") for logits, target in parts])
+
+
+@torch.no_grad()
+def decoded(dequantizer: Dequantizer, batch: dict[str, Tensor]) -> Tensor:
+    """Canvases x_0..x_K of records, float32 (B, S, L, C) whatever the precision of the step: what sampling paints.
+
+    Paper: Eq. (5), App. A.2
+    """
+    device_type = batch["structure"].device.type
+    plain = nullcontext()
+    if torch.amp.is_autocast_available(device_type):
+        plain = torch.autocast(device_type, enabled=False)
+    with plain:
+        return dequantizer.canvases(batch["content_ids"], batch["structure"])
 
 
 Module = TypeVar("Module", bound=nn.Module)

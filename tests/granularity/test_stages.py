@@ -9,7 +9,9 @@ from nvg.granularity import (
     balanced_split,
     check_structure,
     cluster_mean,
+    cluster_means,
     place,
+    place_all,
     raster_split,
     spatial_structure,
     stage_map,
@@ -60,6 +62,35 @@ def test_pooling_equals_a_loop_and_inverts_placing(stage):
         for cluster in range(1 << stage):
             torch.testing.assert_close(pooled[row, cluster], values[row][labels[row] == cluster].mean(0))
     torch.testing.assert_close(cluster_mean(place(pooled, LEAF, stage), LEAF, stage), pooled)
+
+
+@pytest.mark.parametrize("num_positions", [16, 64, 256])
+def test_means_of_mixed_stages_are_those_of_each_stage_to_the_bit(num_positions):
+    """Stage 1 has no sequence; values and gradients are compared."""
+    generator = torch.Generator().manual_seed(num_positions)
+    last_stage = num_positions.bit_length() - 1
+    stages = torch.tensor([last_stage, 0, 2, last_stage, 2, 0, last_stage - 1, 3])
+    maps = torch.stack([torch.randperm(num_positions, generator=generator) for _ in stages])
+    values = torch.randn(len(stages), num_positions, 3, generator=generator, requires_grad=True)
+    order = stages.argsort(stable=True)
+    means = cluster_means(values, maps, stages, order, torch.bincount(stages).tolist())
+    alone = [cluster_mean(values[row : row + 1], maps[row : row + 1], int(stages[row]))[0] for row in order]
+    assert torch.equal(means, torch.cat(alone))
+    weights = torch.randn(means.shape, generator=generator)
+    gradients = [torch.autograd.grad((found * weights).sum(), values)[0] for found in (means, torch.cat(alone))]
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_positions", [4, 16, 256])
+def test_placing_all_stages_is_placing_each(num_positions):
+    generator = torch.Generator().manual_seed(0)
+    layout = StageLayout(num_positions)
+    maps = torch.stack([torch.randperm(num_positions, generator=generator) for _ in range(3)])
+    ids = torch.randint(0, 1000, (3, layout.num_tokens), generator=generator)
+    placed = place_all(ids, maps)
+    assert placed.shape == (3, layout.num_stages, num_positions)
+    for stage in range(layout.num_stages):
+        assert torch.equal(placed[:, stage], place(ids[:, layout.tokens(stage), None], maps, stage)[..., 0])
 
 
 def test_pooling_reads_known_splits_only():

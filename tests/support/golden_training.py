@@ -1,12 +1,13 @@
-"""Thirty steps of each generator on made-up records, and the numbers they gave when they were written down.
+"""Thirty steps of each generator in each precision on made-up records, and the numbers they gave when written down.
 
 python tests/support/golden_training.py writes tests/golden/ anew; see CHANGELOG.md, Numerics, before you do.
 """
 
+import itertools
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.train.task import TrainingTask
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("content", "structure")
+PRECISIONS = ("fp32", "bf16")
 NUM_STEPS, BATCH, NUM_IMAGES = 30, 8, 40
 SPACE = {"num_positions": 16, "latent_channels": 4}
 CODEBOOK_SIZE = 16
@@ -84,21 +86,26 @@ def build_task(config: GoldenRunConfig) -> TrainingTask:
     )
 
 
-def curve(kind: str, folder: Path) -> dict[str, list[float]]:
+def golden_file(kind: str, precision: str) -> Path:
+    """Where the numbers are written down."""
+    return GOLDEN / f"{kind}{'' if precision == 'fp32' else f'_{precision}'}.json"
+
+
+def curve(kind: str, precision: Any, folder: Path) -> dict[str, list[float]]:
     """Train; the numbers of every step."""
     config = GoldenRunConfig(kind=kind, run_folder=str(folder))
-    run_training(config, build_task)
+    run_training(replace(config, loop=replace(config.loop, precision=precision)), build_task)
     rows = read_metrics(folder)
     return {name: [row[name] for row in rows] for name in NUMBERS}
 
 
 def write() -> None:
     GOLDEN.mkdir(exist_ok=True)
-    for kind in KINDS:
+    for kind, precision in itertools.product(KINDS, PRECISIONS):
         with tempfile.TemporaryDirectory() as folder:
-            found = curve(kind, Path(folder))
-        (GOLDEN / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n")
-        sys.stdout.write(f"{kind}: loss {found['loss'][0]:.4f} -> {found['loss'][-1]:.4f}\n")
+            found = curve(kind, precision, Path(folder))
+        golden_file(kind, precision).write_text(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(f"{kind}, {precision}: loss {found['loss'][0]:.4f} -> {found['loss'][-1]:.4f}\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from nvg.training import (
     StructureObjective,
     TokenizerLossConfig,
     TokenizerObjective,
+    generator_objectives,
 )
 
 ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
@@ -52,6 +53,77 @@ def test_content_loss_equals_a_loop_over_images_and_stages():
             terms.append(F.mse_loss(final, canvases[rows, -1]) + F.cross_entropy(logits, target))
     torch.testing.assert_close(loss, torch.stack(terms).mean())
     torch.testing.assert_close(loss, metrics["mse"] + metrics["cross_entropy"])
+
+
+@pytest.mark.parametrize("stages", [[[4, 0], [2, 4], [0, 2]], [[3], [3], [3]], [[0], [0], [4]]])
+def test_tokens_of_all_stages_in_one_product_are_those_of_a_loop_over_stages(stages):
+    """Loss, gradients and the numbers of every stage, where stages are missing or alone; the head is called once."""
+    content, _, dequantizer = tiny_generators()
+    batch, stage_BM = records(3), torch.tensor(stages)
+    objective = ContentObjective(content, dequantizer, ALL_STAGES).eval()
+    calls = []
+    content.token_head.register_forward_hook(lambda *_: calls.append(1))
+    loss, metrics = objective(batch, {"stages": stage_BM})
+    assert len(calls) == 1
+    canvases = dequantizer.canvases(batch["content_ids"], batch["structure"])
+    terms, by_stage = [], {}
+    for image, row in enumerate(stages):
+        rows = slice(image, image + 1)
+        for stage in row:
+            before = canvases[rows, stage - 1] if stage else torch.zeros_like(canvases[rows, 0])
+            final = content(before, batch["structure"][rows], torch.tensor([stage]), batch["label"][rows])
+            logits = content.token_logits(final, before, batch["structure"][rows], stage)[0]
+            target = batch["content_ids"][image, dequantizer.layout.tokens(stage)]
+            entropy = F.cross_entropy(logits, target)
+            terms.append(F.mse_loss(final, canvases[rows, -1]) + entropy)
+            right = (logits.argmax(-1) == target).float().mean()
+            by_stage.setdefault(stage, []).append(torch.stack([entropy, right]).detach())
+    expected = torch.stack(terms).mean()
+    torch.testing.assert_close(loss, expected)
+    learned = list(content.parameters())
+    for found, wanted in zip(*(torch.autograd.grad(one, learned) for one in (loss, expected)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    per_stage = {name: value for name, value in metrics.items() if name[-1].isdigit()}
+    assert set(per_stage) == {f"{name}_{stage}" for name in ("cross_entropy", "accuracy") for stage in by_stage}
+    for stage, numbers in by_stage.items():
+        sums = torch.stack(numbers).sum(0)
+        for name, total in zip(("cross_entropy", "accuracy"), sums, strict=True):
+            torch.testing.assert_close(
+                per_stage[f"{name}_{stage}"], torch.stack([total, torch.tensor(float(len(numbers)))])
+            )
+
+
+def test_what_the_token_loss_keeps_is_one_float_a_logit():
+    """Held for the backward pass at 4,096 codes: the log-probabilities, and nothing else of their size."""
+    content, _, dequantizer = tiny_generators(num_positions=64)
+    content.token_head = torch.nn.Linear(4, 4096)
+    objective = ContentObjective(content, dequantizer, ALL_STAGES)
+    maps = torch.stack([torch.randperm(64) for _ in range(2)])
+    batch = {"label": torch.arange(2), "content_ids": torch.randint(0, 11, (2, 127)), "structure": maps}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() >= 64 * 4096:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = objective(batch, objective.draw_noise(seed=0, step=0, global_batch=2))
+    assert sum(kept.values()) == 4 * 2 * 127 * 4096
+    loss.backward()
+
+
+def test_cross_entropy_in_parts_is_that_of_the_whole(monkeypatch):
+    logits = torch.randn(50, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.arange(50) % 16
+    found = []
+    for at_once in (1 << 24, 7 * 16, 1):
+        monkeypatch.setattr(generator_objectives, "_LOGITS_AT_ONCE", at_once)
+        entropies = generator_objectives.token_entropies(logits, target)
+        found.append((entropies, torch.autograd.grad(entropies.square().sum(), logits)[0]))
+    for entropies, gradient in found[1:]:
+        assert torch.equal(entropies, found[0][0])
+        assert torch.equal(gradient, found[0][1])
 
 
 @torch.no_grad()

@@ -110,6 +110,22 @@ def test_accumulation_equals_one_large_batch():
     torch.testing.assert_close(weights[0], weights[1])
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0, 1 + 5e-7, 1 + 1e-5, 2.0])
+def test_clipping_is_that_of_torch_to_the_bit(share):
+    """Far below, about and above the norm; what is not clipped is not multiplied."""
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    ours, theirs = Quadratic(), Quadratic()
+    theirs(x).backward()
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters() if p.grad is not None]))
+    assert float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), share * norm)) == norm
+    torch.optim.SGD(theirs.parameters(), lr=0.1).step()
+    engine = PlainEngine(ours, torch.optim.SGD(ours.parameters(), lr=0.1), gradient_clipping=share * norm)
+    engine.backward(engine(x))
+    engine.step()
+    assert engine.get_global_grad_norm() == norm
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
 def test_non_finite_gradient_changes_nothing():
     module = Quadratic()
     before = module.network.weight.detach().clone()
