@@ -2,12 +2,13 @@
 
     .venv/bin/python benchmarks/block_bytes.py
 
-Forward and backward of one transformer block at the published sizes, under bf16 autocast, are lowered by inductor as for
-an H100 and the reads and writes of the kernels it makes are counted; matrix products and attention are not. The unit is
-bytes per token and width: a tensor of the model's width costs 2 in bf16 each time it is read or written, 4 in fp32.
+Forward and backward of one transformer block at the published sizes, under bf16 autocast, are lowered by inductor as
+for an H100 and the reads and writes of the kernels it makes are counted; matrix products and attention are not. The
+unit is bytes per token and width: a tensor of the model's width costs 2 in bf16 each time it is read or written, 4 in
+fp32.
 
 bound = operations / (operations / 700 TFLOP/s + bytes / 2.8 TB/s) / 989 TFLOP/s: what is left of the dense bf16 peak
-when products run as fast as on an H100 and nothing overlaps. Only the blocks' bytes are counted, so it is never reached.
+when products run as fast as on an H100 and nothing overlaps. Only the blocks' bytes are counted, so it is not reached.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch.utils._triton as triton_support
 from functorch.compile import aot_function, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._functorch._aot_autograd.schemas import AOTConfig
+from torch._guards import detect_fake_mode
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
@@ -95,36 +97,36 @@ def utilisation_bound(kind: str, depth: int, bytes_per_element: float) -> float:
 def compiled_bytes(width: int, num_tokens: int, num_sequences: int) -> dict[str, float]:
     """Bytes per token and width that the generated kernels of one block move, in forward and in backward."""
     moved: dict[str, float] = {}
-    with _backward_lowered_at_once(), patch.multiple(inductor_config, compile_threads=1, fx_graph_cache=False):
-        with FakeTensorMode():
-            block = SingleStreamBlock(width, 4)
-            names = [name for name, _ in block.named_parameters()]
-            x_NSD = torch.randn(num_sequences, num_tokens, width, requires_grad=True)
-            vec_ND = torch.randn(num_sequences, width, requires_grad=True)
-            table_NSP2, scale_N = torch.randn(num_sequences, num_tokens, 32, 2), torch.rand(num_sequences)
+    quiet = patch.multiple(inductor_config, compile_threads=1, fx_graph_cache=False)
+    with _backward_lowered_at_once(), quiet, FakeTensorMode():
+        block = SingleStreamBlock(width, 4)
+        names = [name for name, _ in block.named_parameters()]
+        x_NSD = torch.randn(num_sequences, num_tokens, width, requires_grad=True)
+        vec_ND = torch.randn(num_sequences, width, requires_grad=True)
+        table_NSP2, scale_N = torch.randn(num_sequences, num_tokens, 32, 2), torch.rand(num_sequences)
 
-            def forward(x: Tensor, vec: Tensor, table: Tensor, scale: Tensor, *parameters: Tensor) -> Tensor:
-                with _FlashAttention(), torch.autocast("cpu", torch.bfloat16):
-                    weights = dict(zip(names, parameters, strict=True))
-                    return torch.func.functional_call(block, weights, (x, vec, table, scale))
+        def forward(x: Tensor, vec: Tensor, table: Tensor, scale: Tensor, *parameters: Tensor) -> Tensor:
+            with _FlashAttention(), torch.autocast("cpu", torch.bfloat16):
+                weights = dict(zip(names, parameters, strict=True))
+                return torch.func.functional_call(block, weights, (x, vec, table, scale))
 
-            compiled = aot_function(
-                forward,
-                fw_compiler=_counting("forward", moved),
-                bw_compiler=_counting("backward", moved),
-                partition_fn=min_cut_rematerialization_partition,
-                decompositions=select_decomp_table(),
-            )
-            with patch.object(torch.compiler, "is_compiling", lambda: True):
-                compiled(x_NSD, vec_ND, table_NSP2, scale_N, *block.parameters())
+        compiled = aot_function(
+            forward,
+            fw_compiler=_counting("forward", moved),
+            bw_compiler=_counting("backward", moved),
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+        with patch.object(torch.compiler, "is_compiling", lambda: True):
+            compiled(x_NSD, vec_ND, table_NSP2, scale_N, *block.parameters())
     return {part: number / x_NSD.numel() for part, number in moved.items()}
 
 
-def _counting(part: str, moved: dict[str, float]) -> Callable[[Any, Any], Any]:
+def _counting(part: str, moved: dict[str, float]) -> Callable[..., Any]:
     """A compiler that lowers the graph for CUDA, notes its bytes and leaves the graph as it is."""
 
     def compiler(graph: Any, examples: Any) -> Any:
-        mode = torch._guards.detect_fake_mode(examples)
+        mode = detect_fake_mode(examples)
         assert mode is not None
         lowered = torch.fx.GraphModule(graph, graph.graph.__deepcopy__({}))
         for node in lowered.graph.nodes:
@@ -222,7 +224,10 @@ def _pretended_h100() -> Iterator[None]:
         "is_triton_capable": staticmethod(lambda device=None: True),
         "raise_if_triton_unavailable": staticmethod(lambda device=None: None),
     }
-    yes = {"has_triton": lambda *args, **kwargs: True, "has_triton_package": lambda *args, **kwargs: True}
+    yes: dict[str, Any] = {
+        "has_triton": lambda *args, **kwargs: True,
+        "has_triton_package": lambda *args, **kwargs: True,
+    }
     torch._C._ensureCUDADeviceGuardSet()
     with (
         patch.multiple(torch.cuda, **answers),

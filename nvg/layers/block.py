@@ -104,8 +104,8 @@ class SingleStreamBlock(nn.Module):
         gain_2D = torch.stack([self.query_norm.gain, self.key_norm.gain])
         query, key = normed_and_turned(qk_NS2HD, gain_2D, table_NSP2)
         # Attention takes views of what lies token by token, and gives back what the next product reads in order.
-        heads = (x_NSHD.transpose(1, 2) for x_NSHD in (query, key, value_NS1HD.squeeze(2)))
-        attended = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value_NS1HD.squeeze(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         branch = _joined_linear(self.linear_out, attended, F.gelu(mlp, approximate="tanh"))
         gate = gate.float() if branch_scale_N is None else gate.float() * branch_scale_N[:, None, None]
         return torch.addcmul(x_NSD, gate, branch.float())

@@ -26,7 +26,7 @@ def axis_widths(last_stage: int) -> list[int]:
 def rotary_table(ids_NSA: Tensor) -> Tensor:
     """Rotation of every pair of channels as cosine and sine.
 
-    Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴: once by the id alone where w is 2.
+    Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴: by the id alone where w is 2.
 
     Args:
         ids_NSA: int64 id rows from `token_ids`, A = 3 + K.

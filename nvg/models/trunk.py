@@ -129,7 +129,9 @@ class Trunk(nn.Module):
                 return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
             return block(*given)
         except RuntimeError as error:
-            if self.compiled and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            from torch._dynamo.exc import TorchDynamoException  # seconds to load, where nothing is compiled
+
+            if self.compiled and isinstance(error, TorchDynamoException):
                 raise UserError(
                     f"the blocks cannot be compiled: {str(error).strip().partition(chr(10))[0]}; expected a C++ "
                     "compiler for a CPU, Triton for a GPU; install it, or set compile=false (compute.compile in a "

@@ -86,8 +86,8 @@ class GeneratorRunConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.compute.compile and self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
             raise UserError(
-                "compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; set compute.compile=false, or "
-                "deepspeed.zero_stage to 0, 1 or 2"
+                "compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; set compute.compile=false, "
+                "or deepspeed.zero_stage to 0, 1 or 2"
             )
 
     @classmethod

@@ -78,13 +78,15 @@ def test_output_and_gradients_are_those_of_the_formulas():
         for block in (found, expected):
             block.query_norm.gain.copy_(torch.linspace(0.5, 2.0, 64))
             block.key_norm.gain.copy_(torch.linspace(1.5, 0.2, 64))
-    given, scale = inputs(), torch.tensor([1.25, 1.0, 0.0])
-    given[1].mul_(0.3)
-    exact = block_as_written(expected, *(value.double() for value in given), scale.double())
-    torch.testing.assert_close(found(*given, scale).double(), exact, rtol=0, atol=1e-6)
-    found(*given, scale).square().mean().backward()
+    (x, vec, table), scale = inputs(), torch.tensor([1.25, 1.0, 0.0])
+    exact = block_as_written(expected, x.double(), 0.3 * vec.double(), table.double(), scale.double())
+    out = found(x, 0.3 * vec, table, scale)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-6)
+    out.square().mean().backward()
     exact.square().mean().backward()
     for (name, ours), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
         error = (ours.grad.double() - theirs.grad).abs().max() / theirs.grad.abs().max()
         assert error < 3e-6, name
 

@@ -107,11 +107,12 @@ def test_the_teacher_of_alignment_neither_waits_nor_sends():
         assert teacher(torch.zeros(2, 3, 256, 256, device="meta")).is_meta
 
 
-def test_quantising_in_training_neither_waits_nor_sends():
+def test_quantising_in_training_neither_waits_nor_sends(monkeypatch):
     """What follows clustering in a tokenizer's step; the merging in rounds asks the device whether it is done."""
     config = TokenizerLossConfig(soft_assignment_images=0, revive_after_images=100)
     objective = TokenizerObjective(Tokenizer(small_tokenizer()), config).to("meta").train()
-    objective.network.structure_maps = lambda latent: torch.zeros(latent.shape[:2], dtype=torch.int64, device="meta")
+    maps = torch.zeros(2, 16, dtype=torch.int64, device="meta")
+    monkeypatch.setattr(objective.network, "structure_maps", lambda latent_BLC: maps)
     noise = on_meta(objective.draw_noise(seed=0, step=0, global_batch=2), objective)
     with NothingIsSent():
         loss, _ = objective({"image": torch.zeros(2, 3, 16, 16, device="meta")}, noise)
