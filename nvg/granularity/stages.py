@@ -96,8 +96,9 @@ def structure_embedding(structure_BL: Tensor, stage: int | Tensor, last_stage: i
     """
     channel_K = torch.arange(last_stage, device=structure_BL.device)
     bits_BLK = (structure_BL[..., None] >> (last_stage - 1 - channel_K)) & 1
-    stage_B11 = torch.as_tensor(stage, device=structure_BL.device).reshape(-1, 1, 1)
-    return torch.where(channel_K < stage_B11, 2 * bits_BLK, 1)
+    # A number stays one: as a tensor it would have to be copied to the device.
+    first = stage.reshape(-1, 1, 1) if isinstance(stage, Tensor) else stage
+    return torch.where(channel_K < first, 2 * bits_BLK, 1)
 
 
 def structure_from_embedding(embedding_BLK: Tensor) -> Tensor:

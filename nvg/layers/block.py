@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from nvg.layers.rope import HEAD_WIDTH, rotate
@@ -16,18 +15,30 @@ NORM_EPS = 1e-6
 
 
 class HeadNorm(nn.Module):
-    """RMS norm over the 64 channels of a head in float32, one gain shared by the heads.
-
-    Release: eps 1e-6
-    """
+    """Gain of the RMS norm over the 64 channels of a head, shared by the heads; see `normed_and_turned`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(HEAD_WIDTH))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises (..., 64), computed in float32, returned in the dtype of `x`."""
-        return F.rms_norm(x.float(), (HEAD_WIDTH,), self.gain.float(), NORM_EPS).type_as(x)
+
+def normed_and_turned(qk_NS2HD: Tensor, gain_2D: Tensor, table_NSP2: Tensor) -> tuple[Tensor, Tensor]:
+    """RMS norm over each head and rotation of queries and keys, both at once and where they lie, in float32.
+
+    Args:
+        qk_NS2HD: queries and keys, any float dtype.
+        gain_2D: of the norms, one for queries and one for keys.
+        table_NSP2: rotations from `rotary_table`.
+
+    Returns:
+        queries and keys (N, S, H, D) in the dtype they came in; it is also that of what is turned.
+
+    Paper: §2.2.2 (structure-aware RoPE); Release: eps 1e-6
+    """
+    normed = F.rms_norm(qk_NS2HD.float(), qk_NS2HD.shape[-1:], eps=NORM_EPS) * gain_2D.float()[:, None]
+    heads_NSHD = normed.type_as(qk_NS2HD).float().flatten(2, 3)
+    query, key = rotate(heads_NSHD, table_NSP2).type_as(qk_NS2HD).view_as(qk_NS2HD).unbind(2)
+    return query, key
 
 
 class Modulation(nn.Module):
@@ -88,16 +99,23 @@ class SingleStreamBlock(nn.Module):
             float32 (N, S, D).
         """
         shift, scale, gate = self.modulation(vec_ND)
-        qkv, mlp = _split_linear(self.linear_in, modulate(x_NSD, shift, scale), self.mlp_width)
-        query, key, value = rearrange(qkv, "n s (three h d) -> three n h s d", three=3, h=self.num_heads)
-        query = rotate(self.query_norm(query), table_NSP2)
-        key = rotate(self.key_norm(key), table_NSP2)
-        attended = rearrange(F.scaled_dot_product_attention(query, key, value), "n h s d -> n s (h d)")
+        qkv, mlp = _split_linear(self.linear_in, _as_factor(modulate(x_NSD, shift, scale)), self.mlp_width)
+        qk_NS2HD, value_NS1HD = qkv.unflatten(-1, (3, self.num_heads, HEAD_WIDTH)).split([2, 1], dim=2)
+        gain_2D = torch.stack([self.query_norm.gain, self.key_norm.gain])
+        query, key = normed_and_turned(qk_NS2HD, gain_2D, table_NSP2)
+        # Attention takes views of what lies token by token, and gives back what the next product reads in order.
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value_NS1HD.squeeze(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         branch = _joined_linear(self.linear_out, attended, mlp)
-        gated = gate.float() * branch.float()
-        if branch_scale_N is not None:
-            gated = gated * branch_scale_N[:, None, None]
-        return x_NSD + gated
+        gate = gate.float() if branch_scale_N is None else gate.float() * branch_scale_N[:, None, None]
+        return torch.addcmul(x_NSD, gate, branch.float())
+
+
+def _as_factor(x: Tensor) -> Tensor:
+    """The input of several matrix products, rounded once to their precision."""
+    kind = x.device.type
+    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if rounds else x
 
 
 def _split_linear(linear: nn.Linear, x: Tensor, last: int) -> tuple[Tensor, Tensor]:
@@ -126,9 +144,10 @@ def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _joined_linear(linear: nn.Linear, first: Tensor, second: Tensor) -> Tensor:
-    """linear([first | second]) without building the concatenation."""
+    """linear([first | second]) without building the concatenation; the second product adds onto the first."""
     left, right = linear.weight.split([first.shape[-1], second.shape[-1]], dim=1)
-    return F.linear(first, left, linear.bias) + F.linear(second, right)
+    begun = F.linear(first, left, linear.bias)
+    return torch.addmm(begun.flatten(0, 1), second.flatten(0, 1), right.t()).view_as(begun)
 
 
 class ModulatedHead(nn.Module):

@@ -26,7 +26,7 @@ def axis_widths(last_stage: int) -> list[int]:
 def rotary_table(ids_NSA: Tensor) -> Tensor:
     """Rotation of every pair of channels as cosine and sine.
 
-    Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴.
+    Each axis of width w turns its w / 2 interleaved pairs by id · θ^(-2j/w), θ = 10⁴: by the id alone where w is 2.
 
     Args:
         ids_NSA: int64 id rows from `token_ids`, A = 3 + K.
@@ -36,36 +36,39 @@ def rotary_table(ids_NSA: Tensor) -> Tensor:
 
     Paper: §2.2.2 (structure-aware RoPE); Release: θ = 10⁴, interleaved pairs
     """
-    angles = []
-    for axis, width in enumerate(axis_widths(ids_NSA.shape[-1] - 3)):
-        exponent = torch.arange(0, width, 2, dtype=torch.float32, device=ids_NSA.device) / width
-        angles.append(ids_NSA[..., axis, None] * THETA**-exponent)
-    angle_NSP = torch.cat(angles, dim=-1)
-    return torch.view_as_real(torch.polar(torch.ones_like(angle_NSP), angle_NSP))
+    kind_width, *_, grid_width = axis_widths(ids_NSA.shape[-1] - 3)
+    grid_P = _frequencies(grid_width, ids_NSA.device)
+    row_NS1, column_NS1 = ids_NSA[..., -2:-1], ids_NSA[..., -1:]
+    kind_NSP = ids_NSA[..., :1] * _frequencies(kind_width, ids_NSA.device)
+    angle_NSP = torch.cat([kind_NSP, ids_NSA[..., 1:-2].float(), row_NS1 * grid_P, column_NS1 * grid_P], dim=-1)
+    return torch.stack([angle_NSP.cos(), angle_NSP.sin()], dim=-1)
 
 
-def rotate(x_NHSD: Tensor, table_NSP2: Tensor) -> Tensor:
-    """Turns the interleaved channel pairs of queries or keys, computed in float32.
+def _frequencies(width: int, device: torch.device) -> Tensor:
+    return THETA ** -(torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
+
+
+def rotate(x_NSHD: Tensor, table_NSP2: Tensor) -> Tensor:
+    """Turns the interleaved channel pairs of queries or keys, where they lie.
 
     As a product of complex numbers, or written out where it is compiled: no code is generated for complex numbers.
 
     Args:
-        x_NHSD: heads of width D = 64, any float dtype.
+        x_NSHD: float32 heads of width D = 64.
         table_NSP2: rotations from `rotary_table`.
 
     Returns:
-        dtype and shape of `x_NHSD`.
+        float32 (N, S, H, D).
 
     Paper: §2.2.2 (structure-aware RoPE)
     """
-    pairs_NHSP2, table_N1SP2 = x_NHSD.float().unflatten(-1, (-1, 2)), table_NSP2[:, None]
+    pairs_NSHP2, table_NS1P2 = x_NSHD.unflatten(-1, (-1, 2)), table_NSP2[:, :, None]
     if torch.compiler.is_compiling():
-        (first, second), (cos, sin) = pairs_NHSP2.unbind(-1), table_N1SP2.unbind(-1)
-        turned_NHSP2 = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    else:
-        product = torch.view_as_complex(pairs_NHSP2.contiguous()) * torch.view_as_complex(table_N1SP2)
-        turned_NHSP2 = torch.view_as_real(product)
-    return turned_NHSP2.flatten(-2).type_as(x_NHSD)
+        cos, sin = table_NS1P2[..., :1], table_NS1P2[..., 1:]
+        turned = pairs_NSHP2 * cos + pairs_NSHP2.flip(-1) * torch.cat([-sin, sin], dim=-1)
+        return turned.flatten(-2)
+    product = torch.view_as_complex(pairs_NSHP2) * torch.view_as_complex(table_NS1P2)
+    return torch.view_as_real(product).flatten(-2)
 
 
 def token_ids(structure_NL: Tensor, stage_N: Tensor, kinds: list[int], *, structure_aware: bool = True) -> Tensor:

@@ -79,8 +79,15 @@ class Trunk(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(SingleStreamBlock(width, mlp_ratio) for _ in range(depth))
         self.recompute_activations = False
+        self.compiled = False
         self.matmul_dtype: torch.dtype | None = None
         self.register_buffer("rates", drop_path_rates(depth, depth, drop_path_rate), persistent=False)
+
+    def compile_blocks(self) -> None:
+        """Has each block compiled at its first call; all of them share the code, for each shape of input."""
+        for block in self.blocks:
+            block.compile()
+        self.compiled = True
 
     def forward(
         self,
@@ -101,6 +108,9 @@ class Trunk(nn.Module):
 
         Returns:
             float32 (N, S, D).
+
+        Raises:
+            UserError: the blocks were to be compiled and cannot be.
         """
         precision = nullcontext() if self.matmul_dtype is None else torch.autocast(x_NSD.device.type, self.matmul_dtype)
         with precision:
@@ -108,15 +118,26 @@ class Trunk(nn.Module):
             x_NSD = x_NSD.float()
             for number, block in enumerate(self.blocks):
                 scale_N = None if scales is None else scales[number]
-                if self.recompute_activations and torch.is_grad_enabled():
-                    x_NSD = checkpoint(
-                        block, x_NSD, vec_ND, table_NSP2, scale_N, use_reentrant=False, preserve_rng_state=False
-                    )
-                else:
-                    x_NSD = block(x_NSD, vec_ND, table_NSP2, scale_N)
+                x_NSD = self._after(block, x_NSD, vec_ND, table_NSP2, scale_N)
                 if hidden is not None and number + 1 == hidden.after_block:
                     hidden.tokens_NSD = x_NSD
         return x_NSD
+
+    def _after(self, block: nn.Module, *given: Tensor | None) -> Tensor:
+        try:
+            if self.recompute_activations and torch.is_grad_enabled():
+                return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+            return block(*given)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # seconds to load, where nothing is compiled
+
+            if self.compiled and isinstance(error, TorchDynamoException):
+                raise UserError(
+                    f"the blocks cannot be compiled: {str(error).strip().partition(chr(10))[0]}; expected a C++ "
+                    "compiler for a CPU, Triton for a GPU; install it, or set compile=false (compute.compile in a "
+                    "training) to run them as they are, slower"
+                ) from error
+            raise
 
 
 def initialize(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvg.tokenizer.frozen import freeze, to_imagenet_range
+from nvg.tokenizer.frozen import ImageNetRange, freeze
 
 INPUT_SIDE = 224
 BACKBONE = "vit_base_patch14_dinov2"
@@ -34,6 +34,7 @@ class Dinov2Features(nn.Module):
         from timm.models import create_model  # a frozen backbone is the only use of timm
 
         self.vit: Any = create_model(BACKBONE, img_size=INPUT_SIDE, num_classes=0, **sizes)
+        self.imagenet_range = ImageNetRange()
         freeze(self)
 
     @property
@@ -50,5 +51,5 @@ class Dinov2Features(nn.Module):
     def forward(self, images_BCSS: Tensor) -> Tensor:
         """float32 (B, N, D) of images (B, 1 or 3, S, S) in [-1, 1]; N in raster order."""
         colour = images_BCSS.expand(-1, 3, -1, -1)
-        resized = F.interpolate(to_imagenet_range(colour), size=(INPUT_SIDE, INPUT_SIDE), mode="bicubic")
+        resized = F.interpolate(self.imagenet_range(colour), size=(INPUT_SIDE, INPUT_SIDE), mode="bicubic")
         return self.vit.forward_features(resized)[:, self.vit.num_prefix_tokens :]

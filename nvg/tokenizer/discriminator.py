@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from nvg.layers import SynchronizedBatchNorm
-from nvg.tokenizer.frozen import Companion, freeze, to_imagenet_range
+from nvg.tokenizer.frozen import Companion, ImageNetRange, freeze
 
 INPUT_SIDE = 224
 BACKBONE = "vit_small_patch16_224"
@@ -42,6 +42,7 @@ class DinoFeatures(nn.Module):
             act_layer=partial(nn.GELU, approximate="tanh"),
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
+        self.imagenet_range = ImageNetRange()
         freeze(self)
 
     @property
@@ -58,7 +59,7 @@ class DinoFeatures(nn.Module):
     def forward(self, images_BCSS: Tensor) -> list[Tensor]:
         """F tensors (B, D, N) of images (B, 3, 224, 224) in [-1, 1]."""
         vit = self.vit
-        tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(to_imagenet_range(images_BCSS))))
+        tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(self.imagenet_range(images_BCSS))))
         features = [_patches_plus_class(tokens_BND)]
         for number, block in enumerate(vit.blocks):
             tokens_BND = block(tokens_BND)
@@ -119,7 +120,7 @@ class Discriminator(nn.Module):
 
         Args:
             images_BCSS: float (B, 1 or 3, S, S), about [-1, 1]; grey images are repeated over three channels.
-            uniform_3: uniforms in [0, 1) of this call, see `to_input_side`.
+            uniform_3: uniforms in [0, 1) of this call, on the CPU, see `to_input_side`.
 
         Returns:
             (B, F · N) logits, large for real.
@@ -137,7 +138,7 @@ def to_input_side(images_BCSS: Tensor, uniform_3: Tensor) -> Tensor:
 
     Args:
         images_BCSS: any side.
-        uniform_3: uniforms in [0, 1): crop or resize, row, column.
+        uniform_3: uniforms in [0, 1), on the CPU since they decide a size: crop or resize, row, column.
 
     Release: one draw per call
     """

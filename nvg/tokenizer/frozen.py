@@ -1,6 +1,6 @@
 """What the networks that judge the tokenizer in training share.
 
-Legend: B images, S side.
+Legend: B images, C = 3 colours, S side.
 """
 
 from __future__ import annotations
@@ -43,7 +43,18 @@ def freeze(network: nn.Module) -> None:
     network.requires_grad_(False)
 
 
-def to_imagenet_range(images_BCSS: Tensor) -> Tensor:
+class ImageNetRange(nn.Module):
     """Colour images in [-1, 1] as networks trained on ImageNet expect them: [0, 1], minus mean, over deviation."""
-    mean, std = (torch.tensor(values).to(images_BCSS)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((images_BCSS + 1.0) / 2.0 - mean) / std
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("mean_C11", IMAGENET_MEAN), ("std_C11", IMAGENET_STD)):
+            # On the device before it is needed: a tensor made in a step would have to be copied there, and waited for.
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """(B, 3, S, S) → the same shape and dtype."""
+        return ((images_BCSS + 1.0) / 2.0 - self.mean_C11.to(images_BCSS)) / self.std_C11.to(images_BCSS)

@@ -84,8 +84,8 @@ class TokenizerObjective(nn.Module):
 
     @property
     def host_noise(self) -> frozenset[str]:
-        """Noise that is read on the host."""
-        return frozenset({"soft_assignment"})
+        """Noise that is read on the host: it decides what is computed, and where images are cut."""
+        return frozenset({"soft_assignment", *(f"crop_{view}" for view in VIEWS)})
 
     def draw_noise(self, *, seed: int, step: int, global_batch: int, rows: slice = EVERY_ROW) -> dict[str, Tensor]:
         """Random choices of one step for B rows of the global batch, which are all that is drawn.

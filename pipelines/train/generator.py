@@ -85,7 +85,10 @@ class GeneratorRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         if self.compute.compile and self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
-            raise UserError("compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; use 0, 1 or 2")
+            raise UserError(
+                "compute.compile=true at deepspeed.zero_stage=3: its hooks cut every graph; set compute.compile=false, "
+                "or deepspeed.zero_stage to 0, 1 or 2"
+            )
 
     @classmethod
     def read_as(cls, values: Mapping[str, Any]) -> type[GeneratorRunConfig]:
@@ -274,8 +277,7 @@ def prepare_network(network: ContentGenerator | StructureGenerator, config: Gene
         begun |= begin_with(network, config.init_from)
     network.trunk.recompute_activations = config.compute.recompute_activations
     if config.compute.compile:
-        for block in network.trunk.blocks:
-            block.compile()
+        network.trunk.compile_blocks()
     return begun
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig
 from nvg.randomness import Purpose, uniforms
 
@@ -54,3 +55,16 @@ def test_compiled_blocks_give_the_same_gradients(backend):
     plain, found = gradients(lambda network: None, depth=1), gradients(compiled, depth=1)
     for name, value in plain.items():
         assert value is None or torch.allclose(value, found[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_blocks_that_cannot_be_compiled_name_the_key_to_change():
+    def no_compiler(graph, inputs):
+        raise OSError("no C++ compiler")
+
+    def compiled(network):
+        network.trunk.compile_blocks()
+        for block in network.trunk.blocks:
+            block.compile(backend=no_compiler)
+
+    with pytest.raises(UserError, match=r"cannot be compiled.*compute.compile"):
+        gradients(compiled, depth=1)
