@@ -7,6 +7,8 @@ Shapes: labels_B int64, sample_indices_B int64, images_BHWC uint8, canvases_BSLC
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +22,7 @@ from nvg.errors import UserError
 from nvg.granularity import spatial_structure
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.pixels import ImageArray, to_uint8
+from nvg.precision import Precision, resolve_precision, settle_precision
 from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -67,7 +70,8 @@ class GeneratorSpec:
         sampling: guidance, top-p, flow steps.
         seed: seed of all samples.
         rounding: see `nvg.pixels.to_uint8`.
-        precision: `fp32`, or `bf16` for the matrix products of the generators' blocks; all else stays float32.
+        precision: see `nvg.precision`; with bf16 canvas, flow state, logits and decoder stay fp32.
+        compile: True compiles the generators' blocks, once for all; it moves rounding.
     """
 
     tokenizer: str
@@ -79,7 +83,8 @@ class GeneratorSpec:
     sampling: SamplingConfig
     seed: int = 0
     rounding: Literal["release", "round"] = "release"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,7 +109,13 @@ class GeneratorSpec:
             "seed": self.seed,
             "rounding": self.rounding,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
+            **({"compile": True} if self.compile else {}),
         }
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """How the numbers are computed, for a protocol; the identity leaves out what was always so."""
+        return {"precision": self.precision, "compile": self.compile}
 
     def check(self) -> None:
         """Make sure that there is a structure generator exactly where the tokenizer needs one.
@@ -124,9 +135,10 @@ class GeneratorSpec:
 
 
 class GeneratorSampler:
-    """Algorithm 2 and the decoder."""
+    """Algorithm 2 and the decoder, in the precision of the spec: a process draws in one."""
 
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
+        settle_precision(resolve_precision(spec.precision, device), device)
         self.spec = spec
         self.device = torch.device(device)
         self.tokenizer = load_network(Tokenizer, spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
@@ -135,10 +147,12 @@ class GeneratorSampler:
         self.structure = None
         if spec.structure:
             self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
-        if spec.precision == "bf16":
-            for network in (self.content, self.structure):
-                if network is not None:
-                    network.trunk.matmul_dtype = torch.bfloat16
+        for network in (self.content, self.structure):
+            if network is not None and spec.precision == "bf16":
+                network.trunk.matmul_dtype = torch.bfloat16
+            if network is not None and spec.compile:
+                for block in network.trunk.blocks:
+                    block.compile()
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(
@@ -154,21 +168,25 @@ class GeneratorSampler:
             labels_B: int64 classes asked for.
             sample_indices_B: int64 indices in the whole set.
             given: prefix that is fixed instead of drawn; without a structure generator its maps are the spatial ones.
+
+        Raises:
+            UserError: the blocks cannot be compiled here.
         """
         if self.structure is None:
             layout = self.tokenizer.dequantizer.layout
             maps_BL = spatial_structure(layout.num_positions).repeat(len(labels_B), 1)
             given = replace(given or Given(), structure_BL=maps_BL, num_splits=layout.last_stage)
-        return sample(
-            content=self.content,
-            structure=self.structure,
-            dequantizer=self.tokenizer.dequantizer,
-            labels_B=labels_B.to(self.device),
-            sample_indices_B=sample_indices_B,
-            seed=self.spec.seed,
-            config=self.spec.sampling,
-            given=given,
-        )
+        with _compiling() if self.spec.compile else nullcontext():
+            return sample(
+                content=self.content,
+                structure=self.structure,
+                dequantizer=self.tokenizer.dequantizer,
+                labels_B=labels_B.to(self.device),
+                sample_indices_B=sample_indices_B,
+                seed=self.spec.seed,
+                config=self.spec.sampling,
+                given=given,
+            )
 
     @torch.inference_mode()
     def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
@@ -186,6 +204,21 @@ class GeneratorSampler:
                 f"the generators in {self.spec.content} and {self.spec.structure} have diverged, give older ones"
             )
         return to_uint8(images_BCHW, self.spec.rounding)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Say which setting turns it off where a network cannot be compiled here; the first batch compiles."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to load
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"compile is True, but the generators cannot be compiled here ({reason}); expected a C++ compiler on a "
+            "CPU, Triton on a GPU; mend that, or set compile=false to draw without"
+        ) from error
 
 
 def _check_structure(spec: GeneratorSpec, tokenizer: Tokenizer) -> None:

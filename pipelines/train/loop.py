@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cluster.ranks import Ranks, round_to_tf32
+from cluster.ranks import Ranks
+from nvg.precision import round_to_tf32
 from pipelines.batches.order import BatchSource
 from pipelines.entry import TrainingStopped
 from pipelines.run_folder import CHECKPOINTS_FOLDER, run_lock, write_provenance
