@@ -8,7 +8,7 @@ from nvg.precision import resolve_precision, round_to_tf32, settle_precision, wi
 
 
 def rounding() -> tuple[bool, bool]:
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return bool(torch.backends.cuda.matmul.allow_tf32), torch.backends.cudnn.allow_tf32
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,7 @@ def test_reconstructions_say_their_precision(
         def __len__(self) -> int:
             return 1
 
-        def read(self, indices_N):
+        def read(self, indices_B):
             raise AssertionError
 
     exact = ReconstructionJob(images=Images(), tokenizer=generator_spec.tokenizer, extractor=extractor_spec)
@@ -109,7 +109,7 @@ def test_features_are_never_rounded(extractor_spec: ExtractorSpec, noise_images:
     seen: list[bool] = []
 
     def note(module, given) -> None:
-        seen.extend((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        seen.extend((bool(torch.backends.cuda.matmul.allow_tf32), torch.backends.cudnn.allow_tf32))
 
     extractor.register_forward_pre_hook(note)
     round_to_tf32(True)

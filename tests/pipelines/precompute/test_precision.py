@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def plan_of(config: PrecomputeConfig):
 @pytest.fixture
 def rounding():
     """The rounding of the process, given back as it was found."""
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    flags: Any = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [flag.allow_tf32 for flag in flags]
     yield flags
     for flag, value in zip(flags, before, strict=True):
