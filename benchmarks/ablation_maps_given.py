@@ -42,7 +42,7 @@ def main() -> None:
     for cell in plan.cells:
         if cell.structure is None:
             continue
-        sampler = cell_spec(cell, plan, config.sampling, num_classes=10).build("cpu")
+        sampler = cell_spec(cell, plan, config, num_classes=10).build("cpu")
         _, maps_BL = sampler.tokenizer.tokenize(to_model_range(digits.images))
         prefix = give_structure(maps_BL, sampler.tokenizer.dequantizer.layout.num_structure_stages)
         rows = shares.setdefault(cell.variant, {"maps drawn": [], "maps given": []})

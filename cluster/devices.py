@@ -1,4 +1,4 @@
-"""Which device this process computes on, and whether it can do what is asked of it.
+"""Which device this process computes on.
 
 The one answer for the loop, for DeepSpeed, which reads DS_ACCELERATOR, and for what Ray starts without a GPU.
 """
@@ -14,8 +14,6 @@ from cluster.session import ClusterError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # environment of a process that takes none
-LEAST_FOR_BF16 = (8, 0)  # compute capability; the same for TF32
-LEAST_FOR_TRITON = (7, 0)
 
 
 def choose_device(
@@ -82,32 +80,3 @@ def refuse_shared_gpus(identities: Iterable[str]) -> None:
                 "train on the CPU with loop.device=cpu"
             )
         seen[identity] = rank
-
-
-def require_precision(precision: str, device: torch.device, key: str) -> None:
-    """Refuse `bf16` and `tf32` on a GPU that has no such products.
-
-    Raises:
-        ClusterError: it is too old; names `key` and the GPU.
-    """
-    if precision == "fp32" or device.type != "cuda" or too_old_for_bf16(device) is None:
-        return
-    raise ClusterError(f"{key} is {precision}; {too_old_for_bf16(device)}; set {key}=fp32")
-
-
-def too_old_for_bf16(device: torch.device) -> str | None:
-    """Why a GPU has no bf16 and TF32 products, None where it has."""
-    return _too_old(device, LEAST_FOR_BF16, "bf16 and TF32")
-
-
-def too_old_for_triton(device: torch.device) -> str | None:
-    """Why Triton compiles nothing for a GPU, None where it does."""
-    return _too_old(device, LEAST_FOR_TRITON, "Triton")
-
-
-def _too_old(device: torch.device, least: tuple[int, int], what: str) -> str | None:
-    found = torch.cuda.get_device_capability(device)
-    if found >= least:
-        return None
-    name, capability = torch.cuda.get_device_name(device), ".".join(map(str, found))
-    return f"{name} has compute capability {capability}; {what} begin at {'.'.join(map(str, least))}"

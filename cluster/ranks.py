@@ -5,7 +5,7 @@ the number of ranks on this node LOCAL_SIZE, the others LOCAL_WORLD_SIZE. Stream
 it is built and takes every rank for a node leader when it is missing, so entry points call `Ranks.read` before anything
 else and hand its result down: nothing below them looks at the environment again.
 
-What libraries take from this process as a whole (DeepSpeed's variables and operators, TF32) is set here too.
+What DeepSpeed takes from this process as a whole (variables and operators) is set here too.
 """
 
 from __future__ import annotations
@@ -229,11 +229,6 @@ def leave_process_group() -> None:
     """Leave the job's process group at the end of the process."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def round_to_tf32(wanted: bool) -> None:
-    """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32, in this whole process."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
 
 
 def settle_deepspeed(ranks: Ranks) -> None:

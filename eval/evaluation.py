@@ -186,7 +186,7 @@ def evaluate(
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
         "caveats": _caveats(scores, data, num_features=pools["generated"].samples.features_BF.shape[1]),
-        "protocol": _protocol(data, extractor, pools, fitted, spec.rounding),
+        "protocol": _protocol(data, extractor, pools, fitted, spec),
         "seconds": seconds,
     }
     write_results(output, results)
@@ -318,7 +318,7 @@ def _protocol(
     extractor: ExtractorSpec,
     pools: dict[str, SamplePool],
     judge: Judge | None,
-    rounding: str,
+    spec: GeneratorSpec,
 ) -> dict[str, Any]:
     """Everything that a score depends on beside the networks, with hashes of weights and images."""
     reference = hashlib.sha256(np.ascontiguousarray(data.train.images).tobytes()).hexdigest()
@@ -335,5 +335,6 @@ def _protocol(
             for name, pool in pools.items()
         },
         "judge": None if judge is None else {**asdict(judge.config), "kind": "svm-rbf", "images": judge.num_images},
-        "rounding": rounding,
+        "rounding": spec.rounding,
+        **spec.computed,
     }

@@ -9,6 +9,7 @@ layers       pieces of networks
 records      sequences on disk: `RecordDataset`
 checkpoints  weights on disk: `load_network`, `save_weights`
 pixels       between bytes and the range of the networks
+precision    fp32, TF32 or bf16, and which devices have it: `settle_precision`
 randomness   counter-based random numbers: `uniforms`
 json_files   JSON files whose form is checked to the last field: `read_json`
 bounds       settings that know their own range: `check_fields`

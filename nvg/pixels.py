@@ -22,10 +22,11 @@ ImageArray = NDArray[np.uint8]
 def scale_levels(levels: Tensor) -> Tensor:
     """Bytes as float32 in [-1, 1], x / 127.5 - 1, of any shape; shape, layout and device stay.
 
+    The same numbers on every device: a GPU would multiply by the reciprocal of a plain number, off in the last bit.
+
     Release: images / 127.5 - 1
     """
-    # A GPU multiplies by the reciprocal of a number and divides by a tensor alone: so bytes are the same everywhere.
-    return levels.to(torch.float32) / torch.full((), 127.5, device=levels.device) - 1
+    return levels.to(torch.float32) / torch.full((), 127.5, dtype=torch.float32, device=levels.device) - 1
 
 
 def to_model_range(images_BHWC: ImageArray, *, planes: bool = False) -> Tensor:

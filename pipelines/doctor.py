@@ -188,7 +188,7 @@ def _gpu(device: torch.device) -> Iterator[Check]:
     """What a GPU is, what it is too old for, and whether it computes."""
     import torch
 
-    from cluster.devices import too_old_for_bf16, too_old_for_triton
+    from nvg.precision import too_old_for_bf16, too_old_for_triton
 
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
     about = f"compute capability {capability}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"

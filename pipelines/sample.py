@@ -23,9 +23,8 @@ from cluster.files import write_atomically
 from eval.controlled import Comparison, ControlledSamples, compare, draw_stagewise
 from eval.image_files import begin_sample_folder, check_sample_folder
 from eval.image_sets import ImageSet
-from eval.pictures import paint_samples, paint_sequences, painting_rows, sample_grid
+from eval.pictures import paint_sequences, painting_rows, sample_grid
 from eval.pictures.sheets import control_sheet, stagewise_sheet
-from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
 from nvg.checkpoints import load_config
@@ -34,6 +33,7 @@ from nvg.errors import UserError
 from nvg.granularity import StageLayout, stage_map
 from nvg.models import ContentGenerator
 from nvg.pixels import ImageArray, Rounding
+from nvg.precision import Precision, resolve_precision
 from nvg.records import read_manifest
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -64,6 +64,8 @@ class SampleConfig:
         weights: which weights of the generators.
         rounding: `round` or `release` (cut off), from network output to bytes.
         device: `auto` takes a GPU where there is one.
+        precision: `bf16`, `tf32` or `fp32`, see `nvg.precision`; null is bf16 on a GPU and fp32 on a CPU.
+        compile: True compiles the generators' blocks, which takes about a minute; pays from some hundred images on.
         output: folder for the images, called by label and number, the grid and the stages of the first few.
     """
 
@@ -76,6 +78,8 @@ class SampleConfig:
     weights: Literal["ema", "model"] = "ema"
     rounding: Rounding = "round"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
+    compile: bool = False
     output: str = "samples"
 
     def __post_init__(self) -> None:
@@ -126,6 +130,7 @@ def sample_images(config: SampleConfig) -> Path:
     classes = config.classes or list(range(len(names)))
     if odd := [label for label in classes if not 0 <= label < len(names)]:
         raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
+    device = _device(config.device)
     tokenizer = weights_folder("run", str(run / "tokenizer"))
     spatial = load_config(tokenizer, "tokenizer", tokenizer_weights).get("structure") == SPATIAL
     spec = GeneratorSpec(
@@ -138,6 +143,8 @@ def sample_images(config: SampleConfig) -> Path:
         sampling=config.sampling,
         seed=config.seed,
         rounding=config.rounding,
+        precision=resolve_precision(config.precision, device),
+        compile=config.compile,
     )
     require_tokenizer("run", tokenizer, tokenizer_weights, generators(spec.content, spec.structure))
     labels = np.repeat(classes, config.num_per_class)
@@ -148,7 +155,7 @@ def sample_images(config: SampleConfig) -> Path:
     output = Path(config.output).absolute()
     files = [f"{label}-{number:03d}.png" for label, number in zip(labels, numbers, strict=True)]
     check_sample_folder("output", output)
-    sampler, control = spec.build(_device(config.device)), None
+    sampler, control = spec.build(device), None
     if config.control.stagewise_from:
         picture = _stagewise(sampler, config, labels, indices, [names[label] for label in labels])
         _begin(config, output, [STAGEWISE_FILE])
@@ -163,11 +170,7 @@ def sample_images(config: SampleConfig) -> Path:
         images = _sample_controlled(sampler, control, config.control.num_candidates, labels, indices, output)
     else:
         images = sampler.draw(torch.from_numpy(labels), torch.from_numpy(indices))
-        num_painted = min(_NUM_PAINTINGS, len(names))
-        stages = painting_rows(
-            paint_samples(spec, PoolConfig(chunk_size=num_painted, batch_size=num_painted), count=num_painted)
-        )
-        write_atomically(output / STAGES_FILE, stages.light)
+        write_atomically(output / STAGES_FILE, _stages_of_the_first(sampler, min(_NUM_PAINTINGS, len(names))))
     for image, file in zip(images, files, strict=True):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(output / file)
     shown = np.isin(np.arange(len(names)), classes)
@@ -253,6 +256,15 @@ def _sample_controlled(
     _write_pictures(sampler, control, samples, free, comparison, labels, output)
     _print_figures(console, control, comparison, facts)
     return samples.images_BHWC
+
+
+def _stages_of_the_first(sampler: GeneratorSampler, count: int) -> bytes:
+    """How the first samples of the evaluation pool were painted, PNG."""
+    indices_B = torch.arange(count)
+    labels_B = indices_B % sampler.spec.num_classes
+    drawn = sampler.draw_sequences(labels_B, indices_B)
+    paintings = paint_sequences(sampler.tokenizer, drawn, labels_B, sampler.spec.rounding, count=count)
+    return painting_rows(paintings).light
 
 
 def _for_all(given: Given, count: int) -> Given:

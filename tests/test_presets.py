@@ -193,7 +193,7 @@ def test_stated_work_of_tokenizer_and_records_is_counted():
         with FlopCounterMode(display=False) as decoder:
             tokenizer.decode(latent)
     encoding, decoding = encoder.get_total_flops(), decoder.get_total_flops()
-    check_stated_work("precompute/imagenet.yaml", encoding * 16 * IMAGENET, flops_per_s=495e12)
+    check_stated_work("precompute/imagenet.yaml", encoding * 16 * IMAGENET, flops_per_s=67e12)
     check_stated_work("tokenizer/f16.yaml", 3 * (encoding + decoding) * 100 * IMAGENET, flops_per_s=495e12)
 
 

@@ -46,6 +46,7 @@ from nvg.bounds import check_fields, refuse
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, check_images
+from nvg.precision import without_tf32
 
 SMALL_IMAGE: Final = "nvg-small-image"
 ExtractorKind = Literal["nvg-small-image", "inception-v3-compat"]
@@ -187,7 +188,7 @@ def extract(
     batch_size: int = 64,
     on_images: Callable[[int], None] | None = None,
 ) -> Features:
-    """Compute the layers of an extractor for images.
+    """Compute the layers of an extractor for images, in true fp32 whatever samples were drawn in.
 
     Args:
         extractor: from `build_extractor`.
@@ -204,7 +205,7 @@ def extract(
     check_images(images_BHWC, "images")
     device = next(extractor.parameters()).device
     layers: list[tuple[torch.Tensor, ...]] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), without_tf32():
         for start in range(0, len(images_BHWC), batch_size):
             batch = torch.from_numpy(images_BHWC[start : start + batch_size].copy()).permute(0, 3, 1, 2)
             if isinstance(extractor, InceptionExtractor) and batch.shape[1] == 1:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from eval.pool.samplers import SamplerSpec
 from eval.scores.reconstruction import load_lpips, lpips_hash, pair_scores, reconstruct_with_ids
 from nvg.checkpoints import load_network, weights_hash
 from nvg.pixels import ImageArray
+from nvg.precision import settle_precision
 from nvg.tokenizer import Tokenizer
 
 IMAGES = "images_BHWC"
@@ -148,6 +149,7 @@ class ReconstructionJob:
         extractor: where the features for rFID come from.
         lpips: trunk (`vgg`, `alex`) to the file of its weights; a trunk that is not there is left out.
         rounding: see `nvg.pixels.to_uint8`.
+        precision: of the tokenizer, see `nvg.precision`; what is scored is computed in fp32.
     """
 
     images: ImageReader
@@ -156,6 +158,7 @@ class ReconstructionJob:
     extractor: ExtractorSpec
     lpips: Mapping[str, str] = field(default_factory=dict)
     rounding: str = "release"
+    precision: Literal["fp32", "tf32"] = "fp32"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,7 +167,7 @@ class ReconstructionJob:
         return ("readable_B", "content_ids_BT", "features_BF", "original_features_BF", *scores)
 
     def identity(self) -> dict[str, Any]:
-        """Hashes of images and weights, and the rounding.
+        """Hashes of images and weights, rounding and precision.
 
         Raises:
             UserError: a weight file is missing.
@@ -178,6 +181,7 @@ class ReconstructionJob:
             "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
             "lpips_sha256": {trunk: lpips_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
             "rounding": self.rounding,
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
         }
 
     def build(self, device: str, batch_size: int) -> BatchFunction:
@@ -186,6 +190,7 @@ class ReconstructionJob:
         Raises:
             UserError: weights are missing or do not fit.
         """
+        settle_precision(self.precision, device)
         tokenizer = load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights).to(device)
         extractor = build_extractor(self.extractor, device=device)
         distances = {trunk: network.to(device) for trunk, network in load_lpips(self.lpips).items()}

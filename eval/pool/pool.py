@@ -300,6 +300,8 @@ def chunk_identity(job: PoolJob, config: ChunkPoolConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "threads_per_actor": config.threads_per_actor,
         "device": config.device,
+        # Before there was a choice, cuDNN rounded convolutions as it liked.
+        **({} if config.device == "cpu" else {"tf32": "where precision is tf32"}),
         "torch": torch.__version__,
         **job.identity(),
     }

@@ -20,6 +20,7 @@ from nvg.errors import UserError
 from nvg.granularity import spatial_structure
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.pixels import ImageArray, to_uint8
+from nvg.precision import Precision, resolve_precision, settle_precision
 from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -67,7 +68,8 @@ class GeneratorSpec:
         sampling: guidance, top-p, flow steps.
         seed: seed of all samples.
         rounding: see `nvg.pixels.to_uint8`.
-        precision: `fp32`, or `bf16` for the matrix products of the generators' blocks; all else stays float32.
+        precision: see `nvg.precision`; with bf16 canvas, flow state, logits and decoder stay fp32.
+        compile: True compiles the generators' blocks, once for all; it moves rounding.
     """
 
     tokenizer: str
@@ -79,7 +81,8 @@ class GeneratorSpec:
     sampling: SamplingConfig
     seed: int = 0
     rounding: Literal["release", "round"] = "release"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,7 +107,13 @@ class GeneratorSpec:
             "seed": self.seed,
             "rounding": self.rounding,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
+            **({"compile": True} if self.compile else {}),
         }
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """How the numbers are computed, for a protocol; the identity leaves out what was always so."""
+        return {"precision": self.precision, "compile": self.compile}
 
     def check(self) -> None:
         """Make sure that there is a structure generator exactly where the tokenizer needs one.
@@ -124,9 +133,10 @@ class GeneratorSpec:
 
 
 class GeneratorSampler:
-    """Algorithm 2 and the decoder."""
+    """Algorithm 2 and the decoder, in the precision of the spec: a process draws in one."""
 
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
+        settle_precision(resolve_precision(spec.precision, device), device)
         self.spec = spec
         self.device = torch.device(device)
         self.tokenizer = load_network(Tokenizer, spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
@@ -135,10 +145,11 @@ class GeneratorSampler:
         self.structure = None
         if spec.structure:
             self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
-        if spec.precision == "bf16":
-            for network in (self.content, self.structure):
-                if network is not None:
-                    network.trunk.matmul_dtype = torch.bfloat16
+        for network in (self.content, self.structure):
+            if network is not None and spec.precision == "bf16":
+                network.trunk.matmul_dtype = torch.bfloat16
+            if network is not None and spec.compile:
+                network.trunk.compile_blocks()
         known = self.content.config.num_classes
         if known != spec.num_classes:
             raise UserError(
@@ -154,6 +165,9 @@ class GeneratorSampler:
             labels_B: int64 classes asked for.
             sample_indices_B: int64 indices in the whole set.
             given: prefix that is fixed instead of drawn; without a structure generator its maps are the spatial ones.
+
+        Raises:
+            UserError: the blocks cannot be compiled here.
         """
         if self.structure is None:
             layout = self.tokenizer.dequantizer.layout
@@ -163,7 +177,7 @@ class GeneratorSampler:
             content=self.content,
             structure=self.structure,
             dequantizer=self.tokenizer.dequantizer,
-            labels_B=labels_B.to(self.device),
+            labels_B=labels_B,
             sample_indices_B=sample_indices_B,
             seed=self.spec.seed,
             config=self.spec.sampling,

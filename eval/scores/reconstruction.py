@@ -18,6 +18,7 @@ from eval.scores.metrics import peak_signal_to_noise
 from nvg.checkpoints import file_hash, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, to_model_range, to_uint8
+from nvg.precision import without_tf32
 from nvg.tokenizer import PerceptualDistance, Tokenizer
 
 _LEAST_SIDES = {"vgg": 16, "alex": 31}  # below these a pooling layer has nothing left
@@ -70,7 +71,8 @@ def pair_scores(
     scores = {"psnr_B": peak_signal_to_noise(copies_BHWC, images_BHWC), "ssim_B": ssim_B.numpy()}
     for trunk, network in distances.items():
         device = next(network.parameters()).device
-        distance_B = network(*(images.to(device) for images in pair))
+        with without_tf32():
+            distance_B = network(*(images.to(device) for images in pair))
         scores[f"lpips_{trunk}_B"] = distance_B.double().cpu().numpy()
     return scores
 

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from nvg.errors import NotFiniteError, UserError
 from nvg.granularity.stages import StageLayout
+from nvg.precision import too_old_for_triton
 
 logger = logging.getLogger(__name__)
-
-_OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton compiles for
 
 
 def cluster_latents(latent_BLC: Tensor, *, checked: bool = True) -> Tensor:
@@ -192,12 +191,8 @@ def _merge_on_device(device: torch.device) -> Callable[[Tensor, int], tuple[Tens
 @cache
 def _triton_merge(device: torch.device) -> Callable[[Tensor, int], tuple[Tensor, Tensor]] | None:
     """Triton's merging where it works on a GPU, tried on 16 positions; where not, it is said once why."""
-    capability = torch.cuda.get_device_capability(device)
-    if find_spec("triton") is None:
-        reason = "Triton is not installed"
-    elif capability < _OLDEST_CAPABILITY:
-        reason = f"the GPU has capability {capability[0]}.{capability[1]}, Triton needs {_OLDEST_CAPABILITY[0]}.0"
-    else:
+    reason = too_old_for_triton(device) if find_spec("triton") else "Triton is not installed"
+    if reason is None:
         try:
             from nvg.granularity.triton_clustering import merge_in_triton
 

@@ -10,6 +10,7 @@ from eval.features.small_network import FeatureTrainingConfig
 from eval.pool.pool import PoolConfig
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
+from nvg.precision import Precision, resolve_precision
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer.tokenizer import GRANULARITY, STRUCTURES
 from pipelines.configuration import load_config
@@ -36,6 +37,7 @@ class AblateConfig:
         tokenizer, precompute: of which `run_folder`, `tokenizer`, `output`, structure and split are filled in.
         content, structure: the budget of every training of that kind; folder, records, seed and switches are filled in.
         sampling: of all variants; by default that of Table 2.
+        precision, compile: of the sampling, as in `nvg eval generator`.
         pool: samples of every variant and seed; its seed is the variant's.
         feature_training: of the network whose features FID compares; one for all variants.
         session: the Ray cluster of precompute and sampling.
@@ -58,12 +60,15 @@ class AblateConfig:
             content_guidance=1.5, structure_guidance=1.5, constant_guidance=True, top_p_last=1.0
         )
     )
+    precision: Precision | None = None
+    compile: bool = False
     pool: PoolConfig = field(default_factory=PoolConfig)
     feature_training: FeatureTrainingConfig = field(default_factory=FeatureTrainingConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        resolve_precision(self.precision, self.pool.device)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise refuse("seeds", list(self.seeds), "at least one number, all different")
         if self.variants.get(_BASE) != GRANULARITY:

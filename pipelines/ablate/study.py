@@ -34,8 +34,8 @@ from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.json_files import read_json
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.precision import resolve_precision
 from nvg.records import RecordDataset
-from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Dequantizer
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.ablate.plan import AblateConfig, AblationPlan, Cell, make_plan
@@ -156,7 +156,7 @@ class _SampleScores:
     def score(self, cell: Cell) -> dict[str, float]:
         """Draw the samples of a variant and seed (or take what an earlier start drew): `fid` and `class_accuracy`."""
         pool = run_pool(
-            cell_spec(cell, self.plan, self.config.sampling, num_classes=len(self.data.class_names)),
+            cell_spec(cell, self.plan, self.config, num_classes=len(self.data.class_names)),
             config=replace(self.config.pool, seed=cell.seed),
             extractor=self.extractor_spec,
             folder=self.output / "pool",
@@ -179,15 +179,17 @@ def _load_judged(source: SourceConfig) -> EvaluationData:
     return data
 
 
-def cell_spec(cell: Cell, plan: AblationPlan, sampling: SamplingConfig, *, num_classes: int) -> GeneratorSpec:
+def cell_spec(cell: Cell, plan: AblationPlan, config: AblateConfig, *, num_classes: int) -> GeneratorSpec:
     """The networks of a variant with one seed, everything trained, and how they are sampled."""
     spec = GeneratorSpec(
         tokenizer=_weights(plan.tokenizers[cell.structure_kind]),
         content=_weights(plan.trainings[cell.content]),
         structure=_weights(plan.trainings[cell.structure]) if cell.structure else "",
         num_classes=num_classes,
-        sampling=sampling,
+        sampling=config.sampling,
         seed=cell.seed,
+        precision=resolve_precision(config.precision, config.pool.device),
+        compile=config.compile,
     )
     require_tokenizer("folder", spec.tokenizer, spec.tokenizer_weights, generators(spec.content, spec.structure))
     return spec

@@ -109,7 +109,7 @@ def draw_against(
             console=console,
             wanted=(LABELS, *feature_names(extractor.kind)),
         )
-    facts = {"rounding": config.rounding, "model": _model_facts(config, opened.content)}
+    facts = {"rounding": config.rounding, **opened.spec.computed, "model": _model_facts(config, opened.content)}
     return pool, results_against(pool, reference, extractor, config=config.score, facts=facts, seconds=seconds)
 
 

@@ -14,6 +14,7 @@ from eval.reference import ScoreConfig
 from eval.scores.judge import JudgeConfig
 from nvg.bounds import refuse
 from nvg.pixels import Rounding
+from nvg.precision import Precision, resolve_precision
 from nvg.sampling import SamplingConfig
 from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.sources import SourceConfig
@@ -36,7 +37,9 @@ class EvaluateConfig(ExtractorConfig):
         weights: which weights of the generators.
         tokenizer_weights: which weights of the tokenizer.
         rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
-        precision: of the generators' matrix products.
+        precision: `bf16`, `tf32` or `fp32`, see `nvg.precision`; null is bf16 on a GPU and fp32 on a CPU. Features are
+            always computed in fp32.
+        compile: True compiles the generators' blocks on every worker; pays from some thousand samples on.
         guidance_one: without a reference: also draw a pool with both guidance scales at 1, all else unchanged.
         sampling: guidance, top-p, flow steps.
         pool: size and shape of the sampling pool.
@@ -61,7 +64,8 @@ class EvaluateConfig(ExtractorConfig):
     weights: Weights = "ema"
     tokenizer_weights: Weights = "ema"
     rounding: Rounding = "release"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision | None = None
+    compile: bool = False
     guidance_one: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -79,6 +83,7 @@ class EvaluateConfig(ExtractorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        resolve_precision(self.precision, self.pool.device)
         require(self, "a folder", "tokenizer", "content", "output")
         for name in ("samples_file", "samples_folder"):
             if getattr(self, name) and not self.reference:
@@ -96,7 +101,8 @@ class EvaluateConfig(ExtractorConfig):
             sampling=self.sampling,
             seed=self.pool.seed,
             rounding=self.rounding,
-            precision=self.precision,
+            precision=resolve_precision(self.precision, self.pool.device),
+            compile=self.compile,
         )
 
     def resolved(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -19,6 +19,7 @@ from eval.tokenizer_evaluation import reconstruction_picture, reconstruction_pro
 from nvg.bounds import at_least
 from nvg.checkpoints import load_network
 from nvg.pixels import Rounding
+from nvg.precision import resolve_precision
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import training_keys, weights_folder
 from pipelines.evaluate.config import Weights, make_folder, require
@@ -50,6 +51,7 @@ class EvaluateTokenizerConfig(ExtractorConfig):
         rounding: `release` (cut off) or `round` (nearest), from network output to bytes.
         vgg_weights: torchvision's `vgg16-397923af.pth`; empty leaves LPIPS (VGG) out.
         alex_weights: torchvision's `alexnet-owt-7be5be79.pth`; empty leaves LPIPS (Alex) out.
+        precision: of the tokenizer: `fp32`, or `tf32` on a GPU; that of its records. Scores are computed in fp32.
         num_pictures: columns of the picture sheet.
         pool: shape of the pool.
         source: the images; view 0 of each image of its split is reconstructed, and scores compare with these images.
@@ -62,6 +64,7 @@ class EvaluateTokenizerConfig(ExtractorConfig):
     rounding: Rounding = "release"
     vgg_weights: str = ""
     alex_weights: str = ""
+    precision: Literal["fp32", "tf32"] = "fp32"
     num_pictures: int = at_least(1, 10)
     pool: ChunkPoolConfig = field(default_factory=lambda: ChunkPoolConfig(chunk_size=256, batch_size=32))
     source: SourceConfig = field(default_factory=lambda: SourceConfig(split="test"))
@@ -69,6 +72,7 @@ class EvaluateTokenizerConfig(ExtractorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        resolve_precision(self.precision, self.pool.device)
         require(self, "a folder", "tokenizer", "output")
 
     @property
@@ -86,7 +90,7 @@ def plan_evaluate_tokenizer(config: EvaluateTokenizerConfig) -> list[str]:
         describe_features(config, "the training images"),
         "LPIPS: " + (", ".join(config.lpips) or "left out, neither vgg_weights nor alex_weights names a file"),
         f"join or start Ray ({config.session.address}) and reconstruct on {pool.num_actors} worker(s), "
-        f"{pool.chunk_size} per chunk",
+        f"{pool.chunk_size} per chunk, in {config.precision}",
         f"write {RESULTS_FILE} and {_SHEET_FILE} in {config.output}",
     ]
 
@@ -125,6 +129,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
             extractor=extractor,
             lpips=config.lpips,
             rounding=config.rounding,
+            precision=config.precision,
         )
         with timed(seconds, "reconstruction"):
             pool = run_chunks(
@@ -148,7 +153,10 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
         "left_out": [
             f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
         ],
-        "protocol": reconstruction_protocol(pool, scores["num_images"], extractor),
+        "protocol": {
+            **reconstruction_protocol(pool, scores["num_images"], extractor),
+            "precision": config.precision,
+        },
         "seconds": seconds,
     }
     path = write_results(output, results)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from cluster.session import SessionConfig
 from nvg.bounds import at_least, between, check_fields, refuse
+from nvg.precision import resolve_precision
 from pipelines.sources.config import SourceConfig
 
 
@@ -61,6 +62,8 @@ class PrecomputeConfig:
         cpus_per_actor: logical CPUs Ray reserves for each.
         gpus_per_actor: GPUs Ray reserves for each; the encoder runs on one where this is above 0.
         threads_per_actor: threads of the encoder and of image decoding in each actor.
+        precision: "fp32", or "tf32", which a GPU computes several times as fast: some ids and maps become others, since
+            they are decided by thresholds. Recorded on a GPU; a CPU has fp32 alone.
         batch_size: image views encoded at once. Changes rounding, so it is recorded.
         images_per_unit: images per unit of work, what is redone at most after a kill.
         shard_bytes: largest size of one MDS shard, whose offsets have 32 bits.
@@ -84,6 +87,7 @@ class PrecomputeConfig:
     cpus_per_actor: float = at_least(0, 1.0)
     gpus_per_actor: float = at_least(0, 0.0)
     threads_per_actor: int = at_least(1, 1)
+    precision: Literal["fp32", "tf32"] = "fp32"
     batch_size: int = at_least(1, 64)
     images_per_unit: int = at_least(1, 8192)
     shard_bytes: int = between(1 << 12, (1 << 32) - 1, 1 << 26)
@@ -96,6 +100,7 @@ class PrecomputeConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        resolve_precision(self.precision, self.device)
         for name in ("tokenizer", "output", "tokenizer_weights"):
             if not getattr(self, name):
                 raise refuse(name, "", f"a {'name' if 'weights' in name else 'folder'}")

@@ -23,6 +23,7 @@ from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
+from nvg.precision import settle_precision
 from nvg.records import MAX_UINT16_VALUES, read_manifest
 from nvg.tokenizer import Tokenizer
 from pipelines.checkpoints import weights_folder
@@ -211,6 +212,7 @@ class EncodingActor(UnitWorker):
     ) -> None:
         torch.set_num_threads(config.threads_per_actor)
         torch.backends.cudnn.deterministic = True  # the same bytes whoever encodes a unit
+        settle_precision(config.precision, config.device)
         tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
         self._encode = partial(
             encode_unit,
@@ -301,7 +303,7 @@ def plan_precompute(config: PrecomputeConfig) -> list[str]:
         f"join or start Ray ({config.session.address})",
         f"open the {source.kind} source {source.path or ''}".rstrip(),
         f"encode {source.num_views} view(s) per image with {config.tokenizer} on {config.num_actors} actor(s), "
-        f"{config.images_per_unit} images per unit, batches of {config.batch_size}",
+        f"{config.images_per_unit} images per unit, batches of {config.batch_size}, in {config.precision}",
         config.repa.plan,
         f"merge the parts and write the manifest in {config.output}",
     ]

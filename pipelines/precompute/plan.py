@@ -31,7 +31,14 @@ SOURCES_FILE = "sources.txt"
 _PLAN_FILE = "plan.json"
 _LOCK_FILE = ".precompute.lock"
 # What a description leaves out: it was so before there was a setting, and those records still are of this job.
-_LEFT_OUT = {"structure": GRANULARITY, "view_flip": False, "repa": None, "pixels": "stored", "max_megapixels": 64.0}
+_LEFT_OUT = {
+    "structure": GRANULARITY,
+    "view_flip": False,
+    "repa": None,
+    "pixels": "stored",
+    "max_megapixels": 64.0,
+    "precision": "not recorded",  # on a CPU always fp32; on a GPU cuDNN chose, and the job is another one
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ def make_plan(
         "shard_bytes": config.shard_bytes,
         "threads_per_actor": config.threads_per_actor,
         "device": config.device,
+        **({} if config.device == "cpu" else {"precision": config.precision}),
         "seed": config.seed,
         **({} if structure == GRANULARITY else {"structure": structure}),
         **({"view_flip": True} if config.source.flip else {}),

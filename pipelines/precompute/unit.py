@@ -27,7 +27,7 @@ from cluster.files import sync_path
 from cluster.versions import library_versions
 from nvg.checkpoints import file_hash
 from nvg.granularity import require_clustered
-from nvg.pixels import to_model_range
+from nvg.pixels import check_images, scale_levels
 from nvg.records import RecordLayout, ShardWriter
 from nvg.records.shard import INDEX_FILE, SHARD_HASH
 from nvg.tokenizer import Tokenizer
@@ -265,8 +265,10 @@ def _write_records(
     if repa is not None:
         writers.append(_open_writer(temporary / repa.folder, repa.columns, config))
 
+    send = _Sender(config.device)
+
     def encode(views: list[_View]) -> _Encoded:
-        return _encode(views, tokenizer, config)
+        return _encode(views, tokenizer, config, send)
 
     def tokenize(batch: _Encoded) -> _Tokenized:
         return _tokenize(batch, tokenizer, sums, repa)
@@ -300,12 +302,32 @@ def _open_writer(folder: Path, columns: Mapping[str, str], config: PrecomputeCon
         return ShardWriter(folder, columns, shard_bytes=config.shard_bytes)
 
 
+class _Sender:
+    """Brings image bytes to a device: on a GPU from pinned memory and on a stream of its own, while others compute."""
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def __call__(self, levels_BHWC: np.ndarray) -> torch.Tensor:
+        """uint8 (B, H, W, C) as network input (B, C, H, W) on the device, channel after channel, scaled there."""
+        levels_BCHW = torch.from_numpy(np.moveaxis(levels_BHWC, -1, 1).copy())
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                levels_BCHW = levels_BCHW.pin_memory().to(self._device, non_blocking=True)
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_stream(self._stream)
+            levels_BCHW.record_stream(computing)  # its memory was taken on the other stream
+        return scale_levels(levels_BCHW)
+
+
 @torch.no_grad()
-def _encode(views: list[_View], tokenizer: Tokenizer, config: PrecomputeConfig) -> _Encoded:
+def _encode(views: list[_View], tokenizer: Tokenizer, config: PrecomputeConfig, send: _Sender) -> _Encoded:
     """Encode a batch, filled up to the batch size so that every batch is computed alike."""
     missing = config.batch_size - len(views)
     pixels_BHWC = np.stack([item.pixels for item in views] + [views[0].pixels] * missing)
-    images = to_model_range(pixels_BHWC, planes=True).to(config.device)
+    check_images(pixels_BHWC, "views")
+    images = send(pixels_BHWC)
     return _Encoded(views, images, tokenizer.encode(images))
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cluster.devices import require_precision
-from cluster.ranks import Ranks, round_to_tf32
+from cluster.ranks import Ranks
+from nvg.precision import settle_precision
 from pipelines.batches.order import BatchSource
 from pipelines.entry import TrainingStopped
 from pipelines.run_folder import CHECKPOINTS_FOLDER, run_lock, write_provenance
@@ -74,8 +74,7 @@ def train(task: TrainingTask, config: RunConfig, ranks: Ranks, *, left_over: int
     run_folder = Path(config.run_folder).resolve()
     if config.loop.threads_per_rank is not None:
         torch.set_num_threads(config.loop.threads_per_rank)
-    require_precision(config.loop.precision, ranks.device, "loop.precision")
-    round_to_tf32(config.loop.precision == "tf32")
+    settle_precision(config.loop.precision, ranks.device, key="loop.precision")
     if ranks.world_size > 1 or config.loop.engine == "deepspeed":
         ranks.join()
     stop = StopRequest(run_folder / STOP_FILE, ranks, left_over=left_over)

@@ -15,9 +15,6 @@ from cluster.devices import (
     WITHOUT_GPU,
     choose_device,
     refuse_shared_gpus,
-    require_precision,
-    too_old_for_bf16,
-    too_old_for_triton,
 )
 from cluster.ranks import Ranks, device_for_deepspeed
 from cluster.session import ClusterError, free_port
@@ -100,23 +97,6 @@ def test_zero_3_on_ranks_that_each_see_one_gpu_is_refused():
     assert device_for_deepspeed(rank, 2).device_rank == 0
     with pytest.raises(ClusterError, match=r"zero_stage is 3, .*--gpus-per-node instead of --gpus-per-task"):
         device_for_deepspeed(rank, 3)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_a_gpu_too_old_for_the_precision_is_named_with_the_key(monkeypatch, precision):
-    device = torch.device("cuda", 0)
-    pretend_gpus(monkeypatch, 1, (7, 5))
-    with pytest.raises(
-        ClusterError, match=rf"loop.precision is {precision}; Some GPU has compute capability 7.5; .*8.0"
-    ):
-        require_precision(precision, device, "loop.precision")
-    require_precision("fp32", device, "loop.precision")
-    require_precision("bf16", torch.device("cpu"), "loop.precision")
-    assert too_old_for_triton(device) is None
-    pretend_gpus(monkeypatch, 1, (6, 1))
-    assert "Triton begin at 7.0" in str(too_old_for_triton(device))
-    pretend_gpus(monkeypatch, 1, (8, 0))
-    assert too_old_for_bf16(device) is None
 
 
 def test_a_ray_worker_computes_on_what_it_reserves(tmp_path):

@@ -116,7 +116,7 @@ def gpu_without_use(monkeypatch):
 
 @pytest.mark.parametrize(
     ("reason", "capability", "installed"),
-    [("Triton is not installed", (9, 0), False), ("capability 6.1, Triton needs 7.0", (6, 1), True)],
+    [("Triton is not installed", (9, 0), False), ("capability 6.1; Triton begin at 7.0", (6, 1), True)],
 )
 def test_where_triton_is_not_the_rounds_are_taken_and_it_is_said_once(
     gpu_without_use, monkeypatch, caplog, reason, capability, installed

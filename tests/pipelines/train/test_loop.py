@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny_training import NUM_IMAGES, build_task, tiny_config
 
-from cluster.ranks import Ranks, round_to_tf32
+from cluster.ranks import Ranks
 from nvg.errors import NotFiniteError, UserError
+from nvg.precision import round_to_tf32
 from pipelines.batches.order import ArraySource
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
