@@ -4,6 +4,7 @@
     head         a Ray head of one's own for jobs, on ports nobody else uses
     submit       a command as a Ray job: `submit`
     process      ending a process that was started here
+    devices      which device a rank computes on
     ranks        who am I among the ranks of a training
     actors       the durable pool of actors: `run_units`; what a cluster has room for: `require_resources`
     progress     the progress bar: `ProgressBars`

@@ -155,8 +155,10 @@ class Ranks:
 
     def settle_timeouts(self) -> None:
         """Give every process group the timeout of these ranks: those that libraries make have PyTorch's own."""
-        for group in list(dist.distributed_c10d._world.pg_map):
-            dist.distributed_c10d._set_pg_timeout(self._timeout, group)
+        world = dist.distributed_c10d
+        settle = getattr(dist, "set_timeout", None) or world._set_pg_timeout  # the name before PyTorch 2.14
+        for group in list(world._world.pg_map):
+            settle(self._timeout, group)
 
     @property
     def _timeout(self) -> timedelta:

@@ -44,8 +44,8 @@ BARS = {
     "modules of pipelines + eval, front doors not counted": 100,
     "rooms at the top of pipelines": 20,
     "modules in import circles": 0,
-    "lines of pipelines + eval": 20_500,
-    "code lines of pipelines + eval + cluster": 14_000,
+    "lines of pipelines + eval": 20_800,
+    "code lines of pipelines + eval + cluster": 14_200,
 }
 MOST_FILES_IN_A_STEP = 8
 ONCE_A_STEP = "nvg/training/generator_objectives.py:ContentObjective.forward"

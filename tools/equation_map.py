@@ -82,10 +82,15 @@ METHOD_FOLDERS = tuple(
 )
 PLUMBING = {
     "Companion": "a network beside its user",
+    "ImageNetRange": "units of images",
     "PlainEngine": "the engine's interface",
+    "capture_passes": "launches of kernels",
     "freeze": "no gradient to the weights",
     "frozen": "parameters to buffers",
-    "to_imagenet_range": "units of images",
+    "level_options": "how a kernel is compiled",
+    "replay_passes": "launches of kernels",
+    "require_clustered": "a check",
+    "sequences_at_once": "a processor's cache",
 }
 
 

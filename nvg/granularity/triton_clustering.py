@@ -31,6 +31,8 @@ def merge_level(
 
     Writes the means of the pairs and the positions in the order of the new clusters. `failed` becomes 1 where a
     distance is no finite number; the clusters are then paired as they come, so that no index is out of range.
+
+    Paper: Alg. 1 lines 2-4, §2.1 (k = 2)
     """
     image = tl.program_id(0).to(tl.int64)
     i_N = tl.arange(0, N)

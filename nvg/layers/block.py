@@ -15,7 +15,10 @@ NORM_EPS = 1e-6
 
 
 class HeadNorm(nn.Module):
-    """Gain of the RMS norm over the 64 channels of a head, shared by the heads; see `normed_and_turned`."""
+    """Gain of the RMS norm over the 64 channels of a head, shared by the heads; see `normed_and_turned`.
+
+    Release: eps 1e-6
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -114,7 +114,7 @@ def test_a_generators_training_stays_on_the_device_and_waits_where_it_may(kind, 
 def test_bf16_on_a_gpu_too_old_for_it_is_refused_before_a_step(tmp_path):
     with (
         pretend_gpu(capability=(7, 0)),
-        pytest.raises(ValueError, match=r"loop.precision is bf16; Pretend GPU has .*7.0"),
+        pytest.raises(ValueError, match=r"loop.precision is 'bf16'; expected fp32: Pretend GPU has .*7.0"),
     ):
         run_training(golden("content", tmp_path / "run", precision="bf16"), build_golden)
     assert not (tmp_path / "run").exists()

@@ -108,6 +108,7 @@ def gpu_without_use(monkeypatch):
     def of(capability):
         clustering._triton_merge.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
         return torch.device("cuda:0")
 
     yield of

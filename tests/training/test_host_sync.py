@@ -112,7 +112,7 @@ def test_quantising_in_training_neither_waits_nor_sends(monkeypatch):
     config = TokenizerLossConfig(soft_assignment_images=0, revive_after_images=100)
     objective = TokenizerObjective(Tokenizer(small_tokenizer()), config).to("meta").train()
     maps = torch.zeros(2, 16, dtype=torch.int64, device="meta")
-    monkeypatch.setattr(objective.network, "structure_maps", lambda latent_BLC: maps)
+    monkeypatch.setattr(objective.network, "structure_maps", lambda latent_BLC, checked: maps)
     noise = on_meta(objective.draw_noise(seed=0, step=0, global_batch=2), objective)
     with NothingIsSent():
         loss, _ = objective({"image": torch.zeros(2, 3, 16, 16, device="meta")}, noise)

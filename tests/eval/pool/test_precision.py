@@ -144,7 +144,7 @@ def test_canvases_of_bf16_samples_are_painted_in_fp32(generator_spec: GeneratorS
 
 @pytest.mark.slow
 def test_compiled_generators_draw_what_eager_ones_draw(generator_spec: GeneratorSpec) -> None:
-    """But for ids that rounding turns over; one compilation serves all blocks of a generator."""
+    """But for ids that rounding turns over; a compilation serves all blocks of a generator, for each size of batch."""
     from torch._dynamo.utils import counters
 
     torch.compiler.reset()
@@ -156,4 +156,4 @@ def test_compiled_generators_draw_what_eager_ones_draw(generator_spec: Generator
         assert isinstance(sampler, GeneratorSampler)
         ids.append(sampler.draw_sequences(indices % 10, indices).content_ids_BT)
     assert (ids[0] == ids[1]).float().mean() > 0.95
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] <= 4  # guidance makes one batch of both passes

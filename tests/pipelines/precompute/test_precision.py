@@ -109,7 +109,7 @@ def test_an_actor_rounds_as_the_job_says(case, rounding, monkeypatch, tmp_path, 
 def test_an_actor_on_a_gpu_without_tf32_names_the_key(case, rounding, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "V100")
-    with pytest.raises(UserError, match=r"precision is 'tf32'; expected fp32 on V100.*set precision=fp32"):
+    with pytest.raises(UserError, match=r"precision is 'tf32'; expected fp32: V100 .*set precision=fp32"):
         actor(case, tmp_path, replace(ON_GPU, precision="tf32"))
 
 
