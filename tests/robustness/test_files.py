@@ -262,7 +262,7 @@ def test_shards(amount: int, tally: Tally, tmp_path):
 
     def jpegs() -> None:
         dataset = JpegDataset.open(RecordDataset.open(folder))
-        assert all(_decoded(data).numel() for data in dataset.batch([0, NUM_IMAGES - 1])[:1] if data == jpeg.getvalue())
+        assert all(_decoded(data).size for data in dataset.batch([0, NUM_IMAGES - 1])[:1] if data == jpeg.getvalue())
 
     path = folder / "jpeg" / "shard.00000.mds"
     damages = damages_of(path.read_bytes(), fits, amount, header=head + 400, tail=400, step=3)
