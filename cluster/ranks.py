@@ -23,7 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from cluster.devices import DeviceName, choose_device, gpu_identity, refuse_shared_gpus
 from cluster.session import ClusterError, settle_temporary_folder
@@ -135,7 +136,7 @@ class Ranks:
             sys.stderr.write(f"nvg: rank {self.rank} waits at {place} for the other {self.world_size - 1}\n")
         try:
             meeting = min(self._timeout, timedelta(seconds=_MEETING_S))
-            store, rank, world_size = next(dist.rendezvous("env://", timeout=meeting))
+            store, rank, world_size = next(rendezvous("env://", timeout=meeting))
             if on_gpu:  # before NCCL meets the same GPU twice
                 store.set(f"gpu{rank}", gpu_identity(self.device))
                 found = store.multi_get([f"gpu{number}" for number in range(world_size)])
@@ -143,7 +144,7 @@ class Ranks:
                 if rank == 0:  # whose process holds the store
                     store.wait([f"read{number}" for number in range(world_size)])
                 refuse_shared_gpus(identity.decode() for identity in found)
-            store = dist.PrefixStore("ranks", store)
+            store = PrefixStore("ranks", store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, **group)
         except ClusterError:
             raise

@@ -196,7 +196,8 @@ def _gpu(device: torch.device) -> Iterator[Check]:
     advice = f"{old}; loop.precision=fp32" if old else ""
     yield Check(name, f"{torch.cuda.get_device_name(device)}, {about}", "note" if old else "ok", advice)
     old = too_old_for_triton(device) or (None if find_spec("triton") else "Triton is not installed")
-    yield Check(f"{name} Triton", *(("no", "note", f"{old}; leave compute.compile at false") if old else ("ok",)))
+    part = f"{name} Triton"
+    yield Check(part, "no", "note", f"{old}; set compute.compile=false") if old else Check(part, "ok")
     yield _tried(f"{name} bf16 product", lambda: _product(device), "reinstall torch for this driver: `nvidia-smi`")
     advice = "a cuDNN of the system before torch's own? unset LD_LIBRARY_PATH"
     yield _tried(f"{name} attention", lambda: _attention(device), advice)
@@ -206,9 +207,10 @@ def _nccl(device: torch.device) -> Check:
     """A process group of one rank."""
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     def group() -> None:
-        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=device)
+        dist.init_process_group("nccl", store=HashStore(), rank=0, world_size=1, device_id=device)
         try:
             _require(torch.ones(8, device=device), dist.all_reduce, expected=1.0)
         finally:

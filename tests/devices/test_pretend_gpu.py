@@ -145,10 +145,11 @@ def test_a_tokenizers_training_gives_the_cpus_numbers(tmp_path):
 def test_samples_are_the_cpus(tmp_path):
     def drawn(device: str) -> Any:
         torch.manual_seed(0)
-        content, structure, dequantizer = (network.to(device) for network in tiny_generators())
+        content, structure, dequantizer = tiny_generators()
         indices = torch.arange(3)
         return sample(
-            content=content, structure=structure, dequantizer=dequantizer, labels_B=(indices % 3).to(device),
+            content=content.to(device), structure=structure.to(device), dequantizer=dequantizer.to(device),
+            labels_B=(indices % 3).to(device),
             sample_indices_B=indices, seed=0, config=SamplingConfig(num_flow_steps=2),
         )  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_gpu_is_named(monkeypatch):
     checks = checks_on_a_gpu(monkeypatch, capability=(7, 0))
     assert (checks["cuda:0"].verdict, checks["cuda:0 Triton"].verdict) == ("note", "note")
     assert "7.0; bf16 and TF32 begin at 8.0; loop.precision=fp32" in checks["cuda:0"].advice
-    assert "Triton is not installed; leave compute.compile at false" in checks["cuda:0 Triton"].advice
+    assert "Triton is not installed; set compute.compile=false" in checks["cuda:0 Triton"].advice
     failed = checks["cuda:0 attention"]
     assert (failed.verdict, failed.found) == ("missing", "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
     assert "LD_LIBRARY_PATH" in failed.advice

@@ -73,7 +73,7 @@ class OnGpu(Tensor):
         made.held = held
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,7 +98,7 @@ class OnGpu(Tensor):
         if args and isinstance(args[0], Tensor):
             device, dtype = args[0].device, args[0].dtype
         else:
-            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         value = self if dtype in (None, self.dtype) else Tensor.to(self, dtype)
         return value if device is None or device.type == "cuda" else value.cpu()
 

@@ -202,7 +202,7 @@ def test_a_rank_draws_its_rows_of_the_noise_bitwise(kind, stages_per_image):
     elif kind == "structure":
         objective = StructureObjective(structure, dequantizer, config)
     elif kind == "tokenizer":
-        adversarial = SimpleNamespace(config=TokenizerLossConfig(), discriminator=object())
+        adversarial: Any = SimpleNamespace(config=TokenizerLossConfig(), discriminator=object())
         objective = SimpleNamespace(draw_noise=partial(TokenizerObjective.draw_noise, adversarial))
     whole = objective.draw_noise(seed=1, step=5, global_batch=24)
     # In one piece each, or dealt out in turns as StreamingDataset does.

@@ -32,7 +32,8 @@ class OneOfSeveral(Ranks):
 def metrics_of(kind: str, cuts: list[slice]) -> list[dict[str, Tensor]]:
     """Metrics of one step of few stages an image, for each of some parts of the batch."""
     task = build_task(GoldenRunConfig(kind=kind, run_folder=""))
-    objective = task.objective.eval()
+    objective: Any = task.objective
+    objective.eval()
     objective.config = GeneratorLossConfig(stages_per_image=2)
     batch = next(task.batches.batches(start_step=0, global_batch=GLOBAL_BATCH, seed=0, ranks=Ranks())).tensors
     noise = objective.draw_noise(seed=0, step=0, global_batch=GLOBAL_BATCH)
