@@ -39,7 +39,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.overrides import TorchFunctionMode
 
-from nvg.layers import SingleStreamBlock
+from nvg.layers import SingleStreamBlock, rope
 from nvg.models import ContentGeneratorConfig, StructureGeneratorConfig
 from pipelines.train.costs import flops_per_image
 
@@ -117,7 +117,8 @@ def compiled_bytes(width: int, num_tokens: int, num_sequences: int) -> dict[str,
             partition_fn=min_cut_rematerialization_partition,
             decompositions=select_decomp_table(),
         )
-        with patch.object(torch.compiler, "is_compiling", lambda: True):
+        as_on_a_gpu = patch.object(rope, "STACKING_DEVICES", ())
+        with as_on_a_gpu, patch.object(torch.compiler, "is_compiling", lambda: True):
             compiled(x_NSD, vec_ND, table_NSP2, scale_N, *block.parameters())
     return {part: number / x_NSD.numel() for part, number in moved.items()}
 
