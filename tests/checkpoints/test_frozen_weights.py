@@ -22,6 +22,7 @@ def vgg_file(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_lpips_reads_torchvisions_file_and_is_zero_for_equal_images(vgg_file):
     distance = load_perceptual_distance(vgg_file)
     expected = torch.load(vgg_file, weights_only=True)

@@ -152,6 +152,7 @@ def test_the_key_follows_images_weights_and_rounding(job: ReconstructionJob, vgg
     assert all(chunk_identity(other, POOL) != base for other in others)
 
 
+@pytest.mark.slow
 def test_lpips_on_the_real_graphs(vgg_file: str, tmp_path: Path) -> None:
     alex_file = str(tmp_path / "alex.pth")
     torch.save(alexnet().state_dict(), alex_file)

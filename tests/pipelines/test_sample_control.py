@@ -93,6 +93,7 @@ def run_nvg_sample(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_end_to_end(run_folder, files):
     values = [f"run={run_folder}", "classes=[3]", "num_per_class=2", f"output={files / 'out'}"]
     done = run_nvg_sample(*values, "sampling.num_flow_steps=2", "--structure-mask", str(files / "mask.png"))

@@ -101,6 +101,7 @@ def out_of_range(section: type) -> Iterator[tuple[str, str]]:
             yield item.name, bracket.format(f"{allowed.high + 1:.0f}")
 
 
+@pytest.mark.slow
 def test_values_that_a_section_itself_refuses(tally: Tally):
     """Out of range, no choice, a reference to nothing."""
     for section in sections():

@@ -81,6 +81,7 @@ def test_gradients_reach_the_images_through_the_frozen_network(discriminator):
     discriminator.zero_grad()
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_to_tell_two_kinds_of_images_apart(discriminator):
     objective = DiscriminatorObjective(discriminator, DiscriminatorLossConfig())
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2e-3, betas=(0.9, 0.95))

@@ -118,6 +118,7 @@ def test_features_are_never_rounded(extractor_spec: ExtractorSpec, noise_images:
     assert torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_compiled_the_key_is_named(generator_spec: GeneratorSpec) -> None:
     from torch._inductor import config
 

@@ -54,6 +54,7 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 def test_the_published_commands_run_one_after_the_other(case, pictures, monkeypatch):
     source = (f"source.path={pictures}", "source.image_size=32")
     tokenizer = load_config(TokenizerRunConfig, "tokenizer/f16.yaml", [*source, *SMALL_RUN, *SMALL_TOKENIZER])

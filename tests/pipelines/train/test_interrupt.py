@@ -125,6 +125,7 @@ def test_one_rank_that_was_signalled_stops_all(tmp_path):
     assert told == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["term", "int"])
 def test_exit_code_says_that_it_was_stopped(repository, tmp_path, fault):
     done = subprocess.run(
