@@ -213,6 +213,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _state().log.wait(name)
     if name in _OF_INDICES and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
         _state().log.wait("index by a mask")
+    if name == "_conj":  # a mark that a wrapped tensor has no place for
+        return _wrap(torch.conj_physical(args[0].held))
     owners = {id(value.held): value for value in _tensors((args, kwargs)) if isinstance(value, OnGpu)}
     held = func(*_map(_held, args), **_map(_held, kwargs))
     made = _map(lambda value: owners.get(id(value), _wrap(value)), held)
