@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -91,7 +92,7 @@ def command(
 def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
     """Train with `config.launch.num_workers` ranks on the cluster; see `run_training`."""
     run_folder = Path(config.run_folder).resolve()
-    left_over = request_in(run_folder)
+    left_over, is_new = request_in(run_folder), not run_folder.exists()
     session = SessionConfig(
         address=config.launch.address or "auto", num_cpus=_num_cpus(config.launch), log_to_driver=True
     )
@@ -129,6 +130,8 @@ def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
             message = _own_message(error)
             if message is None:
                 raise
+            if is_new and {path.name for path in run_folder.glob("*")} <= {_RAY_FOLDER}:
+                shutil.rmtree(run_folder, ignore_errors=True)  # the start was refused: no run has begun here
             raise UserError(message) from error
     return _require_finished(config, resolve_checkpoint(run_folder))
 

@@ -136,6 +136,13 @@ def test_ray_train(ray_session, tmp_path, expected, monkeypatch):
     with pytest.raises(UserError, match=r"configuration has changed\n  model.depth: checkpoint 2, this run 3"):
         run_training(replace(config, depth=3), build_task)
 
+    def refuse(config):
+        raise UserError("the records are of another kind")
+
+    with pytest.raises(UserError, match="the records are of another kind"):
+        run_training(replace(config, run_folder=str(tmp_path / "refused")), refuse)
+    assert not (tmp_path / "refused").exists()
+
 
 def test_ray_train_that_does_not_fit_the_cluster_is_refused(ray_session, tmp_path):
     config = replace(tiny_config(tmp_path), launch=LaunchConfig(launcher="ray", num_workers=64))
