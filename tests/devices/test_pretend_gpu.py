@@ -52,7 +52,7 @@ def test_the_device_is_as_strict_as_a_real_one():
         assert not isinstance(torch.zeros(2), OnGpu)
         assert isinstance(torch.zeros_like(on_gpu)[:, 0] + 1.0, OnGpu)
         with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
-            on_gpu + torch.ones(3, 4)
+            torch.add(on_gpu, torch.ones(3, 4))
         with pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
             on_gpu.numpy()
         assert not log.waits

@@ -88,7 +88,7 @@ def kill_when(process: subprocess.Popen[str], there: Path, how: signal.Signals) 
     ],
     ids=["a-twelfth", "an-eighth"],
 )
-def test_digits_stopped_half_way_and_started_again(short, killed_at, how, least_read, tmp_path):
+def test_digits_stopped_half_way_and_started_again(a_terminal, short, killed_at, how, least_read, tmp_path):
     """Enough training to read some of the digits, and to fail if a step of the chain were wrong."""
     folder = tmp_path / "demo"
     kill_when(start_demo(folder, *short), folder / "content" / killed_at, how)

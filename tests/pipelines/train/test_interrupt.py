@@ -18,15 +18,8 @@ from pipelines.train import interrupt
 from pipelines.train.interrupt import STOP_FILE, StopRequest, ask_to_stop, on_stop_signals
 from pipelines.train.launch import run_training
 
+pytestmark = pytest.mark.usefixtures("a_terminal")
 SCRIPT = Path(__file__).parents[2] / "support" / "tiny_training.py"
-
-
-@pytest.fixture(autouse=True)
-def a_terminal():
-    """Ctrl-C does something, as at a terminal: a job in the background of a script begins with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def losses(folder):
