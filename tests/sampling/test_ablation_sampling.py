@@ -1,28 +1,13 @@
 import pytest
 import torch
 from switched_networks import CONTENT_SWITCHES, STRUCTURE_SWITCHES, switched
+from tiny_networks import draw
 from torch import nn
 
 from nvg.granularity import StageLayout, check_structure, structure_embedding
 from nvg.randomness import Purpose, normals
-from nvg.sampling import SamplingConfig, integrate_flow, sample
+from nvg.sampling import integrate_flow
 from nvg.sampling.noise import SampleNoise
-
-CONFIG = SamplingConfig(num_flow_steps=3)
-
-
-def draw(networks, indices):
-    content, structure, dequantizer = networks
-    indices_B = torch.tensor(indices)
-    return sample(
-        content=content,
-        structure=structure,
-        dequantizer=dequantizer,
-        labels_B=indices_B % 3,
-        sample_indices_B=indices_B,
-        seed=0,
-        config=CONFIG,
-    )
 
 
 @pytest.mark.parametrize(

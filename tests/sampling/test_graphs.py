@@ -6,25 +6,10 @@ import pytest
 import torch
 from reference_vectors import tiny_generators
 from switched_networks import switched
+from tiny_networks import draw
 
 from nvg.errors import UserError
-from nvg.sampling import SamplingConfig, capture_passes, graphs, sample
-
-CONFIG = SamplingConfig(num_flow_steps=3)
-
-
-def draw(networks, count, seed=0):
-    content, structure, dequantizer = networks
-    indices_B = torch.arange(count)
-    return sample(
-        content=content,
-        structure=structure,
-        dequantizer=dequantizer,
-        labels_B=indices_B % 3,
-        sample_indices_B=indices_B,
-        seed=seed,
-        config=CONFIG,
-    )
+from nvg.sampling import capture_passes, graphs
 
 
 @pytest.fixture
@@ -45,11 +30,11 @@ def recorded(monkeypatch):
 @pytest.mark.parametrize("count", [2, 33])
 def test_replayed_passes_draw_the_same_samples(recorded, content_input, count):
     """33 samples run both passes of guidance one after the other: neither may overwrite what the other gave."""
-    eager = [draw(switched(content={"content_input": content_input}), count, seed) for seed in (0, 1)]
+    eager = [draw(switched(content={"content_input": content_input}), range(count), seed=seed) for seed in (0, 1)]
     networks = switched(content={"content_input": content_input})
     graphs.replay_passes(*networks[:2])
     for seed, expected in enumerate(eager):
-        found = draw(networks, count, seed)
+        found = draw(networks, range(count), seed=seed)
         assert torch.equal(found.content_ids_BT, expected.content_ids_BT)
         assert torch.equal(found.canvases_BSLC, expected.canvases_BSLC)
     # Guidance is 1 at the first stage; paired passes have a shape of their own.
@@ -60,7 +45,7 @@ def test_a_new_shape_is_a_new_recording(recorded):
     networks = tiny_generators()
     graphs.replay_passes(*networks[:2])
     for count in (2, 3, 2):
-        draw(networks, count)
+        draw(networks, range(count))
     assert len(recorded) == 2 * 4
 
 
@@ -78,9 +63,9 @@ def test_graphs_draw_the_same_samples_as_launched_kernels(precision):
         network.to("cuda")
     for generator in (content, structure):
         generator.trunk.matmul_dtype = precision
-    expected = draw(networks, 8)
+    expected = draw(networks, range(8))
     capture_passes(content, structure)
     for _ in range(2):
-        found = draw(networks, 8)
+        found = draw(networks, range(8))
         assert torch.equal(found.content_ids_BT, expected.content_ids_BT)
         torch.testing.assert_close(found.canvases_BSLC, expected.canvases_BSLC, rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@ from itertools import pairwise
 from typing import cast
 
 import pytest
+import tiny_networks
 import torch
 from reference_vectors import tiny_generators
 from switched_networks import switched
@@ -18,22 +19,11 @@ from nvg.sampling import Given, SamplingConfig, give_contents, integrate_flow, n
 from nvg.sampling.noise import SampleNoise
 from nvg.sampling.schedules import flow_times, guide
 
-CONFIG = SamplingConfig(num_flow_steps=3)
+CONFIG = tiny_networks.FEW_STEPS
 
 
-def draw(indices, *, networks=None, seed=0, config=CONFIG, given=None):
-    content, structure, dequantizer = networks or tiny_generators()
-    indices = torch.tensor(indices)
-    return sample(
-        content=content,
-        structure=structure,
-        dequantizer=dequantizer,
-        labels_B=indices % 3,
-        sample_indices_B=indices,
-        seed=seed,
-        config=config,
-        given=given,
-    )
+def draw(indices, *, networks=None, **how):
+    return tiny_networks.draw(networks or tiny_generators(), indices, **how)
 
 
 @pytest.mark.parametrize("num_positions", [16, 64, 256])

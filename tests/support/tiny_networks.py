@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,17 +10,18 @@ import torch
 
 from nvg.checkpoints import save_weights
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
-from nvg.tokenizer import Tokenizer, TokenizerConfig
+from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
+from nvg.tokenizer import Dequantizer, Tokenizer, TokenizerConfig
 
 CODEBOOK_SIZE = 16
+FEW_STEPS = SamplingConfig(num_flow_steps=3)
 
 
-def save_tokenizer(folder: Path, structure: str = "granularity") -> Path:
-    """Grey 16x16 images to 4x4 latents of 4 channels; codes spread as wide as the latents are."""
-    torch.manual_seed(0)
-    config = TokenizerConfig(
+def tokenizer_config(image_channels: int = 1, structure: str = "granularity") -> TokenizerConfig:
+    """16x16 images to 4x4 latents of 4 channels."""
+    return TokenizerConfig(
         image_size=16,
-        image_channels=1,
+        image_channels=image_channels,
         base_width=8,
         width_multipliers=[1, 1, 1],
         num_res_blocks=1,
@@ -28,10 +30,39 @@ def save_tokenizer(folder: Path, structure: str = "granularity") -> Path:
         codebook_size=CODEBOOK_SIZE,
         structure=structure,
     )
+
+
+def save_tokenizer(folder: Path, structure: str = "granularity") -> Path:
+    """Of grey images; codes spread as wide as the latents are."""
+    torch.manual_seed(0)
+    config = tokenizer_config(structure=structure)
     tokenizer = Tokenizer(config)
     torch.nn.init.normal_(tokenizer.dequantizer.codebook, std=0.3)
     save_weights(folder, tokenizer.state_dict(), asdict(config), "tokenizer", name="ema")
     return folder
+
+
+def draw(
+    networks: tuple[ContentGenerator, StructureGenerator, Dequantizer],
+    indices: Iterable[int],
+    *,
+    seed: int = 0,
+    config: SamplingConfig = FEW_STEPS,
+    given: Given | None = None,
+) -> SampledSequence:
+    """Samples of those indices, of three classes in turn."""
+    content, structure, dequantizer = networks
+    indices_B = torch.tensor(list(indices))
+    return sample(
+        content=content,
+        structure=structure,
+        dequantizer=dequantizer,
+        labels_B=indices_B % 3,
+        sample_indices_B=indices_B,
+        seed=seed,
+        config=config,
+        given=given,
+    )
 
 
 def save_generators(root: Path) -> tuple[Path, Path]:

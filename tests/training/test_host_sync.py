@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import CODEBOOK_SIZE
+from tiny_networks import CODEBOOK_SIZE, tokenizer_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvg.granularity import structure_embedding
@@ -17,7 +17,6 @@ from nvg.tokenizer import (
     Dinov2Features,
     Discriminator,
     Tokenizer,
-    TokenizerConfig,
 )
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from nvg.training.adversarial import DiscriminatorLossConfig, DiscriminatorObjective
@@ -90,7 +89,7 @@ def test_judges_of_the_tokenizer_neither_wait_nor_send():
     """The discriminator's crops are decided by uniforms that stay on the host."""
     with torch.device("meta"):
         judge = DiscriminatorObjective(Discriminator(DinoFeatures()), DiscriminatorLossConfig()).train()
-        network = Tokenizer(small_tokenizer())
+        network = Tokenizer(tokenizer_config(image_channels=3))
     config = TokenizerLossConfig(adversarial_weight=0.1)
     objective = TokenizerObjective(network, config, discriminator=judge.network).to("meta")
     noise = on_meta(objective.draw_noise(seed=0, step=0, global_batch=2), objective)
@@ -110,7 +109,7 @@ def test_the_teacher_of_alignment_neither_waits_nor_sends():
 def test_quantising_in_training_neither_waits_nor_sends(monkeypatch):
     """What follows clustering in a tokenizer's step; the merging in rounds asks the device whether it is done."""
     config = TokenizerLossConfig(soft_assignment_images=0, revive_after_images=100)
-    objective = TokenizerObjective(Tokenizer(small_tokenizer()), config).to("meta").train()
+    objective = TokenizerObjective(Tokenizer(tokenizer_config(image_channels=3)), config).to("meta").train()
     maps = torch.zeros(2, 16, dtype=torch.int64, device="meta")
     monkeypatch.setattr(objective.network, "structure_maps", lambda latent_BLC, checked: maps)
     noise = on_meta(objective.draw_noise(seed=0, step=0, global_batch=2), objective)
@@ -118,16 +117,3 @@ def test_quantising_in_training_neither_waits_nor_sends(monkeypatch):
         loss, _ = objective({"image": torch.zeros(2, 3, 16, 16, device="meta")}, noise)
         loss.backward()
     assert loss.is_meta
-
-
-def small_tokenizer():
-    return TokenizerConfig(
-        image_size=16,
-        image_channels=3,
-        base_width=8,
-        width_multipliers=[1, 1, 1],
-        num_res_blocks=1,
-        norm_groups=4,
-        latent_channels=4,
-        codebook_size=CODEBOOK_SIZE,
-    )
