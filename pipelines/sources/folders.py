@@ -76,13 +76,18 @@ class Listing:
     passed_over: list[SkippedInput] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add_files(self, below: Mapping[str, int]) -> None:
+    def add_files(self, below: Mapping[str, int], apart: Sequence[str] = ()) -> None:
         """Walk folders below the root; each file has the label of its folder.
+
+        Args:
+            below: folder → label.
+            apart: folders of the other splits, which may hold none of these files.
 
         Raises:
             UserError: a folder cannot be listed, or an image is in two of them.
         """
-        names: dict[int, str] = {}
+        others = [walk(self.root, folder) for folder in apart]
+        names = {real: key for other in others for key, _, real in other.files if real is not None}
         doubled: list[tuple[str, str]] = []
         for folder, label in below.items():
             found = walk(self.root, folder)
@@ -290,8 +295,10 @@ def list_imagenet(config: SourceConfig) -> Listing:
     by_class, loose = (True, loose) if part == _TRAIN else _in_class_folders(root, set(named))
     below = [f"{part}/{name}" for name in named] if by_class else []
     listing = _listing(root, named, below, loose, part)
+    other = _VALIDATION if part == _TRAIN else _TRAIN
+    apart = [other] if "://" not in root and is_folder(join(root, other)) else []  # a store has no links
     if by_class:
-        listing.add_files({folder: label for label, folder in enumerate(below)})
+        listing.add_files({folder: label for label, folder in enumerate(below)}, apart)
         return listing
     path = find_one(root, config.label_file, LABEL_FILES, "label_file")
     if path is None:
@@ -301,7 +308,7 @@ def list_imagenet(config: SourceConfig) -> Listing:
         )
     labels = _read_label_file(path, label_of)
     listing.passed_over.clear()
-    listing.add_files({_VALIDATION: -1})
+    listing.add_files({_VALIDATION: -1}, apart)
     _check_labels([key for key, _, _ in listing.entries], labels, path)
     listing.entries[:] = [(key, labels[_stem(name_of(key))], size) for key, _, size in listing.entries]
     digest = hashlib.sha256(repr(sorted(labels.items())).encode()).hexdigest()

@@ -127,3 +127,19 @@ def test_missing_parts_are_named(root):
 def test_impossible_settings_are_named(root, changes, message):
     with pytest.raises(ValueError, match=message):
         config(root, **{"split": "train", **changes})
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_image_in_both_splits_is_refused_from_either_side(root, link, flat):
+    (root / "val.txt").write_text(LABEL_FILES["val.txt"] + "again.JPEG 0\n")
+    if not flat:
+        for folder in CLASSES:
+            (root / "val" / folder).mkdir()
+        for name, folder in VALIDATION.items():
+            (root / "val" / f"{name}.JPEG").rename(root / "val" / folder / f"{name}.JPEG")
+    real = next((root / "train" / "n01").iterdir())
+    getattr(root / "val" / ("" if flat else "n01") / "again.JPEG", link)(real)
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=r"found 1 image files in two class folders by links .*again\.JPEG"):
+            open_source(config(root, split))
