@@ -256,7 +256,7 @@ def _resolve_address(config: SessionConfig) -> str:
 def _check_reachable(address: str) -> None:
     """Refuse an address nobody listens at, at once: Ray itself would retry for minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
+    if separator and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 

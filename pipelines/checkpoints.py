@@ -67,7 +67,7 @@ def checkpoint_name(step: int) -> str:
 def _step_of(folder: Path) -> int | None:
     """Step in a checkpoint folder's name; None for temporary and set-aside ones."""
     digits = folder.name.removeprefix(_PREFIX)
-    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdigit() else None
+    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdecimal() else None
 
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:

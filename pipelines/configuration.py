@@ -173,7 +173,7 @@ def _raw_value(source: DictConfig, key: str) -> Any:
     """The value as written, its ${...} not followed; None where the source does not hold the key."""
     value: Any = OmegaConf.to_container(source, resolve=False)
     for part in key.replace("[", ".").replace("]", "").split("."):
-        if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         elif isinstance(value, dict):
             value = value.get(part)

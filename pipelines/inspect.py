@@ -44,6 +44,7 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.source.keep_apart("output", self.output)
 
     def rows(self, num_there: int, kind: str) -> list[int]:
         """Which ones. Raises UserError where there are not so many."""

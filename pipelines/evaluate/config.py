@@ -85,6 +85,8 @@ class EvaluateConfig(ExtractorConfig):
         super().__post_init__()
         resolve_precision(self.precision, self.pool.device)
         require(self, "a folder", "tokenizer", "content", "output")
+        for name in ("output", "samples_folder"):
+            self.source.keep_apart(name, getattr(self, name))
         for name in ("samples_file", "samples_folder"):
             if getattr(self, name) and not self.reference:
                 raise refuse(name, getattr(self, name), "nothing without a reference", "set reference as well")

@@ -54,6 +54,7 @@ class ReferenceRunConfig(ExtractorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "a folder", "output")
+        self.source.keep_apart("output", self.output)
 
 
 def plan_reference(config: ReferenceRunConfig) -> list[str]:

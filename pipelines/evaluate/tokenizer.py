@@ -74,6 +74,7 @@ class EvaluateTokenizerConfig(ExtractorConfig):
         super().__post_init__()
         resolve_precision(self.precision, self.pool.device)
         require(self, "a folder", "tokenizer", "output")
+        self.source.keep_apart("output", self.output)
 
     @property
     def lpips(self) -> dict[str, str]:

@@ -104,6 +104,7 @@ class PrecomputeConfig:
         for name in ("tokenizer", "output", "tokenizer_weights"):
             if not getattr(self, name):
                 raise refuse(name, "", f"a {'name' if 'weights' in name else 'folder'}")
+        self.source.keep_apart("output", self.output)
         if self.source.view_policy == "fresh_crop":
             raise refuse(
                 "source.view_policy",

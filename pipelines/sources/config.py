@@ -1,5 +1,6 @@
 """What to read: the typed description of an image source."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,6 +98,29 @@ class SourceConfig:
             return {}
         limit = {} if self.max_megapixels == _MAX_MEGAPIXELS else {"max_megapixels": self.max_megapixels}
         return {**({} if self.pixels == "stored" else {"pixels": self.pixels}), **limit}
+
+    def keep_apart(self, key: str, output: str) -> None:
+        """Refuse a place for results where the next run would take them for images, classes or shards of this source.
+
+        Args:
+            key: the setting that names it.
+            output: the folder or file; may be empty.
+
+        Raises:
+            UserError: it lies where images are listed.
+        """
+        if not output or not self.path or self.kind == "digits" or "://" in self.path:
+            return
+        path, inner = (os.path.realpath(os.path.expanduser(name)) for name in (self.path, output))
+        if self.kind == "webdataset":
+            outer = path if os.path.isdir(path) else os.path.dirname(path)
+            listed = [outer] if inner == outer else []
+        else:
+            parts = ("train", "val") if self.kind == "imagenet" else ("",)
+            outers = [os.path.join(path, part).rstrip("/") for part in parts]
+            listed = [outer for outer in outers if f"{inner}/".startswith(f"{outer}/")]
+        if listed:
+            raise refuse(key, output, f"a place outside {listed[0]}: the next run would take it for images")
 
 
 def shift_reach(image_size: int) -> int:

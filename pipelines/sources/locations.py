@@ -39,8 +39,11 @@ _STAMP_ENTRIES = [
 
 
 def location_of(path: str) -> str:
-    """A user's path as a location: URLs stay, everything else becomes an absolute path."""
-    return path.rstrip("/") if "://" in path else str(Path(path).expanduser().absolute())
+    """A user's path as a location: URLs of stores stay, everything else becomes an absolute path."""
+    if "://" not in path:
+        return str(Path(path).expanduser().absolute())
+    system, inside = _store(path)
+    return str(Path(inside).absolute()) if system is None else path.rstrip("/")
 
 
 def join(location: str, name: str) -> str:

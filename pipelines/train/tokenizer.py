@@ -85,6 +85,7 @@ class TokenizerRunConfig(RunConfig):
     def __post_init__(self) -> None:
         check_fields(self)
         check_loading(self.source, self.loading)
+        self.source.keep_apart("run_folder", self.run_folder)
         at_zero_3 = self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3
         if self.loss.revive_after_images is not None and at_zero_3:
             raise UserError(

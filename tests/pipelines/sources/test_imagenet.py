@@ -140,6 +140,6 @@ def test_an_image_in_both_splits_is_refused_from_either_side(root, link, flat):
             (root / "val" / f"{name}.JPEG").rename(root / "val" / folder / f"{name}.JPEG")
     real = next((root / "train" / "n01").iterdir())
     getattr(root / "val" / ("" if flat else "n01") / "again.JPEG", link)(real)
-    for split in ("train", "test"):
+    for path, split in [(root, "train"), (root, "test"), (f"file://{root}", "train")]:
         with pytest.raises(UserError, match=r"found 1 image files in two class folders by links .*again\.JPEG"):
-            open_source(config(root, split))
+            open_source(config(path, split))

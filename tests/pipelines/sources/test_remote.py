@@ -12,7 +12,7 @@ from image_sources import write_class_folders, write_shards
 
 from nvg.errors import UserError
 from pipelines.sources import ImageSource, SourceConfig, open_source
-from pipelines.sources.locations import walk
+from pipelines.sources.locations import location_of, walk
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -64,17 +64,22 @@ def test_tar_shards(tmp_path, url_of):
     assert opened(f"{url}/train-{{000..000}}.tar", **options).keys == opened(url, **options).keys[:5]
 
 
-def test_truncated_tar_is_named_by_its_url(tmp_path, url_of):
+def test_truncated_tar_is_named_with_its_place(tmp_path, url_of):
     path = write_shards(tmp_path)[1]
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"://.*train-001\.tar: truncated: got 3000 bytes, expected at least \d+"):
+    with pytest.raises(UserError, match=r"train-001\.tar: truncated: got 3000 bytes, expected at least \d+"):
         opened(url_of(tmp_path), kind="webdataset")
+
+
+def test_a_file_url_is_the_path_it_names(tmp_path):
+    assert location_of(f"file://{tmp_path}/") == str(tmp_path)
+    assert location_of("memory://a/b/") == "memory://a/b"
 
 
 def test_nothing_behind_a_url_is_named(tmp_path, url_of):
     (tmp_path / "note").write_text("x")
     url = url_of(tmp_path)
-    with pytest.raises(UserError, match=r"://.*/nowhere: found nothing, expected a folder of class folders"):
+    with pytest.raises(UserError, match=r"/nowhere: found nothing, expected a folder of class folders"):
         opened(f"{url}/nowhere")
     assert [(name, size) for name, size, _ in walk(url).files] == [("note", 1)]
 

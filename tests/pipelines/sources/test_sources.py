@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 from image_sources import write_class_folders
 from PIL import Image
 
+from nvg.errors import UserError
+from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import SourceConfig, load_images, open_source
 
 
@@ -120,3 +123,47 @@ def test_sources_travel_to_other_processes(tmp_path):
         source = open_source(config)
         copy = pickle.loads(pickle.dumps(source))
         assert np.array_equal(copy.read(1, 0), source.read(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "output"),
+    [
+        ("folder", "pets", "pets"),
+        ("folder", "pets/", "pets/records"),
+        ("folder", "pets", "pets/cat/deep/records"),
+        ("folder", "pets", "elsewhere/../pets/records"),
+        ("folder", "linked", "pets/records"),
+        ("folder", "pets", "linked/records"),
+        ("imagenet", "pets", "pets/train/records"),
+        ("imagenet", "pets", "pets/val"),
+        ("webdataset", "pets", "pets"),  # its index.json would be taken for that of the shards
+        ("webdataset", "pets/a-{000..009}.tar", "linked"),
+    ],
+)
+def test_results_may_not_lie_among_the_images(tmp_path, monkeypatch, kind, path, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("pets")
+    source = SourceConfig(kind=kind, path=path, split="train")
+    found = re.escape(f"output is {output!r}; expected a place outside {tmp_path / 'pets'}")
+    with pytest.raises(UserError, match=found):
+        source.keep_apart("output", output)
+    with pytest.raises(UserError, match=found):
+        PrecomputeConfig(source=source, tokenizer="t", output=output)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "output"),
+    [
+        ("folder", "pets", "pets-records"),
+        ("folder", "pets/cats", "pets"),
+        ("imagenet", "pets", "pets/records"),
+        ("webdataset", "pets", "pets/records"),
+        ("folder", "s3://pets/train", "pets"),
+        ("digits", None, "pets"),
+    ],
+)
+def test_results_may_lie_beside_the_images(tmp_path, monkeypatch, kind, path, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    SourceConfig(kind=kind, path=path, split="train").keep_apart("output", output)

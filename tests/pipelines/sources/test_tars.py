@@ -243,6 +243,7 @@ def test_what_lies_beside_the_shards_is_named(tmp_path):
         "train-009.tar": "repeated: the same file as train-000.tar",
         "Thumbs.db": "left by other programs",
     }
+    assert len(open_source(config(f"file://{tmp_path}"))) == 5
     (tmp_path / "train-000.tar").unlink()
     with pytest.raises(UserError, match=r"train-009\.tar: dangling link: to .*expected a webdataset shard; repair or"):
         open_source(config(tmp_path))
