@@ -13,7 +13,7 @@ import os
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.files import write_atomically
+from cluster.locations import walk
 from eval.decoding import Pixels, decode_image, image_suffixes, read_header
 from nvg.checkpoints import file_hash
 from nvg.errors import BadImage, UserError
@@ -92,11 +93,11 @@ class NpzImages:
 class FolderImages:
     """The image files below a folder, in order of their paths. All are looked at when it is opened, none is decoded.
 
-    Hidden files and folders are ignored. A folder is entered once, however many links lead to it.
+    They are listed as those of a source are: see `cluster.locations.walk`.
 
     Attributes:
         files: the images.
-        passed_over: reason to names of what is no image.
+        passed_over: heading to names of what is no image, or the same one again.
         changes: how many images are "turned" or "recoloured" when they are shown.
 
     Raises:
@@ -107,7 +108,7 @@ class FolderImages:
         self.path, self.channels = path, channels
         self.pixels: Pixels = pixels
         self.passed_over: dict[str, list[str]] = {}
-        self.files = sorted(self._list())
+        self.files = self._list()
         if not self.files:
             found = "; ".join(self.remarks) or "the folder is empty"
             raise UserError(f"samples: found no image in {path} ({found}), expected image files such as .png")
@@ -147,27 +148,18 @@ class FolderImages:
             images[row] = np.asarray(image).reshape(images.shape[1:])
         return images, np.ones(len(images), np.bool_)
 
-    def _list(self) -> Iterator[Path]:
-        entered: set[tuple[int, int]] = set()
-        for folder, folder_names, names in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
-            status = os.stat(folder)
-            if (place := (status.st_dev, status.st_ino)) in entered:
-                folder_names.clear()
-                self._pass_over("folder(s) that were read already, behind a link", Path(folder))
-                continue
-            entered.add(place)
-            seen = [name for name in folder_names if not name.startswith(".")]
-            folder_names[:] = sorted(seen, key=lambda name, folder=folder: (os.path.islink(f"{folder}/{name}"), name))
-            for file in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
-                if file.suffix.lower() not in image_suffixes():
-                    self._pass_over("file(s) that are no images by their names", file)
-                elif not file.is_file():
-                    self._pass_over("link(s) that lead nowhere", file)
-                else:
-                    yield file
+    def _list(self) -> list[Path]:
+        found = walk(str(Path(self.path).absolute()))
+        self._pass_over(found.passed_over)
+        self._pass_over(found.broken)
+        names = [name for name, _, _ in found.files]
+        images = {name for name in names if os.path.splitext(name)[1].lower() in image_suffixes()}
+        self._pass_over({name: "not an image by its name" for name in names if name not in images})
+        return sorted(Path(self.path, name) for name in images)
 
-    def _pass_over(self, reason: str, path: Path) -> None:
-        self.passed_over.setdefault(reason, []).append(ascii(os.path.relpath(path, self.path))[1:-1])
+    def _pass_over(self, reasons: Mapping[str, str]) -> None:
+        for name, reason in reasons.items():
+            self.passed_over.setdefault(reason.partition(":")[0], []).append(ascii(name)[1:-1])
 
     def _look_at_all(self) -> None:
         total = hashlib.sha256()
@@ -192,12 +184,6 @@ class FolderImages:
 
 def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(f"samples: found {file}, which cannot be read as an image ({error}); remove it")
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise UserError(
-        f"samples: {error.filename} cannot be listed ({error.strerror}); give it back its permissions, or remove it"
-    ) from error
 
 
 def open_images(path: str, *, channels: int = 3, pixels: Pixels = "shown") -> NpzImages | FolderImages:

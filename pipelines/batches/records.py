@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cluster.files import write_atomically
+from cluster.locations import join, location_of, read_bytes
 from nvg.checkpoints import load_dinov2_features
 from nvg.errors import BadImage, UserError
 from nvg.records import (
@@ -36,7 +37,6 @@ from nvg.training import FEATURES, IMAGE
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import ArraySource, BatchSource, ViewRows
 from pipelines.batches.streaming import StreamingSource
-from pipelines.sources.locations import join, location_of, read_bytes
 
 _WEIGHTS_KEY = "dinov2_weights"
 DESCRIPTION = (MANIFEST_FILE, INDEX_FILE, "dequantizer.json", "dequantizer.safetensors")

@@ -13,8 +13,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Container, Sequence
 
+from cluster.locations import is_file, join, location_of, read_bytes
 from nvg.errors import UserError
-from pipelines.sources.locations import is_file, join, location_of, read_bytes
 
 CLASS_MAP_FILES = ("classes.json", "classes.txt")
 _NAMES_OF_LABELS_FILE = "classes.txt"

@@ -18,6 +18,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cluster.locations import (
+    is_file,
+    is_folder,
+    is_same,
+    join,
+    junk_heading,
+    list_folder,
+    location_of,
+    name_of,
+    read_bytes,
+    stamps_of,
+    walk,
+)
 from nvg.errors import UserError
 from pipelines.sources.class_names import (
     CLASS_MAP_FILES,
@@ -31,19 +44,6 @@ from pipelines.sources.class_names import (
 )
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.keys import hash_names, key_line
-from pipelines.sources.locations import (
-    is_file,
-    is_folder,
-    is_same,
-    join,
-    junk_heading,
-    list_folder,
-    location_of,
-    name_of,
-    read_bytes,
-    stamps_of,
-    walk,
-)
 from pipelines.sources.source import PARTS, BadImage, ListedSource, SkippedInput
 from pipelines.sources.views import decode_image, views_of_file
 

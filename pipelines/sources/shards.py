@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from cluster.locations import junk_heading, open_binary, size_of
 from nvg.errors import UserError
-from pipelines.sources.locations import junk_heading, open_binary, size_of
 
 logger = logging.getLogger(__name__)
 

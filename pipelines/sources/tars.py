@@ -16,11 +16,7 @@ import numpy as np
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
-from nvg.errors import UserError
-from pipelines.sources.class_names import class_names_of_labels, decode_text, whole_number
-from pipelines.sources.config import SourceConfig
-from pipelines.sources.keys import hash_names
-from pipelines.sources.locations import (
+from cluster.locations import (
     folder_of,
     is_file,
     is_folder,
@@ -32,6 +28,10 @@ from pipelines.sources.locations import (
     stamps_of,
     walk,
 )
+from nvg.errors import UserError
+from pipelines.sources.class_names import class_names_of_labels, decode_text, whole_number
+from pipelines.sources.config import SourceConfig
+from pipelines.sources.keys import hash_names
 from pipelines.sources.shards import TarIndex, TarSample, index_tar, is_hidden
 from pipelines.sources.source import ListedSource, SkippedInput
 from pipelines.sources.views import views_of_file

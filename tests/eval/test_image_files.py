@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_named(images: np.ndarray, tmp_path: Path) -> Non
 def test_odd_files_of_a_folder_are_named(images: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("none")
-    with pytest.raises(UserError, match=r"found no image in .*1 file\(s\) that are no images by .* names: notes\.txt"):
+    with pytest.raises(UserError, match=r"found no image in .*1 not an image by its name: notes\.txt"):
         open_images(str(tmp_path / "empty"))
     folder = tmp_path / "samples"
     write_png_folder(folder, 2, [images[:2]])
@@ -138,19 +138,24 @@ def test_all_kinds_of_images_are_read_and_what_is_passed_over_is_named(images: n
     names = ["a.PNG", "b.tiff", "b/c.TIF", "b/d.gif", "b/e.avif", "f.Jpeg", "caf\udce9.png"]
     for name in names:
         Image.fromarray(images[0]).save(folder / name)
-    for name in ("log.txt", "meta.json", "b/more.json", ".DS_Store", ".thumb.png"):
+    (folder / "@eaDir" / "a.PNG").mkdir(parents=True)
+    Image.fromarray(images[0]).save(folder / "@eaDir" / "a.PNG" / "SYNOPHOTO_THUMB_M.jpg")
+    for name in ("log.txt", "meta.json", "b/more.json", ".DS_Store", ".thumb.png", "Thumbs.db"):
         (folder / name).write_text("no image")
     (folder / ".cache").mkdir()
     write_png_folder(folder / ".cache", 2, [images[:2]])
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     (folder / "b" / "loop").symlink_to(folder)
+    (folder / "b" / "again.png").hardlink_to(folder / "b.tiff")
     (folder / "again").symlink_to(folder / "b")
     reader = pickle.loads(pickle.dumps(open_images(str(folder))))
     assert len(reader) == len(names)
-    assert sorted(reader.remarks, reverse=True) == [
-        "3 file(s) that are no images by their names: log.txt, meta.json, b/more.json",
-        "2 folder(s) that were read already, behind a link: b/loop, again",
-        "1 link(s) that lead nowhere: gone.png",
+    assert sorted(reader.remarks) == [
+        "1 dangling link: gone.png",
+        "2 left by other programs: @eaDir, Thumbs.db",
+        "3 hidden: .DS_Store, .cache, .thumb.png",
+        "3 not an image by its name: b/more.json, log.txt, meta.json",
+        "3 repeated: b/again.png, again, b/loop",
     ]
     assert reader.read(np.arange(len(names)))[0].shape == (7, 12, 12, 3)
 
@@ -166,7 +171,7 @@ def test_a_folder_that_cannot_be_listed_is_named(images: np.ndarray, tmp_path: P
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(UserError, match=r"shut cannot be listed \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"shut: cannot be read: Permission denied; expected a folder whose"):
         open_images(str(tmp_path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -115,6 +116,10 @@ def test_a_folder_scores_perfectly_against_its_own_reference(ray_session, extrac
     extras = ("plain", "turned", "profile", "transparent")
     write_mixture(tmp_path / "images", [(KINDS[n % len(KINDS)], n, extras[n % 4]) for n in range(2 * len(KINDS))])
     (tmp_path / "images" / "a" / "readme.txt").write_text("about")
+    one = min((tmp_path / "images" / "a").glob("*.png"))
+    (one.parent / "again.png").symlink_to(one)  # counted once in both
+    (one.parent / "@eaDir").mkdir()
+    shutil.copy(one, one.parent / "@eaDir")  # a thumbnail, in neither
     common = (f"extractor_path={extractor}", "pool.chunk_size=60", "pool.batch_size=60", "pool.cpus_per_actor=0.5")
     code, output = nvg(
         "eval", "reference", "source.kind=folder", f"source.path={tmp_path}/images", "source.split=all",
@@ -127,13 +132,13 @@ def test_a_folder_scores_perfectly_against_its_own_reference(ray_session, extrac
         f"output={tmp_path}/scores", *common,
     )  # fmt: skip
     assert code == 0, output
-    assert "samples: 1 file(s) that are no images by their names: a/readme.txt" in output
+    assert "samples: 1 not an image by its name: a/readme.txt" in output
     results = json.loads((tmp_path / "scores" / "results.json").read_text())
     scores = results["scores"]["generated"]
     assert scores["num_images"] == 2 * len(KINDS)
     assert scores["fid"] <= 1e-3
     assert (scores["precision"], scores["recall"]) == (1.0, 1.0)
-    assert "1 file(s) that are no images by their names: a/readme.txt" in results["left_out"]
+    assert "1 not an image by its name: a/readme.txt" in results["left_out"]
     assert results["protocol"]["samples"]["images"]["pixels"] == "shown"
 
 
