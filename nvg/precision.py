@@ -8,7 +8,7 @@ bf16   the matrix products of the generators' blocks are in bfloat16; all else s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -82,3 +82,10 @@ def without_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Every operation in the dtype of its tensors inside, whatever the step rounds to: latents, canvases, distances."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

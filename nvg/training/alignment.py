@@ -1,6 +1,6 @@
 """Alignment of hidden tokens with the patch tokens of a frozen vision transformer (REPA).
 
-Legend: B images, N sequences, L positions, D model width, F width of a feature.
+Legend: B images, M stages drawn per image, N = B · M sequences, L positions, D model width, F width of a feature.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class Alignment(nn.Module):
         """To be given to the network's forward pass."""
         return HiddenTokens(self.after_block)
 
-    def forward(self, hidden: HiddenTokens, batch: dict[str, Tensor], image_N: Tensor) -> Tensor:
+    def forward(self, hidden: HiddenTokens, batch: dict[str, Tensor]) -> Tensor:
         """Scalar mean over sequences and positions.
 
         Args:
-            hidden: after the forward pass.
+            hidden: after the forward pass, in which the sequences of an image are neighbours (see `Sequences`).
             batch: with a teacher image, float32 (B, 3, S, S) in [-1, 1]; else features, float32 (B, L, F).
-            image_N: int64 image row of every sequence.
 
         Raises:
             UserError: the features have another grid.
@@ -67,4 +66,5 @@ class Alignment(nn.Module):
                 f"features of {tuple(features_BLF.shape[1:])} (positions, width) do not fit tokens of "
                 f"{tuple(predicted_NLF.shape[1:])}; set loss.repa_weight=0 or store features of the latent grid"
             )
-        return (1.0 - F.cosine_similarity(predicted_NLF, features_BLF[image_N], dim=-1)).mean()
+        predicted_BMLF = predicted_NLF.unflatten(0, (len(features_BLF), -1))
+        return (1.0 - F.cosine_similarity(predicted_BMLF, features_BLF[:, None], dim=-1)).mean()

@@ -6,7 +6,6 @@ K structure channels, Q unique tokens of all sequences, V codebook size, T token
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from nvg.granularity import cluster_means, structure_embedding
 from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
+from nvg.precision import without_autocast
 from nvg.randomness import EVERY_ROW, Purpose, normals
 from nvg.tokenizer import Dequantizer
 from nvg.training.alignment import Alignment
@@ -129,7 +129,7 @@ class ContentObjective(nn.Module):
             error = F.mse_loss(estimate_NLC, canvases_BSLC[:, -1][image_N])
             loss, metrics = error + loss, {"mse": error.detach(), **metrics}
         if self.alignment is not None and hidden is not None:
-            distance = self.alignment(hidden, batch, image_N)
+            distance = self.alignment(hidden, batch)
             loss, metrics = loss + self.config.repa_weight * distance, {**metrics, "repa": distance.detach()}
         return loss, metrics
 
@@ -257,11 +257,7 @@ def decoded(dequantizer: Dequantizer, batch: dict[str, Tensor]) -> Tensor:
 
     Paper: Eq. (5), App. A.2
     """
-    device_type = batch["structure"].device.type
-    plain = nullcontext()
-    if torch.amp.is_autocast_available(device_type):
-        plain = torch.autocast(device_type, enabled=False)
-    with plain:
+    with without_autocast(batch["structure"].device):
         return dequantizer.canvases(batch["content_ids"], batch["structure"])
 
 

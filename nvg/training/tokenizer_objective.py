@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nvg.bounds import at_least, check_fields
 from nvg.errors import UserError
+from nvg.precision import without_autocast
 from nvg.randomness import EVERY_ROW, Purpose, uniforms
 from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
 from nvg.tokenizer.augmentation import NUM_UNIFORMS, augment
@@ -116,15 +117,16 @@ class TokenizerObjective(nn.Module):
             scalar loss; metrics l1, quantizer, and perceptual and adversarial where they are on.
         """
         images_BCSS = batch["image"]
-        latent_BLC = self.network.encode(images_BCSS)
-        structure_BL = self.network.structure_maps(latent_BLC, checked=False)
-        quantized = quantize_for_training(
-            latent_BLC,
-            structure_BL,
-            self.network.dequantizer,
-            commitment_weight=self.config.commitment_weight,
-            soft_assignment=bool(noise["soft_assignment"].any()),
-        )
+        latent_BLC = self.network.encode(images_BCSS).float()
+        with without_autocast(latent_BLC.device):  # distances decide maps and ids
+            structure_BL = self.network.structure_maps(latent_BLC, checked=False)
+            quantized = quantize_for_training(
+                latent_BLC,
+                structure_BL,
+                self.network.dequantizer,
+                commitment_weight=self.config.commitment_weight,
+                soft_assignment=bool(noise["soft_assignment"].any()),
+            )
         reconstruction_BCSS = self.network.decode(quantized.canvas_BLC)
         self._reconstruction = reconstruction_BCSS.detach()
         if self.training:

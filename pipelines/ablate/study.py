@@ -258,7 +258,8 @@ def _facts(config: AblateConfig, plan: AblationPlan) -> dict[str, object]:
         "tokenizers": f"{' and '.join(plan.tokenizers)}, {config.tokenizer.optimizer.num_steps} steps each",
         "sampling": f"content guidance {sampling.content_guidance}, structure guidance {sampling.structure_guidance}"
         f"{', constant' if sampling.constant_guidance else ''}, top-p {sampling.top_p_last}, "
-        f"{sampling.num_flow_steps} flow steps, {config.pool.num_samples} samples per variant and seed",
+        f"{sampling.num_flow_steps} flow steps, {resolve_precision(config.precision, config.pool.device)}"
+        f"{', compiled' if config.compile else ''}, {config.pool.num_samples} samples per variant and seed",
     }
 
 

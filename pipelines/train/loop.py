@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cluster.process import keep_freed_memory
 from cluster.ranks import Ranks
 from nvg.precision import settle_precision
 from pipelines.batches.order import BatchSource
@@ -74,6 +75,8 @@ def train(task: TrainingTask, config: RunConfig, ranks: Ranks, *, left_over: int
     run_folder = Path(config.run_folder).resolve()
     if config.loop.threads_per_rank is not None:
         torch.set_num_threads(config.loop.threads_per_rank)
+    if torch.device(ranks.device).type == "cpu":
+        keep_freed_memory()
     settle_precision(config.loop.precision, ranks.device, key="loop.precision")
     if ranks.world_size > 1 or config.loop.engine == "deepspeed":
         ranks.join()

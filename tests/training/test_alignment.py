@@ -63,7 +63,7 @@ def test_gradient_reaches_the_blocks_before_and_the_head_only():
     hidden = aligned.alignment.hidden()
     stages = torch.arange(2)
     aligned.network(torch.randn(2, 16, 4), batch()["structure"], stages, stages, hidden=hidden)
-    aligned.alignment(hidden, batch(), stages).backward()
+    aligned.alignment(hidden, batch()).backward()
     blocks = aligned.network.trunk.blocks
     assert [block.linear_in.weight.grad is not None for block in blocks] == [True, True, False]
     assert all(parameter.grad is not None for parameter in aligned.alignment.head.parameters())
