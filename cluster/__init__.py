@@ -9,7 +9,6 @@
     actors       the durable pool of actors: `run_units`; what a cluster has room for: `require_resources`
     progress     the progress bar: `ProgressBars`
     files        files that are there whole or not at all
-    locations    files here and in stores; the one walk that lists a folder of a user's
     versions     of the packages, which every product of a run names
 
 `kuberay/`, `slurm/`, `docker/`, `deepspeed/` hold examples for clusters of those kinds.

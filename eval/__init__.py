@@ -3,6 +3,7 @@
 In reading order:
 
     image_sets             images in memory: bytes, labels, features
+    locations              files here and in stores, for everybody; the one walk that lists a folder: `walk`
     decoding               from the bytes of an image file to its pixels, for everybody: `decode_image`
     image_files            images in files: read by index, written for other evaluators
     features/              extractors: Inception, or a small network trained on the data; enter by `extract`

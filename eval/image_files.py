@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.files import write_atomically
-from cluster.locations import walk
 from eval.decoding import Pixels, decode_image, image_suffixes, read_header
+from eval.locations import walk
 from nvg.checkpoints import file_hash
 from nvg.errors import BadImage, UserError
 from nvg.pixels import ImageArray, check_images
@@ -93,7 +93,7 @@ class NpzImages:
 class FolderImages:
     """The image files below a folder, in order of their paths. All are looked at when it is opened, none is decoded.
 
-    They are listed as those of a source are: see `cluster.locations.walk`.
+    They are listed as those of a source are: see `eval.locations.walk`.
 
     Attributes:
         files: the images.

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from cluster.files import write_atomically
-from cluster.locations import join, location_of, read_bytes
 from nvg.checkpoints import load_dinov2_features
 from nvg.errors import BadImage, UserError
 from nvg.records import (
@@ -75,6 +74,8 @@ def open_records(config: DataConfig) -> RecordDataset:
 
 def _fetch_description(remote: str, folder: Path) -> None:
     """Copy manifest, index and dequantizer; any number of processes may do so at once."""
+    from eval.locations import join, location_of, read_bytes  # stores: no training on local records needs them
+
     for name in DESCRIPTION:
         location, copy = join(location_of(remote), name), folder / name
         try:

@@ -9,7 +9,7 @@ In reading order; importing the package opens the first three alone, neither Pil
 * `digits`, `folders`, `tars`: the kinds
 * `shards`: what is in a tar, and where
 * `class_names`: names and order of classes; how text that users wrote is read
-* `views`: from an image file (`eval.decoding`) to the views a model sees; folders are listed by `cluster.locations`
+* `views`: from an image file (`eval.decoding`) to the views a model sees; folders are listed by `eval.locations`
 """
 
 from pipelines.sources.config import SourceConfig

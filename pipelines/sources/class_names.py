@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Container, Sequence
 
-from cluster.locations import is_file, join, location_of, read_bytes
+from eval.locations import is_file, join, location_of, read_bytes
 from nvg.errors import UserError
 
 CLASS_MAP_FILES = ("classes.json", "classes.txt")

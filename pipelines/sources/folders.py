@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cluster.locations import (
+from eval.locations import (
     is_file,
     is_folder,
     is_same,

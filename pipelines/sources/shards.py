@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from cluster.locations import junk_heading, open_binary, size_of
+from eval.locations import junk_heading, open_binary, size_of
 from nvg.errors import UserError
 
 logger = logging.getLogger(__name__)

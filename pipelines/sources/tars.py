@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
-from cluster.locations import (
+from eval.locations import (
     folder_of,
     is_file,
     is_folder,

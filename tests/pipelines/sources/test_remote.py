@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from image_sources import write_class_folders, write_shards
 
-from cluster.locations import location_of, walk
+from eval.locations import location_of, walk
 from nvg.errors import UserError
 from pipelines.sources import ImageSource, SourceConfig, open_source
 
