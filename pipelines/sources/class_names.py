@@ -117,6 +117,24 @@ def notes_on_folders(root: str, folders: Sequence[str]) -> list[str]:
     return notes
 
 
+def note_on_one_class(root: str, folder: str, keys: Sequence[str]) -> list[str]:
+    """That the only class has its images in folders of their own, which may be the classes that are meant.
+
+    Args:
+        root: location of the class folder.
+        folder: its name.
+        keys: of its images.
+    """
+    inner = {key.split("/")[1] for key in keys if key.count("/") > 1}
+    if len(inner) < 2 or any(key.count("/") == 1 for key in keys):
+        return []
+    shown = ", ".join(sorted(inner)[:3]) + (", …" if len(inner) > 3 else "")
+    return [
+        f"the only class is {folder}, whose images lie in {len(inner)} folders of their own ({shown}); if these are "
+        f"the classes, set source.path={join(root, folder)}"
+    ]
+
+
 def _read_class_map(path: str, folders: Sequence[str]) -> dict[str, str]:
     """Folder name → display name, in the file's order.
 

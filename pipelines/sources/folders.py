@@ -37,6 +37,7 @@ from pipelines.sources.class_names import (
     class_names_of,
     composed,
     find_one,
+    note_on_one_class,
     notes_on_folders,
     read_text,
     text_lines,
@@ -150,6 +151,9 @@ def list_class_folders(config: SourceConfig) -> Listing:
     named = class_names_of(root, folders, config.class_map)
     listing = _listing(root, named, [*named], loose)
     listing.add_files({folder: label for label, folder in enumerate(named)})
+    if len(named) == 1:
+        images = [key for key, _, _ in listing.entries if _named_like_image(key)]
+        listing.notes.extend(note_on_one_class(root, next(iter(named)), images))
     return listing
 
 

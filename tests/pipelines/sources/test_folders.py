@@ -186,6 +186,16 @@ def test_the_root_of_train_and_val_is_told(tmp_path):
     assert "note" not in describe(opened(tmp_path / "train"))
 
 
+def test_a_folder_around_the_classes_is_told(tmp_path):
+    root = write_class_folders(tmp_path / "pets" / "images", {"cat": 2, "dog": 1, "owl": 1, "rat": 1})
+    told = describe(opened(root.parent))
+    assert "the only class is images, whose images lie in 4 folders of their own (cat, dog, owl, …)" in told
+    assert told.endswith(f"set source.path={root}")
+    assert "note" not in describe(opened(root))
+    (root / "cat" / "000.png").rename(root / "000.png")
+    assert "note" not in describe(opened(root.parent))  # it has an image of its own and may well be the class
+
+
 @pytest.mark.parametrize("before", ["", "class"])
 def test_numbers_that_are_sorted_as_text_are_told(tmp_path, before):
     folders = [f"{before}{number}" for number in range(12)]
