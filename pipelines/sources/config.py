@@ -109,9 +109,10 @@ class SourceConfig:
         Raises:
             UserError: it lies where images are listed.
         """
-        if not output or not self.path or self.kind == "digits" or "://" in self.path:
+        source = (self.path or "").removeprefix("file://")
+        if not output or not source or self.kind == "digits" or "://" in source:
             return
-        path, inner = (os.path.realpath(os.path.expanduser(name)) for name in (self.path, output))
+        path, inner = (os.path.realpath(os.path.expanduser(name)) for name in (source, output))
         if self.kind == "webdataset":
             outer = path if os.path.isdir(path) else os.path.dirname(path)
             listed = [outer] if inner == outer else []

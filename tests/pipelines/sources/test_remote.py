@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import fsspec
@@ -67,8 +68,10 @@ def test_tar_shards(tmp_path, url_of):
 def test_truncated_tar_is_named_with_its_place(tmp_path, url_of):
     path = write_shards(tmp_path)[1]
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"train-001\.tar: truncated: got 3000 bytes, expected at least \d+"):
-        opened(url_of(tmp_path), kind="webdataset")
+    url = url_of(tmp_path)
+    shard = re.escape(f"{location_of(url)}/train-001.tar")
+    with pytest.raises(UserError, match=rf"^{shard}: truncated: got 3000 bytes, expected at least \d+"):
+        opened(url, kind="webdataset")
 
 
 def test_a_file_url_is_the_path_it_names(tmp_path):
@@ -79,7 +82,8 @@ def test_a_file_url_is_the_path_it_names(tmp_path):
 def test_nothing_behind_a_url_is_named(tmp_path, url_of):
     (tmp_path / "note").write_text("x")
     url = url_of(tmp_path)
-    with pytest.raises(UserError, match=r"/nowhere: found nothing, expected a folder of class folders"):
+    nowhere = re.escape(f"{location_of(url)}/nowhere")
+    with pytest.raises(UserError, match=rf"^{nowhere}: found nothing, expected a folder of class folders"):
         opened(f"{url}/nowhere")
     assert [(name, size) for name, size, _ in walk(url).files] == [("note", 1)]
 

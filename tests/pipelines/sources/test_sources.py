@@ -144,8 +144,12 @@ def test_results_may_not_lie_among_the_images(tmp_path, monkeypatch, kind, path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets" / "train").mkdir(parents=True)
     (tmp_path / "linked").symlink_to("pets")
-    source = SourceConfig(kind=kind, path=path, split="train")
-    found = re.escape(f"output is {output!r}; expected a place outside {tmp_path / 'pets'}")
+    for place in (path, f"file://{tmp_path / path}"):
+        refuses(SourceConfig(kind=kind, path=place, split="train"), output, tmp_path / "pets")
+
+
+def refuses(source, output, outer):
+    found = re.escape(f"output is {output!r}; expected a place outside {outer}")
     with pytest.raises(UserError, match=found):
         source.keep_apart("output", output)
     with pytest.raises(UserError, match=found):
