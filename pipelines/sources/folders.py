@@ -12,12 +12,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from eval.decoding import image_suffixes
 from eval.locations import (
     is_file,
     is_folder,
@@ -263,13 +262,8 @@ def _named_unlike_images(keys: list[str]) -> dict[str, str]:
     return bad
 
 
-@cache
-def _image_suffixes() -> frozenset[str]:
-    return frozenset(Image.registered_extensions())
-
-
 def _named_like_image(key: str) -> bool:
-    return os.path.splitext(key)[1].lower() in _image_suffixes()
+    return os.path.splitext(key)[1].lower() in image_suffixes()
 
 
 def _require_images(listing: Listing, bad: dict[str, str]) -> None:

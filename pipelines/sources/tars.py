@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-from PIL import Image
 from webdataset.shardlists import expand_urls
 
+from eval.decoding import image_suffixes
 from eval.locations import (
     folder_of,
     is_file,
@@ -227,7 +227,7 @@ def _images_of(sample: TarSample) -> tuple[list[str], list[str]]:
 
 @cache
 def _image_extensions() -> frozenset[str]:
-    return frozenset(name.lstrip(".") for name in Image.registered_extensions())
+    return frozenset(name.lstrip(".") for name in image_suffixes())
 
 
 def _image_member(sample: TarSample, images: Sequence[str]) -> tuple[str, int, int]:
