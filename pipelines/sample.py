@@ -35,7 +35,7 @@ from nvg.models import ContentGenerator
 from nvg.pixels import ImageArray, Rounding
 from nvg.precision import Precision, resolve_precision
 from nvg.records import read_manifest
-from nvg.sampling import Given, SamplingConfig
+from nvg.sampling import Given, SamplingConfig, capture_passes
 from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.configuration import read_section
@@ -66,6 +66,7 @@ class SampleConfig:
         device: `auto` takes a GPU where there is one.
         precision: `bf16`, `tf32` or `fp32`, see `nvg.precision`; null is bf16 on a GPU and fp32 on a CPU.
         compile: True compiles the generators' blocks, which takes about a minute; pays from some hundred images on.
+        cuda_graphs: True records the generators' passes as CUDA graphs and replays them; pays for few images on a GPU.
         output: folder for the images, called by label and number, the grid and the stages of the first few.
     """
 
@@ -80,6 +81,7 @@ class SampleConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     output: str = "samples"
 
     def __post_init__(self) -> None:
@@ -131,6 +133,8 @@ def sample_images(config: SampleConfig) -> Path:
     if odd := [label for label in classes if not 0 <= label < len(names)]:
         raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
     device = _device(config.device)
+    if config.cuda_graphs and device == "cpu":
+        raise UserError("cuda_graphs: found true on a CPU, expected a GPU, which alone has them; leave cuda_graphs out")
     tokenizer = weights_folder("run", str(run / "tokenizer"))
     spatial = load_config(tokenizer, "tokenizer", tokenizer_weights).get("structure") == SPATIAL
     spec = GeneratorSpec(
@@ -156,6 +160,8 @@ def sample_images(config: SampleConfig) -> Path:
     files = [f"{label}-{number:03d}.png" for label, number in zip(labels, numbers, strict=True)]
     check_sample_folder("output", output)
     sampler, control = spec.build(device), None
+    if config.cuda_graphs:
+        capture_passes(sampler.content, sampler.structure)
     if config.control.stagewise_from:
         picture = _stagewise(sampler, config, labels, indices, [names[label] for label in labels])
         _begin(config, output, [STAGEWISE_FILE])

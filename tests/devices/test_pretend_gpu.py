@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from pretend_device import GPU, Log, OnGpu, pretend_gpu
 from reference_vectors import tiny_generators
 from tiny_networks import save_generators, save_tokenizer
 
+from eval.pictures import paintings
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
-from nvg.sampling import SamplingConfig, sample
+from nvg.sampling import SamplingConfig, graphs, sample
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 from nvg.training import TokenizerLossConfig
 from pipelines.checkpoints import find_damage
@@ -28,6 +30,7 @@ from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import DatasetFolder
 from pipelines.precompute.unit import encode_unit
 from pipelines.run_folder import read_metrics
+from pipelines.sample import SampleConfig, sample_images
 from pipelines.sources import SourceConfig, open_source
 from pipelines.train.config import LoopConfig, OptimizerConfig
 from pipelines.train.launch import run_training
@@ -172,6 +175,35 @@ def test_images_drawn_from_weights_on_disk_are_the_cpus(tmp_path, monkeypatch):
     with torch.no_grad(), pretend_gpu():
         found = spec.build("cuda").draw(labels, indices)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_sample_replays_passes_as_graphs_where_asked(tmp_path, monkeypatch):
+    """The command alone; what a replay gives is told by tests/sampling/test_graphs.py."""
+    save_generators(tmp_path / "run")
+    save_tokenizer(tmp_path / "run" / "tokenizer")
+    config = SampleConfig(
+        run=str(tmp_path / "run"), output=str(tmp_path / "cpu"), classes=[1, 3], num_per_class=2, device="cpu",
+        sampling=SamplingConfig(num_flow_steps=2),
+    )  # fmt: skip
+    sample_images(config)
+    with pytest.raises(UserError, match="cuda_graphs: found true on a CPU"):
+        sample_images(replace(config, cuda_graphs=True))
+    recordings = []
+
+    def record(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        output = run()
+        recordings.append(output.shape)
+        return lambda: output.copy_(run()), output
+
+    monkeypatch.setattr(graphs, "_record", record)
+    monkeypatch.setattr(paintings, "_painting", paintings._painting.__wrapped__)
+    for name in ("draw", "draw_sequences"):
+        monkeypatch.setattr(GeneratorSampler, name, getattr(GeneratorSampler, name).__wrapped__)
+    with torch.no_grad(), pretend_gpu():
+        sample_images(replace(config, output=str(tmp_path / "gpu"), device="cuda", precision="fp32", cuda_graphs=True))
+    assert recordings
+    for file in (tmp_path / "cpu").glob("*.png"):
+        assert (tmp_path / "gpu" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_precomputed_records_are_the_cpus(tmp_path):
