@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-POLL_S = 1.0
+POLL_S = 10.0  # asking the kernel takes a tenth of a second of a core
 
 
 def main() -> None:
