@@ -34,6 +34,7 @@ _LOCK_FILE = ".precompute.lock"
 _LEFT_OUT = {
     "structure": GRANULARITY,
     "view_flip": False,
+    "fit": "resize",
     "repa": None,
     "pixels": "stored",
     "max_megapixels": 64.0,
@@ -47,7 +48,8 @@ class Plan:
 
     Attributes:
         description: the recorded values, JSON.
-        units: source indices of each unit, int64: fixed slices of a seed-shuffled list.
+        units: source indices of each unit, int64: fixed slices of a seed-shuffled list, of groups where images are read
+            in groups.
     """
 
     description: dict[str, Any]
@@ -100,11 +102,20 @@ def make_plan(
         **({"view_flip": True} if config.source.flip else {}),
         **config.source.decoding,
         **({"repa": dict(repa)} if repa else {}),
+        **({} if source.groups is None else {"source_groups": hashlib.sha256(source.groups.tobytes()).hexdigest()}),
     }
-    generator = np.random.Generator(np.random.Philox(key=config.seed))
-    order = generator.permutation(len(source)).astype(np.int64)
+    order = _shuffled(len(source), source.groups, config.seed)
     starts = range(0, len(order), config.images_per_unit)
     return Plan(description, [order[start : start + config.images_per_unit] for start in starts])
+
+
+def _shuffled(num_images: int, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    """int64, images in a seeded order; those of one group follow each other as they lie."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    if groups is None:
+        return generator.permutation(num_images).astype(np.int64)
+    place_of_group = generator.permutation(int(groups.max()) + 1)
+    return np.argsort(place_of_group[groups], kind="stable").astype(np.int64)
 
 
 @dataclass(frozen=True)

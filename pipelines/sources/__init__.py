@@ -1,4 +1,4 @@
-"""Image sources: bundled digits, class folders, ImageNet as it comes, webdataset tar shards. Enter by `open_source`.
+"""Image sources: bundled digits, class folders, ImageNet as it comes, tar shards, IDX, parquet. Enter by `open_source`.
 
 In reading order; importing the package opens the first three alone, neither Pillow nor torch:
 
@@ -6,7 +6,7 @@ In reading order; importing the package opens the first three alone, neither Pil
 * `source`: what every source offers (`ImageSource`), how it is told (`describe`), splits, bad inputs, `load_images`
 * `keys`: names of images as bytes, lines and numbers
 * `opening`: from a description to the source
-* `digits`, `folders`, `tars`: the kinds
+* `digits`, `folders`, `tars`, `idx`, `parquet`: the kinds
 * `shards`: what is in a tar, and where
 * `class_names`: names and order of classes; how text that users wrote is read
 * `views`: from an image file (`eval.decoding`) to the views a model sees; folders are listed by `eval.locations`

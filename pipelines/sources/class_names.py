@@ -11,13 +11,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 
 from eval.locations import is_file, join, location_of, read_bytes
 from nvg.errors import UserError
+from pipelines.sources.config import SourceConfig
 
 CLASS_MAP_FILES = ("classes.json", "classes.txt")
-_NAMES_OF_LABELS_FILE = "classes.txt"
+LABEL_NAMES_FILE = "classes.txt"
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
@@ -52,28 +53,59 @@ def class_names_of(
     return dict(zip(named, _told_apart(list(named.values()), list(named)), strict=True))
 
 
-def class_names_of_labels(root: str, num_classes: int) -> list[str]:
-    """Display name of each label: the lines of `classes.txt` in `root`, or else the numbers.
+def class_names_of_labels(
+    config: SourceConfig, root: str, labels: Collection[int], what: str, known: Sequence[str] = (), known_from: str = ""
+) -> tuple[list[str], list[str]]:
+    """Display name of each label: by the settings, by `classes.txt` in `root`, by the data itself, or else the numbers.
 
     Equal names are told apart by their labels; empty lines at the end are no classes.
 
+    Args:
+        labels: those that images have.
+        what: which files hold them, such as "the shards".
+        known: names that the data gives, and in which file.
+
+    Returns:
+        The names, and a note where nothing names the classes and labels between theirs have no image.
+
     Raises:
-        UserError: the file cannot be read, or names too few classes or one without a name.
+        UserError: the file cannot be read, or there are too few names or an empty one.
     """
-    path = join(root, _NAMES_OF_LABELS_FILE)
-    if not is_file(path):
-        return [str(label) for label in range(num_classes)]
-    names = [line.strip() for line in text_lines(read_text(path, "the class names"))]
-    while names and not names[-1]:
-        names.pop()
+    found, path = sorted(set(labels)), find_one(root, config.class_map, [LABEL_NAMES_FILE], "class_map")
+    num_classes = found[-1] + 1 if found else 0
+    if config.class_names:
+        names, places = config.class_names, [f"source.class_names[{label}]" for label in range(len(config.class_names))]
+    elif path is not None:
+        names = [line.strip() for line in text_lines(read_text(path, "the class names", "source.class_map"))]
+        while names and not names[-1]:
+            names.pop()
+        places = [f"{path}, line {number}" for number in range(1, len(names) + 1)]
+    elif known:
+        names, places = known, [f"{known_from}, class {label}" for label in range(len(known))]
+    else:
+        return [str(label) for label in range(num_classes)], _note_on_gaps(found, what)
     if len(names) < num_classes:
+        by = "source.class_names" if config.class_names else path or known_from
         raise UserError(
-            f"{path}: found {len(names)} class names, expected at least {num_classes}: the shards hold label "
-            f"{num_classes - 1}"
+            f"{by}: found {len(names)} class names, expected at least {num_classes}: {what} hold label "
+            f"{num_classes - 1}; name it too, or correct the label"
         )
-    for number, name in enumerate(names, start=1):
-        check_class_name(name, f"{path}, line {number}")
-    return _told_apart(names, [str(label) for label in range(len(names))])
+    for name, place in zip(names, places, strict=True):
+        check_class_name(name, place)
+    return _told_apart(names, [str(label) for label in range(len(names))]), []
+
+
+def _note_on_gaps(labels: Sequence[int], what: str) -> list[str]:
+    """Without names a class is there because a label says so: those in between may be a mistake."""
+    missing = sorted(set(range(labels[-1] + 1)) - set(labels)) if labels else []
+    if not missing:
+        return []
+    shown = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
+    return [
+        f"found {len(labels)} labels from {labels[0]} to {labels[-1]}, so {labels[-1] + 1} classes, of which "
+        f"{len(missing)} have no image ({shown}); number the classes from 0 without gaps, or name them all in "
+        f"{LABEL_NAMES_FILE} beside {what} where that is meant"
+    ]
 
 
 def _told_apart(names: Sequence[str], by: Sequence[str]) -> list[str]:

@@ -93,6 +93,14 @@ def _open(config: SourceConfig) -> ImageSource:
         from pipelines.sources.folders import FolderSource, list_imagenet
 
         return FolderSource(config, list_imagenet(config))
+    if config.kind == "idx":
+        from pipelines.sources.idx import IdxSource
+
+        return IdxSource(config)
+    if config.kind == "parquet":
+        from pipelines.sources.parquet import ParquetSource
+
+        return ParquetSource(config)
     from pipelines.sources.tars import WebdatasetSource
 
     return WebdatasetSource(config)

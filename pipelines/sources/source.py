@@ -18,6 +18,8 @@ from pipelines.sources.keys import hash_name, key_bytes, key_line
 PARTS = ("train", "judge", "test")
 _NUM_NAMED_BAD_IMAGES = 5
 _NUM_HASHES = 2.0**64
+# What comes before the hash in the division of kinds whose files are parts.
+_BY_FILES = {"idx": "t10k: test; else ", "parquet": "files called by a split; else "}
 
 
 class EmptySplit(UserError):  # noqa: N818 - a part may be empty; whoever needs it stops
@@ -48,6 +50,8 @@ class ImageSource(Protocol):
         fingerprint: sha256 over sorted keys (the digits: over their content), hexadecimal.
         sized_fingerprint: likewise with sizes: what trainings compare, and records of an earlier version.
         skipped: inputs of this split known not to be images when the source was opened.
+        groups: int64 (N,), what each image is read together with (a row group of parquet), or None: reading in any
+            order costs the same.
         passed_over: files and folders of the whole source that are no inputs: hidden, repeated, in no class.
         notes: what else the user should know of it, a sentence each.
         num_found: inputs found before the split, bad ones included: what `max_bad_fraction` is a share of.
@@ -62,6 +66,7 @@ class ImageSource(Protocol):
     sized_fingerprint: str
     skipped: list[SkippedInput]
     num_found: int
+    groups: np.ndarray | None = None
     passed_over: Sequence[SkippedInput] = ()
     notes: Sequence[str] = ()
     without: Mapping[str, list[int]] = MappingProxyType({})
@@ -99,14 +104,24 @@ class ListedSource(ImageSource):
     """A source of listed files."""
 
     def choose(
-        self, keys: list[str], labels: list[int], sizes: list[int], bad: Mapping[str, str], lines: Sequence[str] = ()
+        self,
+        keys: list[str],
+        labels: Sequence[int],
+        sizes: Sequence[int | str],
+        bad: Mapping[str, str],
+        lines: Sequence[str] = (),
+        *,
+        parts: Sequence[str] = (),
+        with_labels: bool = False,
     ) -> list[int]:
         """Keep the inputs of the split that are not bad, and note what is left out and what was found.
 
         Args:
-            keys, labels, sizes: of all inputs; sizes in bytes.
+            keys, labels, sizes: of all inputs; sizes in bytes, or a digest of the file that an input lies in.
             bad: reasons of those known not to be images, by key.
             lines: what decides labels beside the keys, for the fingerprint.
+            parts: of all inputs, where their files decide it; else `part_of` does.
+            with_labels: the fingerprint has each label beside its key, which says nothing of it.
 
         Returns:
             Indices of the inputs kept.
@@ -118,7 +133,7 @@ class ListedSource(ImageSource):
         config, chosen = self.config, list(range(len(keys)))
         self.without = {}
         if split_rule(config):
-            parts = [part_of(key, config) for key in keys]
+            parts = parts or [part_of(key, config) for key in keys]
             good = [(label, part) for key, label, part in zip(keys, labels, parts, strict=True) if key not in bad]
             self.without = _classes_without(good, config)
             chosen = [index for index in chosen if parts[index] == config.split]
@@ -127,8 +142,9 @@ class ListedSource(ImageSource):
         self.keys = [keys[index] for index in kept]
         self.labels = np.asarray([labels[index] for index in kept], dtype=np.int64)
         self.skipped = [SkippedInput(key, bad[key]) for key in (keys[index] for index in chosen) if key in bad]
-        self.fingerprint = _digest([*lines, *sorted(keys[index] for index in chosen)])
-        sized = [f"{key}\0{size}" for key, size in sorted((keys[index], sizes[index]) for index in chosen)]
+        names = [f"{key}\0{label}" for key, label in zip(keys, labels, strict=True)] if with_labels else keys
+        self.fingerprint = _digest([*lines, *sorted(names[index] for index in chosen)])
+        sized = [f"{name}\0{size}" for name, size in sorted((names[index], sizes[index]) for index in chosen)]
         self.sized_fingerprint = _digest([*lines, *sized])
         check_bad_inputs(self.skipped, self)
         if not kept:
@@ -144,27 +160,31 @@ def split_rule(config: SourceConfig) -> dict[str, str]:
     Returns:
         {"split_rule": in words}; empty where all are taken, and for digits and ImageNet with a division of their own.
     """
-    undivided = config.split_by == "hash" and config.judge_fraction == config.test_fraction == 0
+    by_files = _BY_FILES.get(config.kind, "")
+    undivided = config.split_by == "hash" and config.judge_fraction == config.test_fraction == 0 and not by_files
     takes_all = config.split == "all" or (config.split == "train" and undivided)
     if takes_all or config.kind in ("digits", "imagenet"):
         return {}
-    shares = f"judge {config.judge_fraction:g}, test {config.test_fraction:g}"
-    by_hash = f"blake2b of {config.split_seed}/key; {shares}"
+    shares = f"judge {config.judge_fraction:g}" + ("" if config.kind == "idx" else f", test {config.test_fraction:g}")
+    by_hash = f"{by_files}blake2b of {config.split_seed}/key; {shares}"
     return {"split_rule": "folders" if config.split_by == "folders" else by_hash}
 
 
-def part_of(key: str, config: SourceConfig) -> str:
+def part_of(key: str, config: SourceConfig, *, has_test: bool = False) -> str:
     """The part that an image belongs to, "train", "judge" or "test", whatever other images there are.
 
     By hash, the names lie evenly between 0 and 1: the lowest are the judge's, the highest the test's. So another share
     of one part moves images between it and "train" alone.
+
+    Args:
+        has_test: the test images lie in files of their own, which this key is in none of.
     """
     if config.split_by == "folders":
         return key.partition("/")[0]
     place = hash_name(f"{config.split_seed}/{key}")
     if place < config.judge_fraction * _NUM_HASHES:
         return "judge"
-    return "test" if place >= (1.0 - config.test_fraction) * _NUM_HASHES else "train"
+    return "test" if not has_test and place >= (1.0 - config.test_fraction) * _NUM_HASHES else "train"
 
 
 def _classes_without(good: Iterable[tuple[int, str]], config: SourceConfig) -> dict[str, list[int]]:

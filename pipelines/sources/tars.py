@@ -29,7 +29,7 @@ from eval.locations import (
     walk,
 )
 from nvg.errors import UserError
-from pipelines.sources.class_names import class_names_of_labels, decode_text, whole_number
+from pipelines.sources.class_names import LABEL_NAMES_FILE, class_names_of_labels, decode_text, whole_number
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.keys import hash_names
 from pipelines.sources.shards import TarIndex, TarSample, index_tar, is_hidden
@@ -37,7 +37,6 @@ from pipelines.sources.source import ListedSource, SkippedInput
 from pipelines.sources.views import views_of_file
 
 _DOTTED_LABELS = (".cls", ".json")
-_CLASS_NAMES_FILE = "classes.txt"
 _COUNTS_FILE = "index.json"
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|lz|z|br)|t(gz|bz|bz2|xz|zst|lz))$", re.IGNORECASE)
 _BELOW = "shard in a folder below"
@@ -76,9 +75,8 @@ class WebdatasetSource(ListedSource):
                 self.passed_over.append(SkippedInput(name_of(path), "shard without samples"))
         kept = self.choose(listed.keys, listed.labels, [num_bytes for _, _, num_bytes in listed.places], listed.bad)
         folder = folder_of(self.shards[0])
-        self.class_names = class_names_of_labels(folder, max(listed.labels, default=-1) + 1)
-        if not is_file(join(folder, _CLASS_NAMES_FILE)):
-            self.notes = _notes_on_gaps(sorted({label for label in listed.labels if label >= 0}))
+        labels = [label for label in listed.labels if label >= 0]
+        self.class_names, self.notes = class_names_of_labels(config, folder, labels, "the shards")
         self._places = [listed.places[index] for index in kept]
 
     def read_bytes(self, index: int) -> bytes:
@@ -133,7 +131,7 @@ def _shards_in(folder: str) -> tuple[list[str], list[SkippedInput]]:
     names: list[str] = []
     seen = walk(folder)
     passed_over = [SkippedInput(name, reason) for name, reason in seen.passed_over.items()]
-    found = [name for name, _, _ in seen.files if name not in (_CLASS_NAMES_FILE, _COUNTS_FILE)]
+    found = [name for name, _, _ in seen.files if name not in (LABEL_NAMES_FILE, _COUNTS_FILE)]
     for name, reason in seen.broken.items():
         if name.lower().endswith(".tar"):
             raise UserError(f"{join(folder, name)}: {reason}; expected a webdataset shard; repair or remove it")
@@ -275,19 +273,6 @@ def _label_content(sample: TarSample, extension: str) -> str:
     if extension in sample.faults:
         raise ValueError(sample.faults[extension])
     return decode_text(sample.labels[extension], f"{sample.key}.{extension}")
-
-
-def _notes_on_gaps(labels: Sequence[int]) -> list[str]:
-    """Without names a class is there because a label says so: those in between may be a mistake."""
-    missing = sorted(set(range(labels[-1] + 1)) - set(labels))
-    if not missing:
-        return []
-    shown = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
-    return [
-        f"found {len(labels)} labels from {labels[0]} to {labels[-1]}, so {labels[-1] + 1} classes, of which "
-        f"{len(missing)} have no image ({shown}); number the classes from 0 without gaps, or name them all in "
-        f"{_CLASS_NAMES_FILE} beside the shards where that is meant"
-    ]
 
 
 def _expected_counts(folder: str) -> dict[str, int]:

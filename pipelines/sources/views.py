@@ -39,8 +39,8 @@ _said: set[SourceConfig] = set()
 def views_of_file(data: bytes, *, config: SourceConfig, key: str, views: Sequence[int]) -> list[np.ndarray]:
     """Decode an image file once and cut views as `make_views` does.
 
-    An image smaller than a view needs is enlarged, which is said once. What an orientation tag or a colour profile
-    changed is counted: see `count_changes`.
+    An image smaller than a view needs is enlarged, unless `fit` says otherwise. What an orientation tag or a colour
+    profile changed is counted: see `count_changes`.
 
     Raises:
         BadImage: the file is no readable image.
@@ -48,7 +48,12 @@ def views_of_file(data: bytes, *, config: SourceConfig, key: str, views: Sequenc
     image = decode_image(data, config.image_channels, pixels=config.pixels, max_megapixels=config.max_megapixels)
     for change in map(str, image.info):
         _changed.setdefault((config, change), set()).add(key)
-    if min(image.size) < _shorter_side(config):
+    return views_of_picture(image, config=config, key=key, views=views)
+
+
+def views_of_picture(image: Image.Image, *, config: SourceConfig, key: str, views: Sequence[int]) -> list[np.ndarray]:
+    """What `make_views` does; an image that is enlarged is said once."""
+    if config.fit == "resize" and min(image.size) < _shorter_side(config):
         _say_enlarged(str(config.path), _shorter_side(config))
     return make_views(image, config=config, key=key, views=views)
 
@@ -91,12 +96,13 @@ def make_views(
     views: Sequence[int],
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> list[np.ndarray]:
-    """Resize a picture once and cut views.
+    """Resize or pad a picture once and cut views.
 
     "center" and "shift" resize the shorter side to `image_size` and take the centre; "shift" then moves the
     picture by a different small offset in each view and fills with zeros. "crop" and "fresh_crop" resize the
     shorter side to 1.125 * `image_size` and take the centre (view 0) or a random square, which `flip` mirrors with
     probability 1/2; "random_crop" has no centred view. "ten_crop" takes the centre, the corners, and the five mirrored.
+    With `fit` "pad" the picture keeps its pixels, and a black square around it has that side instead.
 
     Args:
         image: picture of mode "L" or "RGB", any size.
@@ -109,21 +115,23 @@ def make_views(
         uint8 (S, S, channels) each.
 
     Raises:
-        BadImage: the picture is so elongated that its resized form would not fit in memory.
+        BadImage: the picture is so elongated that its resized form would not fit in memory, or larger than the square
+            that it is to be padded to.
 
     Release: shorter side to 288 (Lanczos), random 256 crop, no flip
     """
     for view in views:
         if view < 0 or (view >= config.num_views and config.view_policy != "fresh_crop"):
             raise IndexError(f"view {view} of {config.num_views}")
-    resized = np.asarray(_resize_shorter_side(image, _shorter_side(config), resample))
-    return [_cut(resized, config, key, view) for view in views]
+    side = _shorter_side(config)
+    framed = _pad(image, config, side) if config.fit == "pad" else _resize_shorter_side(image, side, resample)
+    return [_cut(np.asarray(framed), config, key, view) for view in views]
 
 
-def _cut(resized: np.ndarray, config: SourceConfig, key: str, view: int) -> np.ndarray:
+def _cut(framed: np.ndarray, config: SourceConfig, key: str, view: int) -> np.ndarray:
     size = config.image_size
-    left, top, mirrored = _place(resized.shape[1] - size, resized.shape[0] - size, config, key, view)
-    pixels = resized[top : top + size, left : left + size].reshape(size, size, config.image_channels)
+    left, top, mirrored = _place(framed.shape[1] - size, framed.shape[0] - size, config, key, view)
+    pixels = framed[top : top + size, left : left + size].reshape(size, size, config.image_channels)
     pixels = np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
     if config.view_policy == "shift" and view > 0:
         return _shift(pixels, *_shift_offset(config, key, view))
@@ -147,7 +155,7 @@ def _place(width: int, height: int, config: SourceConfig, key: str, view: int) -
 
 
 def _shorter_side(config: SourceConfig) -> int:
-    """What the shorter side is resized to, pixels."""
+    """What the shorter side is resized or padded to, pixels."""
     return round(config.image_size * _CROP_RATIO) if config.view_policy in _CROP_POLICIES else config.image_size
 
 
@@ -162,6 +170,17 @@ def _resize_shorter_side(image: Image.Image, side: int, resample: Image.Resampli
     if width * height > _MAX_RESIZED_PIXELS:
         raise BadImage(f"too elongated: {image.width}x{image.height} pixels")
     return image if (width, height) == image.size else image.resize((width, height), resample)
+
+
+def _pad(image: Image.Image, config: SourceConfig, side: int) -> Image.Image:
+    if max(image.size) > config.image_size:
+        raise BadImage(
+            f"too large to pad: {image.width}x{image.height} pixels, expected at most {config.image_size} a side "
+            "(source.fit=pad; resize brings images of any size to it)"
+        )
+    square = Image.new(image.mode, (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def _shift_offset(config: SourceConfig, key: str, view: int) -> tuple[int, int]:
