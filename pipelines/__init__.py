@@ -18,6 +18,7 @@ in the import order of `pyproject.toml` alone, and nothing is re-exported here, 
     inspect            images or records at every stage, as a picture: `inspect`
     evaluate/          scores: `generator.run_evaluate` and one entry a command beside it
     release            the authors' checkpoints in and out: `import_release`, `export_release`
+    gallery            the paper's figures from one's own model: `draw_gallery`
     demo               the whole chain in one command: `run_demo`
     ablate/            the paper's ablations under one budget: `study.run_ablate`
     doctor             what the machine has of what is needed: `run_doctor`

@@ -24,6 +24,7 @@ from eval.controlled import Comparison, ControlledSamples, compare, draw_stagewi
 from eval.image_files import begin_sample_folder, check_sample_folder
 from eval.image_sets import ImageSet
 from eval.pictures import paint_sequences, painting_rows, sample_grid
+from eval.pictures.drawing import Picture
 from eval.pictures.sheets import control_sheet, stagewise_sheet
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
@@ -43,23 +44,21 @@ from pipelines.structure_control import Control, ControlConfig, cut_of_run, load
 
 GRID_FILE, STAGES_FILE, CONTROL_FILE, ADHERENCE_FILE = "grid.png", "stages.png", "control.png", "adherence.json"
 STAGEWISE_FILE = "stagewise.png"
-_EVALUATION_FILE = "configs/evaluation.yaml"
+EVALUATION_FILE = "configs/evaluation.yaml"
 _NUM_PAINTINGS = 4
 _MOST_STAGEWISE = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """What is drawn, and from which networks.
+class DrawConfig:
+    """From which networks is drawn, and how.
 
     Attributes:
         run: folder of a demo (or of one's own trainings) with tokenizer, content, structure and records below it;
             imported weights have no records, their classes are numbers; with a tokenizer of spatial structure there is
             no structure generator.
         classes: class ids; empty draws all.
-        num_per_class: images of each.
         sampling: guidance, top-p, flow steps; the command takes those of `run_sampling` where nothing else is given.
-        control: what the samples shall follow: maps of an image, a drawn mask, first contents of an image.
         seed: of all samples; the image of a class and number depends on it alone.
         weights: which weights of the generators.
         rounding: `round` or `release` (cut off), from network output to bytes.
@@ -67,14 +66,11 @@ class SampleConfig:
         precision: `bf16`, `tf32` or `fp32`, see `nvg.precision`; null is bf16 on a GPU and fp32 on a CPU.
         compile: True compiles the generators' blocks, which takes about a minute; pays from some hundred images on.
         cuda_graphs: True records the generators' passes as CUDA graphs and replays them; pays for few images on a GPU.
-        output: folder for the images, called by label and number, the grid and the stages of the first few.
     """
 
     run: str = "runs/demo"
     classes: list[int] = field(default_factory=list)
-    num_per_class: int = at_least(1, 8)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
     seed: int = at_least(0, 0)
     weights: Literal["ema", "model"] = "ema"
     rounding: Rounding = "round"
@@ -82,10 +78,24 @@ class SampleConfig:
     precision: Precision | None = None
     compile: bool = False
     cuda_graphs: bool = False
-    output: str = "samples"
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(DrawConfig):
+    """What is drawn.
+
+    Attributes:
+        num_per_class: images of each class.
+        control: what the samples shall follow: maps of an image, a drawn mask, first contents of an image.
+        output: folder for the images, called by label and number, the grid and the stages of the first few.
+    """
+
+    num_per_class: int = at_least(1, 8)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    output: str = "samples"
 
 
 def run_sampling(run: str) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def run_sampling(run: str) -> dict[str, Any]:
 
     Empty where the folder of the run keeps no `configs/evaluation.yaml`.
     """
-    file = Path(run) / _EVALUATION_FILE
+    file = Path(run) / EVALUATION_FILE
     return read_section(file, "sampling") if file.is_file() else {}
 
 
@@ -118,14 +128,46 @@ def plan_sample(config: SampleConfig) -> list[str]:
     ]
 
 
-def sample_images(config: SampleConfig) -> Path:
-    """Draw and write.
+@dataclass(frozen=True)
+class Drawing:
+    """A run opened for drawing: everything is known to fit, no network is loaded yet.
 
-    Returns:
-        The grid.
+    Attributes:
+        spec: its networks and settings.
+        class_names: of all classes, by label.
+        classes: labels asked for.
+    """
+
+    spec: GeneratorSpec
+    class_names: list[str]
+    classes: list[int]
+    device: str
+    cuda_graphs: bool
+
+    def build(self) -> GeneratorSampler:
+        """Load the networks onto the device."""
+        sampler = self.spec.build(self.device)
+        if self.cuda_graphs:
+            capture_passes(sampler.content, sampler.structure)
+        return sampler
+
+    def labelled(self, num_per_class: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is drawn, class by class.
+
+        Returns:
+            labels; number of each image within its class; sample indices: the k-th image of class c is sample
+            c + k · classes of the evaluation pool, whichever classes are asked for.
+        """
+        labels_B, counters = np.repeat(self.classes, num_per_class), defaultdict(count)
+        numbers_B = np.array([next(counters[label]) for label in labels_B.tolist()])  # a class asked for twice goes on
+        return labels_B, numbers_B, labels_B + numbers_B * len(self.class_names)
+
+
+def open_run(config: DrawConfig) -> Drawing:
+    """Find the networks of a run.
 
     Raises:
-        UserError: networks are missing or do not fit, a class does not exist, or what is given cannot be used.
+        UserError: networks are missing or do not fit, a class does not exist, or there is no such device.
     """
     run = Path(config.run)
     names, tokenizer_weights = _names_and_weights(run, config.weights)
@@ -151,17 +193,25 @@ def sample_images(config: SampleConfig) -> Path:
         compile=config.compile,
     )
     require_tokenizer("run", tokenizer, tokenizer_weights, generators(spec.content, spec.structure))
-    labels = np.repeat(classes, config.num_per_class)
-    counters = defaultdict(count)
-    numbers = np.array([next(counters[label]) for label in labels.tolist()])  # a class asked for twice goes on
-    # The k-th image of class c is sample c + k · classes of the evaluation pool, whichever classes are asked for.
-    indices = labels + numbers * len(names)
+    return Drawing(spec, names, classes, device, config.cuda_graphs)
+
+
+def sample_images(config: SampleConfig) -> Path:
+    """Draw and write.
+
+    Returns:
+        The grid.
+
+    Raises:
+        UserError: networks are missing or do not fit, a class does not exist, or what is given cannot be used.
+    """
+    run, drawing = Path(config.run), open_run(config)
+    names, classes = drawing.class_names, drawing.classes
+    labels, numbers, indices = drawing.labelled(config.num_per_class)
     output = Path(config.output).absolute()
     files = [f"{label}-{number:03d}.png" for label, number in zip(labels, numbers, strict=True)]
     check_sample_folder("output", output)
-    sampler, control = spec.build(device), None
-    if config.cuda_graphs:
-        capture_passes(sampler.content, sampler.structure)
+    sampler, control = drawing.build(), None
     if config.control.stagewise_from:
         picture = _stagewise(sampler, config, labels, indices, [names[label] for label in labels])
         _begin(config, output, [STAGEWISE_FILE])
@@ -212,7 +262,7 @@ def _begin(config: SampleConfig, output: Path, files: list[str]) -> None:
 def _stagewise(
     sampler: GeneratorSampler, config: SampleConfig, labels_B: np.ndarray, indices_B: np.ndarray, names: list[str]
 ) -> bytes:
-    """The figure of stage-wise control, PNG. Paper: Fig. 7"""
+    """The figure of stage-wise control, PNG."""
     assert config.control.stagewise_from is not None
     if len(names) > _MOST_STAGEWISE:
         raise UserError(
@@ -221,12 +271,26 @@ def _stagewise(
         )
     cut = config.control.view_policy or cut_of_run(Path(config.run))
     _, ids_1T, structure_1L = tokenized("control.stagewise_from", config.control.stagewise_from, sampler.tokenizer, cut)
-    labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
-    drawn = draw_stagewise(sampler, labels, indices, ids_1T, structure_1L)
+    return stagewise_picture(sampler, labels_B, indices_B, names, ids_1T, structure_1L).light
+
+
+def stagewise_picture(
+    sampler: GeneratorSampler,
+    labels_B: np.ndarray,
+    indices_B: np.ndarray,
+    names: list[str],
+    ids_1T: torch.Tensor,
+    structure_1L: torch.Tensor,
+) -> Picture:
+    """Stages i..K generated for every i, after those of a reference with this sequence.
+
+    Paper: Fig. 7
+    """
+    drawn = draw_stagewise(sampler, torch.from_numpy(labels_B), torch.from_numpy(indices_B), ids_1T, structure_1L)
     groups = [("generate i–K: contents below i and structure up to i are the reference's", drawn.contents_SBHWC)]
     if drawn.structures_SBHWC is not None:
         groups.append(("generate i–K: structure up to i is the reference's", drawn.structures_SBHWC))
-    return stagewise_sheet(drawn.reference_SHWC, groups, names).light
+    return stagewise_sheet(drawn.reference_SHWC, groups, names)
 
 
 def _sample_controlled(
@@ -244,7 +308,7 @@ def _sample_controlled(
         sampler,
         labels,
         indices,
-        _for_all(control.given, len(labels)),
+        for_all(control.given, len(labels)),
         num_candidates=num_candidates,
         images_BHWC=None if control.image_HWC is None else np.repeat(control.image_HWC[None], len(labels), axis=0),
     )
@@ -273,11 +337,23 @@ def _stages_of_the_first(sampler: GeneratorSampler, count: int) -> bytes:
     return painting_rows(paintings).light
 
 
-def _for_all(given: Given, count: int) -> Given:
+def for_all(given: Given, count: int) -> Given:
+    """A prefix of one row for `count` samples."""
+
     def repeated(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else values.expand(count, -1)
 
     return replace(given, structure_BL=repeated(given.structure_BL), content_ids_BT=repeated(given.content_ids_BT))
+
+
+def given_maps(given: Given) -> list[np.ndarray]:
+    """Maps (side, side) of the stages whose splits are given, 1, 2, …"""
+    assert given.structure_BL is not None
+    layout = StageLayout(given.structure_BL.shape[1])
+    return [
+        stage_map(given.structure_BL[:1], stage, layout.last_stage).view(layout.side, layout.side).numpy()
+        for stage in range(1, given.num_splits + 1)
+    ]
 
 
 def _write_pictures(
@@ -289,16 +365,9 @@ def _write_pictures(
     labels_B: torch.Tensor,
     output: Path,
 ) -> None:
-    structure_BL = control.given.structure_BL
-    assert structure_BL is not None
-    layout = StageLayout(structure_BL.shape[1])
-    maps = [
-        stage_map(structure_BL, stage, layout.last_stage).view(layout.side, layout.side).numpy()
-        for stage in range(1, control.given.num_splits + 1)
-    ]
     sheet = control_sheet(
         control.source_HWC,
-        maps,
+        given_maps(control.given),
         [("as given", samples.images_BHWC), ("free", free.images_BHWC)],
         source_name=control.source_name,
         agreements=None if comparison is None else comparison.samples.splits,

@@ -180,6 +180,28 @@ def sample(
 
 
 @app.command()
+def gallery(
+    config: ConfigFile = None, overrides: Overrides = None, sampling: SamplingPreset = None, dry_run: DryRun = False
+) -> None:
+    """The paper's figures from your own model on one page: stages, drawn masks, pictures followed, stage-wise control.
+
+    A word without "=" is the run's folder. Settings of sampling as in `nvg sample`.
+
+    Example: [bold]nvg gallery runs/demo[/bold] · [bold]nvg gallery runs/demo masks='[heart.png]'
+    pictures='[me.jpg]'[/bold]
+    """
+    from pipelines.configuration import load_config
+    from pipelines.gallery import GalleryConfig, draw_gallery, plan_gallery
+    from pipelines.sample import run_sampling
+
+    settings = [text if "=" in text else {"run": text} for text in overrides or []]
+    if config is None and sampling is None:
+        run = load_config(GalleryConfig, None, settings).run
+        settings, sampling = [run_sampling(run), *settings], sampling_for(run)
+    execute(GalleryConfig, plan_gallery, draw_gallery, config, settings, dry_run, sampling=sampling)
+
+
+@app.command()
 def ablate(
     config: ConfigFile = None,
     overrides: Overrides = None,

@@ -1,0 +1,99 @@
+"""`nvg gallery`: which figures are drawn, that they are those of `nvg sample`, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_networks import FEW_STEPS, save_generators, save_tokenizer
+
+from nvg.errors import UserError
+from pipelines.gallery import GalleryConfig, draw_gallery
+from pipelines.sample import SampleConfig, sample_images
+from pipelines.structure_control import ControlConfig
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Random networks as a run's folders; a run that was scored on digits."""
+    save_tokenizer(tmp_path / "run" / "tokenizer")
+    save_generators(tmp_path / "run")
+    (tmp_path / "run" / "configs").mkdir()
+    source = "source: {kind: digits, split: train, num_views: 9, view_policy: shift}\n"
+    (tmp_path / "run" / "configs" / "evaluation.yaml").write_text(source)
+    return tmp_path / "run"
+
+
+def gallery(run, output, **settings):
+    page = draw_gallery(
+        GalleryConfig(run=str(run), output=str(output), sampling=FEW_STEPS, num_per_class=2, **settings)
+    )
+    return page.read_text(), sorted(path.name for path in output.glob("*.png"))
+
+
+def test_masks_and_held_out_images_without_being_asked(run, tmp_path):
+    page, files = gallery(run, tmp_path / "gallery", num_classes=2)
+    expected = {"masks": 3, "pictures": 2, "stages": 1, "stagewise": 2}
+    assert files == sorted(f"{name}-{number}.png" for name, count in expected.items() for number in range(1, count + 1))
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles[0] == "Painted stage by stage"
+    assert titles[-1] == "How well samples follow"
+    assert page.count("<img") == 8
+    agreement = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["agreement"]
+    assert sorted(agreement) == ["0, held out", "1, held out", "a circle", "a rectangle", "stripes"]
+    assert agreement["a circle"]["reconstruction"] is None
+    assert 0.5 <= agreement["0, held out"]["reconstruction"]["mean"] <= 1.0
+
+
+def test_figures_are_those_of_sample(run, tmp_path):
+    """A mask and a picture of one's own; one noise for one sample, whichever command draws it."""
+    ramp = np.linspace(0, 255, 16, dtype=np.uint8)
+    Image.fromarray(np.broadcast_to(ramp, (16, 16)).copy()).save(tmp_path / "picture.png")
+    Image.fromarray(np.tri(32, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
+    mine = {"masks": [str(tmp_path / "mask.png")], "pictures": [str(tmp_path / "picture.png")]}
+    _, files = gallery(run, tmp_path / "gallery", classes=[3], **mine)
+    assert files == ["masks-1.png", "pictures-1.png", "stages-1.png", "stagewise-1.png"]
+    agreement = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["agreement"]
+    for key, (_, file) in zip(("structure_mask", "structure_from"), mine.items(), strict=True):
+        control = ControlConfig(**{key: file[0]})
+        sample_images(
+            SampleConfig(
+                run=str(run), output=str(tmp_path / key), classes=[3], num_per_class=2, sampling=FEW_STEPS,
+                control=control,
+            )
+        )  # fmt: skip
+        alone = json.loads((tmp_path / key / "adherence.json").read_text())["agreement"]
+        assert alone in agreement.values()
+
+
+def test_a_spatial_tokenizer_has_contents_to_go_on_from_and_no_structure(run, tmp_path):
+    save_tokenizer(run / "tokenizer", structure="spatial")
+    shutil.rmtree(run / "structure")
+    page, files = gallery(run, tmp_path / "gallery", num_classes=1)
+    assert files == ["stages-1.png", "stagewise-1.png"]
+    assert "How well samples follow" not in page
+
+
+def test_a_run_that_was_never_scored_shows_masks_alone(run, tmp_path):
+    shutil.rmtree(run / "configs")
+    assert gallery(run, tmp_path / "gallery", num_classes=1)[1] == [
+        "masks-1.png", "masks-2.png", "masks-3.png", "stages-1.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pictures": ["none.png"]}, r"pictures: found no file none\.png"),
+        ({"masks": ["none.png"]}, r"control\.structure_mask: found no file none\.png"),
+        ({"classes": [10]}, r"classes: found \[10\]"),
+    ],
+)
+def test_what_cannot_be_shown_is_named_before_anything_is_written(run, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        gallery(run, tmp_path / "gallery", **settings)
+    assert not (tmp_path / "gallery").exists()
