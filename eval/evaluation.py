@@ -2,14 +2,15 @@
 
 A score alone says little. So every number of the generated images stands beside that of real images nobody
 trained on (what is reachable), of their tokenizer reconstructions (what the tokenizer loses) and of samples
-without guidance (what the generators learned). FID, precision and recall compare with the training images.
+without guidance (what the generators learned). FID (or FD), precision and recall compare with the training images.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,38 @@ from eval.features.extractors import (
     ExtractorSpec,
     build_extractor,
     extract,
+    feature_arrays,
+    feature_names,
     given_extractor,
+    scores_of,
     trained_extractor,
 )
 from eval.image_sets import Features, ImageSet
 from eval.pictures.paintings import Painting, paint_images, paint_samples
 from eval.pool.jobs import SamplePool, run_pool
+from eval.pool.chunks import arrays_digest, read_chunk, write_chunk
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.results import caveat, comparison_caveats, count_caveats, metric_protocol, threads, timed, write_results
+from eval.results import (
+    caveat,
+    comparison_caveats,
+    count_caveats,
+    metric_protocol,
+    not_the_published_features,
+    size_caveats,
+    threads,
+    timed,
+    write_results,
+)
 from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge, why_no_judge, why_not_trusted
 from eval.scores.manifold import LEAST_IMAGES
-from eval.scores.metrics import DistanceToTraining, distance_to_training, peak_signal_to_noise, score_features
+from eval.scores.metrics import (
+    DistanceToTraining,
+    distance_to_training,
+    feature_distance_to_training,
+    peak_signal_to_noise,
+    score_features,
+)
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, to_model_range, to_uint8
@@ -41,7 +62,7 @@ from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
 _NUM_PAINTINGS = 4
-SCORES = ("fid", "precision", "recall", "inception_score")
+_TRAIN = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +165,7 @@ def evaluate(
     pool: PoolConfig,
     judge: JudgeConfig,
     guidance_one: bool = True,
+    manifold_images: int = 0,
     console: Console | None = None,
 ) -> Evaluation:
     """Draw, score, compare; write `results.json` into the output folder.
@@ -157,6 +179,7 @@ def evaluate(
         pool: size and shape of the sampling pool; Ray must be initialised.
         judge: how the judge is trained.
         guidance_one: also draw with both guidance scales at 1, all else unchanged.
+        manifold_images: see `score_features`.
         console: where progress bars are drawn.
 
     Raises:
@@ -168,6 +191,7 @@ def evaluate(
     seconds: dict[str, float] = {}
     spec.identity()
     spec.check()
+    judge.extractor()
     with timed(seconds, "feature network"), threads(pool.threads_per_actor):
         extractor = prepare_extractor(config, data)
     pools = _draw(spec, extractor, pool, guidance_one, output / "pool", console, seconds)
@@ -181,12 +205,15 @@ def evaluate(
     with timed(seconds, "scores"), threads(pool.threads_per_actor):
         sets |= {"held_out": data.held_out, "reconstructions": ImageSet(copies, data.held_out.labels)}
         fitted = _fit(data, judge)
-        scores, near = _score(sets, data, extractor, fitted)
+        looked = _look({**sets, _TRAIN: data.train}, extractor, pool, output / "features")
+        scores, near = _score(looked, data, extractor, fitted, manifold_images)
+    why_not = not_the_published_features(extractor) if extractor.distance_key == "fd" else ""
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
-        "caveats": _caveats(scores, data, num_features=pools["generated"].samples.features_BF.shape[1]),
-        "protocol": _protocol(data, extractor, pools, fitted, spec),
+        "caveats": _caveats(scores, looked, data, extractor, manifold_images),
+        **({"comparable": False, "not_comparable_because": [why_not]} if why_not else {}),
+        "protocol": _protocol(data, extractor, pools, fitted, spec, manifold_images),
         "seconds": seconds,
     }
     write_results(output, results)
@@ -264,51 +291,114 @@ def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
     return train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names), config=config)
 
 
+def _look(
+    sets: dict[str, ImageSet], spec: ExtractorSpec, pool: PoolConfig, folder: Path
+) -> dict[str, ImageSet]:
+    """The sets with the features of those that have none.
+
+    A large network's are kept in the folder for the next evaluation, and computed on as many threads as the pool has,
+    which is at rest by now.
+    """
+    extractor = build_extractor(spec)
+    if spec.distance_key == "fid":
+        return {name: images if images.features else replace(images, features=extract(extractor, images.images))
+                for name, images in sets.items()}
+    num_threads = pool.threads_per_actor * pool.num_actors
+    looked = {}
+    for name, images in sets.items():
+        if images.features is None:
+            made_of = [spec.identity(), arrays_digest({"images": images.images}, ["images"]), num_threads, torch.__version__]
+            key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+            arrays = read_chunk(folder / key[:16], 0, feature_names(spec.kind), key)
+            if arrays is None:
+                with threads(num_threads):
+                    arrays = feature_arrays(extractor, images.images, batch_size=64)
+                (folder / key[:16]).mkdir(parents=True, exist_ok=True)
+                write_chunk(folder / key[:16], 0, arrays, feature_names(spec.kind), key)
+            images = replace(images, features=Features(*arrays.values()))
+        looked[name] = images
+    return looked
+
+
 def _score(
-    sets: dict[str, ImageSet], data: EvaluationData, spec: ExtractorSpec, judge: Judge | None
+    looked: dict[str, ImageSet],
+    data: EvaluationData,
+    spec: ExtractorSpec,
+    judge: Judge | None,
+    manifold_images: int,
 ) -> tuple[dict[str, dict[str, Any]], DistanceToTraining]:
     """All scores of each set against the training images, and how near the samples come to one of these."""
-    extractor = build_extractor(spec)
-    reference_NF = extract(extractor, data.train.images).features_NF
+    sets = {name: (images, images.features) for name, images in looked.items() if images.features is not None}
+    reference_NF = sets[_TRAIN][1].features_NF
     scores: dict[str, dict[str, Any]] = {}
-    for name, images in sets.items():
-        features = extract(extractor, images.images) if images.features is None else images.features
+    for name, (images, features) in sets.items():
+        if name == _TRAIN:
+            continue
         row: dict[str, Any] = {"num_images": len(images)}
-        row |= score_features(features.features_NF, features.logits_NV, reference_NF)
+        row |= score_features(
+            features.features_NF,
+            features.logits_NV,
+            reference_NF,
+            distance_key=spec.distance_key,
+            manifold_images=manifold_images,
+        )
         if judge is not None:
+            known = judge.extractor is not None and judge.extractor.identity() == spec.identity()
             row["class_accuracy"], row["class_accuracy_by_class"] = class_accuracy(
-                judge.read(images.images), images.labels, len(data.class_names)
+                judge.read(images.images, features.features_NF if known else None),
+                images.labels,
+                len(data.class_names),
             )
         scores[name] = row
-    copies = sets["reconstructions"].images
+    copies = looked["reconstructions"].images
     scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(copies, data.held_out.images).mean())
-    near = distance_to_training(sets["generated"].images, data.seen, data.held_out.images)
-    scores["generated"]["distance_to_training"] = {
-        "share_nearer_than_95_percent_of_held_out": near.share_nearer,
-        "threshold_grey_levels": near.threshold,
-        "median_grey_levels": float(np.median(near.sample_N)),
-        "held_out_median_grey_levels": float(np.median(near.held_out_M)),
-    }
+    near = distance_to_training(looked["generated"].images, data.seen, data.held_out.images)
+    found = _nearness(near, "grey_levels")
+    if spec.distance_key == "fd":
+        rows = [sets[name][1].features_NF for name in ("generated", _TRAIN, "held_out")]
+        found["in_features"] = {"of": spec.kind, **_nearness(feature_distance_to_training(*rows), "distance")}
+    scores["generated"]["distance_to_training"] = found
     return scores, near
 
 
-def _caveats(scores: dict[str, dict[str, Any]], data: EvaluationData, *, num_features: int) -> list[dict[str, Any]]:
+def _nearness(near: DistanceToTraining, unit: str) -> dict[str, Any]:
+    return {
+        "share_nearer_than_95_percent_of_held_out": near.share_nearer,
+        f"threshold_{unit}": near.threshold,
+        f"median_{unit}": float(np.median(near.sample_N)),
+        f"held_out_median_{unit}": float(np.median(near.held_out_M)),
+    }
+
+
+def _caveats(
+    scores: dict[str, dict[str, Any]],
+    looked: dict[str, ImageSet],
+    data: EvaluationData,
+    spec: ExtractorSpec,
+    manifold_images: int,
+) -> list[dict[str, Any]]:
     """What neither the judge nor the real images can carry."""
     found = [caveat(["class_accuracy"], [], f"left out: {data.no_judge}")] if data.no_judge else []
     if not data.no_judge:
         reason = why_not_trusted(scores["held_out"]["class_accuracy"], data.held_out.labels)
         found += [caveat(["class_accuracy"], list(scores), reason)] if reason else []
-    num_train, real = len(data.train), [name for name in ("reconstructions", "held_out") if name in scores]
+    features = looked["generated"].features
+    assert features is not None
+    compared, real = scores_of(spec.kind), [name for name in ("reconstructions", "held_out") if name in scores]
+    counts, num_train = {name: row["num_images"] for name, row in scores.items()}, len(data.train)
+    of_a_side = {name: min(count, manifold_images or count) for name, count in counts.items()}
+    num_manifold = min(num_train, manifold_images or num_train)
     return [
         *found,
-        *(caveat([*SCORES], real, reason) for reason in data.seen_in_training),
+        *(caveat([*compared], real, reason) for reason in data.seen_in_training),
         *count_caveats(
-            {name: row["num_images"] for name, row in scores.items()},
-            scores=(*SCORES, "distance_to_training"),
-            num_features=num_features,
+            counts,
+            scores=(*compared, "distance_to_training"),
+            num_features=features.features_NF.shape[1],
             num_reference=num_train,
-            num_manifold=num_train,
+            num_manifold=num_manifold,
         ),
+        *size_caveats(of_a_side, num_manifold),
         *comparison_caveats(scores),
     ]
 
@@ -319,11 +409,12 @@ def _protocol(
     pools: dict[str, SamplePool],
     judge: Judge | None,
     spec: GeneratorSpec,
+    manifold_images: int,
 ) -> dict[str, Any]:
     """Everything that a score depends on beside the networks, with hashes of weights and images."""
     reference = hashlib.sha256(np.ascontiguousarray(data.train.images).tobytes()).hexdigest()
     return {
-        **metric_protocol(extractor),
+        **metric_protocol(extractor, manifold_images=manifold_images),
         "reference": {"images": len(data.train), "sha256": reference, "split": "train"},
         "fingerprints": data.fingerprints,
         "pools": {
@@ -334,7 +425,7 @@ def _protocol(
             }
             for name, pool in pools.items()
         },
-        "judge": None if judge is None else {**asdict(judge.config), "kind": "svm-rbf", "images": judge.num_images},
+        "judge": None if judge is None else judge.protocol(),
         "rounding": spec.rounding,
         **spec.computed,
     }

@@ -39,11 +39,12 @@ class Samples:
     labels_B: NDArray[np.int64]
     sample_indices_B: NDArray[np.int64]
     features_BF: NDArray[np.float32]
-    logits_BV: NDArray[np.float32]
+    logits_BV: NDArray[np.float32] | None = None
 
     def digest(self) -> str:
         """SHA-256 over all arrays, as hex."""
-        return arrays_digest(vars(self), tuple(vars(self)))
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return arrays_digest(arrays, tuple(arrays))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class SamplePool(PoolResult):
 
     @property
     def samples(self) -> Samples:
-        """Images, labels, indices, features and logits in order of the index."""
-        return Samples(**{name: self.arrays[name] for name in Samples.__dataclass_fields__})
+        """Images, labels, indices, features and, where the extractor has them, logits in order of the index."""
+        return Samples(**{name: self.arrays[name] for name in Samples.__dataclass_fields__ if name in self.arrays})
 
     def images_sha256(self) -> str:
         """Hash of all images in order, as hex."""
@@ -88,7 +89,7 @@ class SamplingJob:
         """
         return {
             "sampler": self.spec.identity(),
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "extractor": self.extractor.identity(),
             "labels": "sample_index % num_classes",
             **({} if self.keep_images else {"images": "not kept"}),
         }
@@ -178,7 +179,7 @@ class ReconstructionJob:
                 "sha256": weights_hash(self.tokenizer, self.tokenizer_weights),
                 "weights": self.tokenizer_weights,
             },
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "extractor": self.extractor.identity(),
             "lpips_sha256": {trunk: lpips_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
             "rounding": self.rounding,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
@@ -235,7 +236,7 @@ class FeatureJob:
         """
         return {
             "images": self.images.identity(),
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "extractor": self.extractor.identity(),
         }
 
     def build(self, device: str, batch_size: int) -> BatchFunction:

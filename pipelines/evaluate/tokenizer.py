@@ -10,7 +10,7 @@ from rich.console import Console
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
 from eval.features import ExtractorConfig
-from eval.pages.page import caveat_notes, dagger
+from eval.pages.page import caveat_notes, dagger, distance_name
 from eval.pool.jobs import ReconstructionJob
 from eval.pool.pool import ChunkPoolConfig, run_chunks
 from eval.results import RESULTS_FILE, caveat, count_caveats, threads, timed, write_results
@@ -37,7 +37,7 @@ from pipelines.evaluate.table import print_file, print_table, print_time
 from pipelines.sources import SourceConfig
 
 SCHEMA_VERSION = 1
-_COMPARED = ("rfid", "lpips_vgg", "lpips_alex", "psnr_db", "ssim")
+_COMPARED = ("rfid", "rfd", "lpips_vgg", "lpips_alex", "psnr_db", "ssim")
 _SHEET_FILE = "reconstructions.png"
 
 
@@ -138,7 +138,12 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
             )
     check_readable(source, pool.arrays["readable_B"])
     with timed(seconds, "scores"), threads(num_threads):
-        scores = reconstruction_scores(pool.arrays, tokenizer.dequantizer.layout, tokenizer.config.codebook_size)
+        scores = reconstruction_scores(
+            pool.arrays,
+            tokenizer.dequantizer.layout,
+            tokenizer.config.codebook_size,
+            distance_key=extractor.distance_key,
+        )
     seen = why_seen(source.keys, {TOKENIZER_TRAINED_ON: training_keys(config.tokenizer)})
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -170,7 +175,9 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
 def _print_scores(results: dict[str, Any], console: Console) -> None:
     """Print scores, codebook use by stage, what the reference is and what was left out."""
     scores, reference = results["scores"], results["protocol"]["reference"]
-    rows = [("rFID ↓", f"{scores['rfid']:.3f}{dagger(results, 'reconstructions', 'rfid')}")]
+    distance = "rfd" if "rfd" in scores else "rfid"
+    mark = dagger(results, "reconstructions", distance)
+    rows = [(f"r{distance_name(results)} ↓", f"{scores[distance]:.3f}{mark}")]
     rows += [
         (f"LPIPS ({trunk}) ↓", f"{scores[name]:.4f}")
         for trunk in ("vgg", "alex")
