@@ -31,8 +31,8 @@ from eval.features.extractors import (
 )
 from eval.image_sets import Features, ImageSet
 from eval.pictures.paintings import Painting, paint_images, paint_samples
-from eval.pool.jobs import SamplePool, run_pool
 from eval.pool.chunks import arrays_digest, read_chunk, write_chunk
+from eval.pool.jobs import SamplePool, run_pool
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.results import (
@@ -291,9 +291,7 @@ def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
     return train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names), config=config)
 
 
-def _look(
-    sets: dict[str, ImageSet], spec: ExtractorSpec, pool: PoolConfig, folder: Path
-) -> dict[str, ImageSet]:
+def _look(sets: dict[str, ImageSet], spec: ExtractorSpec, pool: PoolConfig, folder: Path) -> dict[str, ImageSet]:
     """The sets with the features of those that have none.
 
     A large network's are kept in the folder for the next evaluation, and computed on as many threads as the pool has,
@@ -301,13 +299,20 @@ def _look(
     """
     extractor = build_extractor(spec)
     if spec.distance_key == "fid":
-        return {name: images if images.features else replace(images, features=extract(extractor, images.images))
-                for name, images in sets.items()}
+        return {
+            name: images if images.features else replace(images, features=extract(extractor, images.images))
+            for name, images in sets.items()
+        }
     num_threads = pool.threads_per_actor * pool.num_actors
     looked = {}
     for name, images in sets.items():
         if images.features is None:
-            made_of = [spec.identity(), arrays_digest({"images": images.images}, ["images"]), num_threads, torch.__version__]
+            made_of = [
+                spec.identity(),
+                arrays_digest({"images": images.images}, ["images"]),
+                num_threads,
+                torch.__version__,
+            ]
             key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
             arrays = read_chunk(folder / key[:16], 0, feature_names(spec.kind), key)
             if arrays is None:

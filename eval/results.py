@@ -222,7 +222,12 @@ def count_caveats(
     """
     found = []
     for names, least, behind, why in (
-        (("fid", "fd", "sfid", "rfid", "rfd"), num_features + 1, num_reference, f"a covariance of {num_features:,} features needs"),
+        (
+            ("fid", "fd", "sfid", "rfid", "rfd"),
+            num_features + 1,
+            num_reference,
+            f"a covariance of {num_features:,} features needs",
+        ),
         (("precision", "recall"), LEAST_FOR_A_SHARE, num_manifold, "neighbourhoods need"),
         (("inception_score",), LEAST_FOR_A_SHARE, None, f"{NUM_SPLITS} splits need"),
     ):
@@ -283,8 +288,8 @@ def size_caveats(counts: Mapping[str, int], num_manifold: int) -> list[dict[str,
         caveat(
             ["precision", "recall"],
             sets,
-            f"{count:,} images are compared with {num_manifold:,}: the larger set's balls are the smaller ones, so neither is "
-            "what it is among equals; set manifold_images to take as many of each",
+            f"{count:,} images are compared with {num_manifold:,}: balls around the fewer reach further, so neither "
+            "score is that of equal sets; set manifold_images to take as many of each",
         )
         for count, sets in found.items()
     ]

@@ -41,7 +41,8 @@ def reconstruction_scores(
         distance_key: `fid` or `fd`, as the extractor says.
 
     Returns:
-        `num_images`, `rfid` (or `rfd`), means of PSNR, SSIM and LPIPS, and `codebook`: usage and perplexity overall and by stage.
+        `num_images`, `rfid` (or `rfd`), means of PSNR, SSIM and LPIPS, and `codebook`: usage and perplexity overall and
+        by stage.
 
     Raises:
         UserError: fewer than two images.

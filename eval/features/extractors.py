@@ -320,9 +320,7 @@ def feature_names(kind: str) -> tuple[str, ...]:
     return _KINDS[kind].arrays
 
 
-def feature_arrays(
-    extractor: nn.Module, images_BHWC: ImageArray, *, batch_size: int
-) -> dict[str, NDArray[np.float32]]:
+def feature_arrays(extractor: nn.Module, images_BHWC: ImageArray, *, batch_size: int) -> dict[str, NDArray[np.float32]]:
     """What a chunk holds of images: the arrays of `feature_names` of the extractor's kind; see `extract`."""
     layers = zip(_KINDS[INCEPTION].arrays, extract(extractor, images_BHWC, batch_size=batch_size), strict=True)
     return {name: layer for name, layer in layers if layer is not None}

@@ -162,8 +162,9 @@ def score_features(
     return {
         distance_key: frechet_distance(features_NF, reference_MF),
         **({} if logits_NV is None else inception_scores(logits_NV)),
-        **manifold_scores(*(rows if not manifold_images else rows[drawn_rows(len(rows), manifold_images)]
-                            for rows in sides)),
+        **manifold_scores(
+            *(rows if not manifold_images else rows[drawn_rows(len(rows), manifold_images)] for rows in sides)
+        ),
     }
 
 

@@ -151,7 +151,13 @@ def _name_in_timm(name: str, num_blocks: list[int]) -> str:
     """
     found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if found is None:
-        outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+        outer = {
+            "_conv_stem": "conv_stem",
+            "_bn0": "bn1",
+            "_conv_head": "conv_head",
+            "_bn1": "bn2",
+            "_fc": "classifier",
+        }
         head, _, leaf = name.partition(".")
         return f"{outer[head]}.{leaf}" if head in outer else name
     number, part, leaf = found.groups()
