@@ -38,18 +38,16 @@ def test_large_colour_images() -> None:
     assert (judge.read(images) == labels).all()
 
 
-@pytest.fixture(scope="module")
-def probe(digits, efficientnet_spec):
+def test_a_linear_probe_reads_features(efficientnet_spec) -> None:
+    labels = np.arange(60) % 3
+    images = np.random.default_rng(0).integers(0, 90, (60, 20, 20, 3), dtype=np.uint8)
+    images[np.arange(60), :, :, labels] += 120
     config = JudgeConfig(kind="linear-probe", feature_weights=efficientnet_spec.path)
-    return train_judge(digits.judge.images, digits.judge.labels, num_classes=10, config=config)
-
-
-def test_a_linear_probe_reads_features(digits, probe, efficientnet_spec) -> None:
-    # Even random filters tell digits apart; ImageNet's are asked about real pictures elsewhere.
-    share, _ = class_accuracy(probe.read(digits.held_out.images), digits.held_out.labels, 10)
-    assert share >= 0.8
-    features = extract(build_extractor(efficientnet_spec), digits.held_out.images).features_NF
-    assert (probe.read(digits.held_out.images, features) == probe.read(digits.held_out.images)).all()
+    probe = train_judge(images[:30], labels[:30], num_classes=3, config=config)
+    read = probe.read(images[30:])
+    assert (read == labels[30:]).mean() >= 0.9  # even random filters tell colours apart
+    features = extract(build_extractor(efficientnet_spec), images[30:]).features_NF
+    assert (probe.read(images[30:], features) == read).all()
     facts = probe.protocol()
     assert facts["kind"] == "linear-probe"
     assert facts["features"] == efficientnet_spec.identity()
