@@ -8,7 +8,6 @@ without guidance (what the generators learned). FID (or FD), precision and recal
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,24 +22,21 @@ from eval.features.extractors import (
     ExtractorSpec,
     build_extractor,
     extract,
-    feature_arrays,
-    feature_names,
     given_extractor,
     scores_of,
     trained_extractor,
 )
 from eval.image_sets import Features, ImageSet
 from eval.pictures.paintings import Painting, paint_images, paint_samples
-from eval.pool.chunks import arrays_digest, read_chunk, write_chunk
-from eval.pool.jobs import SamplePool, run_pool
+from eval.pool.jobs import SamplePool, kept_features, run_pool
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.results import (
     caveat,
+    comparability,
     comparison_caveats,
     count_caveats,
     metric_protocol,
-    not_the_published_features,
     size_caveats,
     threads,
     timed,
@@ -207,12 +203,11 @@ def evaluate(
         fitted = _fit(data, judge)
         looked = _look({**sets, _TRAIN: data.train}, extractor, pool, output / "features")
         scores, near = _score(looked, data, extractor, fitted, manifold_images)
-    why_not = not_the_published_features(extractor) if extractor.distance_key == "fd" else ""
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
         "caveats": _caveats(scores, looked, data, extractor, manifold_images),
-        **({"comparable": False, "not_comparable_because": [why_not]} if why_not else {}),
+        **comparability(extractor),
         "protocol": _protocol(data, extractor, pools, fitted, spec, manifold_images),
         "seconds": seconds,
     }
@@ -292,36 +287,15 @@ def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
 
 
 def _look(sets: dict[str, ImageSet], spec: ExtractorSpec, pool: PoolConfig, folder: Path) -> dict[str, ImageSet]:
-    """The sets with the features of those that have none.
-
-    A large network's are kept in the folder for the next evaluation, and computed on as many threads as the pool has,
-    which is at rest by now.
-    """
-    extractor = build_extractor(spec)
-    if spec.distance_key == "fid":
-        return {
-            name: images if images.features else replace(images, features=extract(extractor, images.images))
-            for name, images in sets.items()
-        }
-    num_threads = pool.threads_per_actor * pool.num_actors
-    looked = {}
+    """The sets with the features of those that have none; a large network's are kept in the folder."""
+    extractor, looked = build_extractor(spec), {}
     for name, images in sets.items():
-        if images.features is None:
-            made_of = [
-                spec.identity(),
-                arrays_digest({"images": images.images}, ["images"]),
-                num_threads,
-                torch.__version__,
-            ]
-            key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-            arrays = read_chunk(folder / key[:16], 0, feature_names(spec.kind), key)
-            if arrays is None:
-                with threads(num_threads):
-                    arrays = feature_arrays(extractor, images.images, batch_size=64)
-                (folder / key[:16]).mkdir(parents=True, exist_ok=True)
-                write_chunk(folder / key[:16], 0, arrays, feature_names(spec.kind), key)
-            images = replace(images, features=Features(*arrays.values()))
-        looked[name] = images
+        features = images.features
+        if features is None and spec.distance_key == "fid":
+            features = extract(extractor, images.images)
+        elif features is None:
+            features = kept_features(extractor, spec, images.images, config=pool, folder=folder)
+        looked[name] = replace(images, features=features)
     return looked
 
 
@@ -358,21 +332,12 @@ def _score(
     copies = looked["reconstructions"].images
     scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(copies, data.held_out.images).mean())
     near = distance_to_training(looked["generated"].images, data.seen, data.held_out.images)
-    found = _nearness(near, "grey_levels")
+    found = near.summary("grey_levels")
     if spec.distance_key == "fd":
         rows = [sets[name][1].features_NF for name in ("generated", _TRAIN, "held_out")]
-        found["in_features"] = {"of": spec.kind, **_nearness(feature_distance_to_training(*rows), "distance")}
+        found["in_features"] = {"of": spec.kind, **feature_distance_to_training(*rows).summary("distance")}
     scores["generated"]["distance_to_training"] = found
     return scores, near
-
-
-def _nearness(near: DistanceToTraining, unit: str) -> dict[str, Any]:
-    return {
-        "share_nearer_than_95_percent_of_held_out": near.share_nearer,
-        f"threshold_{unit}": near.threshold,
-        f"median_{unit}": float(np.median(near.sample_N)),
-        f"held_out_median_{unit}": float(np.median(near.held_out_M)),
-    }
 
 
 def _caveats(

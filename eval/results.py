@@ -29,7 +29,9 @@ from nvg.errors import UserError
 from nvg.json_files import Count, check_form, read_json
 
 RESULTS_FILE = "results.json"
-MOST_UNEQUAL = 5  # sets that differ by no more have nearly the precision and recall of equal ones
+MOST_UNEQUAL = (
+    5  # beyond, precision moves by more than four points (features of Fashion-MNIST), less than 100 images do
+)
 LEAST_FOR_A_SHARE = 100  # a share of fewer has a standard error of up to five points
 
 
@@ -187,6 +189,13 @@ def not_the_published_features(extractor: ExtractorSpec) -> str:
     if extractor.distance_key == "fd":
         return f"{extractor.distance}, precision and recall are in features of {extractor.kind}, published ones are not"
     return f"features are those of {extractor.kind}, published scores use {INCEPTION}"
+
+
+def comparability(extractor: ExtractorSpec) -> dict[str, Any]:
+    """What results say of themselves where their distance is no FID: `comparable`, and why not."""
+    if extractor.distance_key == "fid":
+        return {}
+    return {"comparable": False, "not_comparable_because": [not_the_published_features(extractor)]}
 
 
 def caveat(scores: list[str], sets: list[str], reason: str) -> dict[str, Any]:

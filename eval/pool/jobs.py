@@ -7,6 +7,7 @@ taken up again is in `eval.pool.pool`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from eval.features.extractors import ExtractorSpec, build_extractor, extract, feature_arrays, feature_names
 from eval.image_files import ImageReader
-from eval.pool.chunks import Arrays, arrays_digest
+from eval.image_sets import Features
+from eval.pool.chunks import Arrays, arrays_digest, read_chunk, write_chunk
 from eval.pool.pool import BatchFunction, PoolConfig, PoolResult, run_chunks
 from eval.pool.samplers import SamplerSpec
+from eval.results import threads
 from eval.scores.reconstruction import load_lpips, lpips_hash, pair_scores, reconstruct_with_ids
 from nvg.checkpoints import load_network, weights_hash
 from nvg.pixels import ImageArray
@@ -253,3 +257,28 @@ class FeatureJob:
             return {"readable_B": readable_B, **feature_arrays(extractor, images_BHWC, batch_size=batch_size)}
 
         return compute
+
+
+def kept_features(
+    extractor: nn.Module, spec: ExtractorSpec, images_BHWC: ImageArray, *, config: PoolConfig, folder: Path
+) -> Features:
+    """Features of images that are in memory here, or those that an earlier call left in the folder.
+
+    They are computed on as many threads as the pool has, whose workers are at rest.
+
+    Args:
+        extractor: built from `spec`.
+        folder: parent of a folder named after all that matters.
+    """
+    num_threads = config.threads_per_actor * config.num_actors
+    images = arrays_digest({IMAGES: images_BHWC}, (IMAGES,))
+    made_of = {"images": images, "extractor": spec.identity(), "threads": num_threads, "torch": torch.__version__}
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    place, names = folder / key[:16], feature_names(spec.kind)
+    arrays = read_chunk(place, 0, names, key)
+    if arrays is None:
+        with threads(num_threads):
+            arrays = dict(feature_arrays(extractor, images_BHWC, batch_size=config.batch_size))
+        place.mkdir(parents=True, exist_ok=True)
+        write_chunk(place, 0, arrays, names, key)
+    return Features(*(arrays[name] for name in names))

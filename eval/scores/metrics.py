@@ -52,6 +52,15 @@ class DistanceToTraining:
     threshold: float
     share_nearer: float
 
+    def summary(self, unit: str) -> dict[str, float]:
+        """What `results.json` holds of it; `unit` of the distances is part of the names."""
+        return {
+            "share_nearer_than_95_percent_of_held_out": self.share_nearer,
+            f"threshold_{unit}": self.threshold,
+            f"median_{unit}": float(np.median(self.sample_N)),
+            f"held_out_median_{unit}": float(np.median(self.held_out_M)),
+        }
+
 
 def frechet_distance(features_NF: FloatArray, reference_MF: FloatArray) -> float:
     """FID between two sets of features.

@@ -13,7 +13,7 @@ from eval.features import ExtractorConfig
 from eval.pages.page import caveat_notes, dagger, distance_name
 from eval.pool.jobs import ReconstructionJob
 from eval.pool.pool import ChunkPoolConfig, run_chunks
-from eval.results import RESULTS_FILE, caveat, count_caveats, threads, timed, write_results
+from eval.results import RESULTS_FILE, caveat, comparability, count_caveats, threads, timed, write_results
 from eval.scores.reconstruction import check_lpips
 from eval.tokenizer_evaluation import reconstruction_picture, reconstruction_protocol, reconstruction_scores
 from nvg.bounds import at_least
@@ -33,7 +33,7 @@ from pipelines.evaluate.images import (
     open_filled,
     why_seen,
 )
-from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.evaluate.table import print_file, print_not_comparable, print_table, print_time
 from pipelines.sources import SourceConfig
 
 SCHEMA_VERSION = 1
@@ -156,6 +156,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
                 num_features=pool.arrays["features_BF"].shape[1],
             ),
         ],
+        **comparability(extractor),
         "left_out": [
             f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
         ],
@@ -199,6 +200,7 @@ def _print_scores(results: dict[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    print_not_comparable(console, results)
     for line in results["left_out"]:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
     print_time(console, results)

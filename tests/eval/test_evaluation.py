@@ -121,7 +121,7 @@ def test_features_and_judge_of_a_network_trained_elsewhere(
     assert "FID" not in page
 
     computed = []
-    monkeypatch.setattr("eval.evaluation.feature_arrays", lambda *given, **_: computed.append(given))
+    monkeypatch.setattr("eval.pool.jobs.feature_arrays", lambda *given, **_: computed.append(given))
     assert run_evaluate(one)["scores"] == scores
     assert computed == []  # features of real images are kept
     with pytest.raises(UserError, match=r"absent\.pth.*judge\.feature_weights"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from nvg.checkpoints.frozen_weights import EFFICIENTNET_FILE
 from nvg.errors import UserError
 from nvg.pixels import to_model_range
 
-SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+SIZES: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 
 
 def test_features_are_those_of_the_network(digits, efficientnet_spec: ExtractorSpec) -> None:
@@ -87,7 +88,7 @@ def test_dinov2_gives_the_class_token_as_edm2_takes_it(tmp_path: Path, digits) -
     found = extract(load_dinov2(str(path), Dinov2ClassToken(**SIZES)), images).features_NF
 
     # slowly: bytes resized, ImageNet's range, the position table as DINOv2's own code resamples it
-    vit = create_model("vit_large_patch14_dinov2", img_size=224, num_classes=0, **SIZES).eval()
+    vit: Any = create_model("vit_large_patch14_dinov2", img_size=224, num_classes=0, **SIZES).eval()
     grid = tensors["pos_embed"][:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, scale_factor=16.1 / 37, mode="bicubic")
     assert grid.shape[-2:] == (16, 16)
