@@ -2,14 +2,14 @@
 
 A score alone says little. So every number of the generated images stands beside that of real images nobody
 trained on (what is reachable), of their tokenizer reconstructions (what the tokenizer loses) and of samples
-without guidance (what the generators learned). FID, precision and recall compare with the training images.
+without guidance (what the generators learned). FID (or FD), precision and recall compare with the training images.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,34 @@ from eval.features.extractors import (
     build_extractor,
     extract,
     given_extractor,
+    scores_of,
     trained_extractor,
 )
 from eval.image_sets import Features, ImageSet
 from eval.pictures.paintings import Painting, paint_images, paint_samples
-from eval.pool.jobs import SamplePool, run_pool
+from eval.pool.jobs import SamplePool, kept_features, run_pool
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
-from eval.results import caveat, comparison_caveats, count_caveats, metric_protocol, threads, timed, write_results
+from eval.results import (
+    caveat,
+    comparability,
+    comparison_caveats,
+    count_caveats,
+    metric_protocol,
+    size_caveats,
+    threads,
+    timed,
+    write_results,
+)
 from eval.scores.judge import Judge, JudgeConfig, class_accuracy, train_judge, why_no_judge, why_not_trusted
 from eval.scores.manifold import LEAST_IMAGES
-from eval.scores.metrics import DistanceToTraining, distance_to_training, peak_signal_to_noise, score_features
+from eval.scores.metrics import (
+    DistanceToTraining,
+    distance_to_training,
+    feature_distance_to_training,
+    peak_signal_to_noise,
+    score_features,
+)
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, to_model_range, to_uint8
@@ -41,7 +58,7 @@ from nvg.tokenizer import Tokenizer
 
 SCHEMA_VERSION = 1
 _NUM_PAINTINGS = 4
-SCORES = ("fid", "precision", "recall", "inception_score")
+_TRAIN = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +161,7 @@ def evaluate(
     pool: PoolConfig,
     judge: JudgeConfig,
     guidance_one: bool = True,
+    manifold_images: int = 0,
     console: Console | None = None,
 ) -> Evaluation:
     """Draw, score, compare; write `results.json` into the output folder.
@@ -157,6 +175,7 @@ def evaluate(
         pool: size and shape of the sampling pool; Ray must be initialised.
         judge: how the judge is trained.
         guidance_one: also draw with both guidance scales at 1, all else unchanged.
+        manifold_images: see `score_features`.
         console: where progress bars are drawn.
 
     Raises:
@@ -168,6 +187,7 @@ def evaluate(
     seconds: dict[str, float] = {}
     spec.identity()
     spec.check()
+    judge.extractor()
     with timed(seconds, "feature network"), threads(pool.threads_per_actor):
         extractor = prepare_extractor(config, data)
     pools = _draw(spec, extractor, pool, guidance_one, output / "pool", console, seconds)
@@ -181,12 +201,14 @@ def evaluate(
     with timed(seconds, "scores"), threads(pool.threads_per_actor):
         sets |= {"held_out": data.held_out, "reconstructions": ImageSet(copies, data.held_out.labels)}
         fitted = _fit(data, judge)
-        scores, near = _score(sets, data, extractor, fitted)
+        looked = _look({**sets, _TRAIN: data.train}, extractor, pool, output / "features")
+        scores, near = _score(looked, data, extractor, fitted, manifold_images)
     results = {
         "schema_version": SCHEMA_VERSION,
         "scores": scores,
-        "caveats": _caveats(scores, data, num_features=pools["generated"].samples.features_BF.shape[1]),
-        "protocol": _protocol(data, extractor, pools, fitted, spec),
+        "caveats": _caveats(scores, looked, data, extractor, manifold_images),
+        **comparability(extractor),
+        "protocol": _protocol(data, extractor, pools, fitted, spec, manifold_images),
         "seconds": seconds,
     }
     write_results(output, results)
@@ -264,51 +286,89 @@ def _fit(data: EvaluationData, config: JudgeConfig) -> Judge | None:
     return train_judge(data.judge.images, data.judge.labels, num_classes=len(data.class_names), config=config)
 
 
+def _look(sets: dict[str, ImageSet], spec: ExtractorSpec, pool: PoolConfig, folder: Path) -> dict[str, ImageSet]:
+    """The sets with the features of those that have none; a large network's are kept in the folder."""
+    extractor, looked = build_extractor(spec), {}
+    for name, images in sets.items():
+        features = images.features
+        if features is None and spec.distance_key == "fid":
+            features = extract(extractor, images.images)
+        elif features is None:
+            features = kept_features(extractor, spec, images.images, config=pool, folder=folder)
+        looked[name] = replace(images, features=features)
+    return looked
+
+
 def _score(
-    sets: dict[str, ImageSet], data: EvaluationData, spec: ExtractorSpec, judge: Judge | None
+    looked: dict[str, ImageSet],
+    data: EvaluationData,
+    spec: ExtractorSpec,
+    judge: Judge | None,
+    manifold_images: int,
 ) -> tuple[dict[str, dict[str, Any]], DistanceToTraining]:
     """All scores of each set against the training images, and how near the samples come to one of these."""
-    extractor = build_extractor(spec)
-    reference_NF = extract(extractor, data.train.images).features_NF
+    sets = {name: (images, images.features) for name, images in looked.items() if images.features is not None}
+    reference_NF = sets[_TRAIN][1].features_NF
     scores: dict[str, dict[str, Any]] = {}
-    for name, images in sets.items():
-        features = extract(extractor, images.images) if images.features is None else images.features
+    for name, (images, features) in sets.items():
+        if name == _TRAIN:
+            continue
         row: dict[str, Any] = {"num_images": len(images)}
-        row |= score_features(features.features_NF, features.logits_NV, reference_NF)
+        row |= score_features(
+            features.features_NF,
+            features.logits_NV,
+            reference_NF,
+            distance_key=spec.distance_key,
+            manifold_images=manifold_images,
+        )
         if judge is not None:
+            known = judge.extractor is not None and judge.extractor.identity() == spec.identity()
             row["class_accuracy"], row["class_accuracy_by_class"] = class_accuracy(
-                judge.read(images.images), images.labels, len(data.class_names)
+                judge.read(images.images, features.features_NF if known else None),
+                images.labels,
+                len(data.class_names),
             )
         scores[name] = row
-    copies = sets["reconstructions"].images
+    copies = looked["reconstructions"].images
     scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(copies, data.held_out.images).mean())
-    near = distance_to_training(sets["generated"].images, data.seen, data.held_out.images)
-    scores["generated"]["distance_to_training"] = {
-        "share_nearer_than_95_percent_of_held_out": near.share_nearer,
-        "threshold_grey_levels": near.threshold,
-        "median_grey_levels": float(np.median(near.sample_N)),
-        "held_out_median_grey_levels": float(np.median(near.held_out_M)),
-    }
+    near = distance_to_training(looked["generated"].images, data.seen, data.held_out.images)
+    found = near.summary("grey_levels")
+    if spec.distance_key == "fd":
+        rows = [sets[name][1].features_NF for name in ("generated", _TRAIN, "held_out")]
+        found["in_features"] = {"of": spec.kind, **feature_distance_to_training(*rows).summary("distance")}
+    scores["generated"]["distance_to_training"] = found
     return scores, near
 
 
-def _caveats(scores: dict[str, dict[str, Any]], data: EvaluationData, *, num_features: int) -> list[dict[str, Any]]:
+def _caveats(
+    scores: dict[str, dict[str, Any]],
+    looked: dict[str, ImageSet],
+    data: EvaluationData,
+    spec: ExtractorSpec,
+    manifold_images: int,
+) -> list[dict[str, Any]]:
     """What neither the judge nor the real images can carry."""
     found = [caveat(["class_accuracy"], [], f"left out: {data.no_judge}")] if data.no_judge else []
     if not data.no_judge:
         reason = why_not_trusted(scores["held_out"]["class_accuracy"], data.held_out.labels)
         found += [caveat(["class_accuracy"], list(scores), reason)] if reason else []
-    num_train, real = len(data.train), [name for name in ("reconstructions", "held_out") if name in scores]
+    features = looked["generated"].features
+    assert features is not None
+    compared, real = scores_of(spec.kind), [name for name in ("reconstructions", "held_out") if name in scores]
+    counts, num_train = {name: row["num_images"] for name, row in scores.items()}, len(data.train)
+    of_a_side = {name: min(count, manifold_images or count) for name, count in counts.items()}
+    num_manifold = min(num_train, manifold_images or num_train)
     return [
         *found,
-        *(caveat([*SCORES], real, reason) for reason in data.seen_in_training),
+        *(caveat([*compared], real, reason) for reason in data.seen_in_training),
         *count_caveats(
-            {name: row["num_images"] for name, row in scores.items()},
-            scores=(*SCORES, "distance_to_training"),
-            num_features=num_features,
+            counts,
+            scores=(*compared, "distance_to_training"),
+            num_features=features.features_NF.shape[1],
             num_reference=num_train,
-            num_manifold=num_train,
+            num_manifold=num_manifold,
         ),
+        *size_caveats(of_a_side, num_manifold),
         *comparison_caveats(scores),
     ]
 
@@ -319,11 +379,12 @@ def _protocol(
     pools: dict[str, SamplePool],
     judge: Judge | None,
     spec: GeneratorSpec,
+    manifold_images: int,
 ) -> dict[str, Any]:
     """Everything that a score depends on beside the networks, with hashes of weights and images."""
     reference = hashlib.sha256(np.ascontiguousarray(data.train.images).tobytes()).hexdigest()
     return {
-        **metric_protocol(extractor),
+        **metric_protocol(extractor, manifold_images=manifold_images),
         "reference": {"images": len(data.train), "sha256": reference, "split": "train"},
         "fingerprints": data.fingerprints,
         "pools": {
@@ -334,7 +395,7 @@ def _protocol(
             }
             for name, pool in pools.items()
         },
-        "judge": None if judge is None else {**asdict(judge.config), "kind": "svm-rbf", "images": judge.num_images},
+        "judge": None if judge is None else judge.protocol(),
         "rounding": spec.rounding,
         **spec.computed,
     }

@@ -15,10 +15,10 @@ from nvg.pixels import ImageArray, check_images
 
 
 class Features(NamedTuple):
-    """What one extractor says about N images."""
+    """What one extractor says about N images; logits and spatial features only of extractors that have them."""
 
     features_NF: NDArray[np.float32]
-    logits_NV: NDArray[np.float32]
+    logits_NV: NDArray[np.float32] | None = None
     spatial_NG: NDArray[np.float32] | None = None
 
 

@@ -29,17 +29,16 @@ from eval.image_files import IMAGES_KEY, NpzImages, npz_names, read_npz_array, w
 from eval.pool.chunks import arrays_digest
 from eval.pool.jobs import FeatureJob
 from eval.pool.pool import ChunkPoolConfig, PoolResult, run_chunks
-from eval.results import count_caveats, metric_protocol, timed
+from eval.results import count_caveats, metric_protocol, not_the_published_features, timed
 from eval.scores.frechet import NUM_RESAMPLES, Gaussian, frechet, frechet_spread, gather
 from eval.scores.manifold import LEAST_IMAGES, NEIGHBOURHOOD
-from eval.scores.metrics import inception_scores, manifold_scores
+from eval.scores.metrics import drawn_rows, inception_scores, manifold_scores
 from nvg.checkpoints import file_hash
 from nvg.errors import UserError
 from nvg.json_files import Count, parse_json
 from nvg.pixels import ImageArray
 
 _NUM_MANIFOLD_IMAGES = 10_000
-_SELECTION_SEED = 0
 _NUM_PUBLISHED_SAMPLES = 50_000
 _LEAST_SAMPLES = 2048  # fewer than features: the covariance has no full rank
 SCHEMA_VERSION = 1
@@ -116,8 +115,7 @@ class Reference:
 
 def select_rows(num_images: int) -> NDArray[np.int64]:
     """Which images stand for the real manifold: at most 10,000, drawn once with a fixed seed, in order."""
-    order = np.random.default_rng(_SELECTION_SEED).permutation(num_images)
-    return np.sort(order[:_NUM_MANIFOLD_IMAGES])
+    return drawn_rows(num_images, _NUM_MANIFOLD_IMAGES)
 
 
 def write_reference(
@@ -290,12 +288,14 @@ def complete_reference(
     return replace(reference, features_MF=arrays[FEATURES][:_NUM_MANIFOLD_IMAGES], **statistics)
 
 
-def score_against(pool: PoolResult, reference: Reference, config: ScoreConfig) -> dict[str, Any]:
+def score_against(
+    pool: PoolResult, reference: Reference, config: ScoreConfig, *, distance_key: str = "fid"
+) -> dict[str, Any]:
     """All scores of the images of a pool, whose features are in memory, against a complete reference.
 
     Returns:
-        `num_images`, `fid`, `sfid` where both sides have spatial features, `inception_score`, `precision`, `recall`,
-        and their spreads `…_std`.
+        `num_images`, `fid` (or what `distance_key` calls it), `sfid` where both sides have spatial features,
+        `inception_score` where there are logits, `precision`, `recall`, and their spreads `…_std`.
 
     Raises:
         UserError: features that are not finite; names the sample.
@@ -303,7 +303,7 @@ def score_against(pool: PoolResult, reference: Reference, config: ScoreConfig) -
     """
     assert reference.pool is not None
     assert reference.features_MF is not None
-    sides = {"fid": (pool.arrays[FEATURES], reference.pool)}
+    sides = {distance_key: (pool.arrays[FEATURES], reference.pool)}
     if SPATIAL in pool.arrays and reference.spatial is not None:
         sides["sfid"] = (pool.arrays[SPATIAL], reference.spatial)
     scores: dict[str, Any] = {"num_images": len(pool.arrays[FEATURES])}
@@ -313,7 +313,7 @@ def score_against(pool: PoolResult, reference: Reference, config: ScoreConfig) -
             scores[f"{name}_std"] = frechet_spread(features_NF, expected)
     return {
         **scores,
-        **inception_scores(pool.arrays[LOGITS]),
+        **(inception_scores(pool.arrays[LOGITS]) if LOGITS in pool.arrays else {}),
         **manifold_scores(pool.arrays[FEATURES], reference.features_MF),
     }
 
@@ -341,7 +341,8 @@ def results_against(
         The content of `results.json`.
     """
     with timed(seconds, "scores"):
-        scores = score_against(pool, reference, config)
+        scores = score_against(pool, reference, config, distance_key=extractor.distance_key)
+    no_inception_score = "Inception score: the extractor has no logits of Inception's classes"
     reasons = not_comparable_because(scores["num_images"], extractor, reference, pool.arrays.get(LABELS))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -355,7 +356,10 @@ def results_against(
         ),
         "comparable": not reasons,
         "not_comparable_because": reasons,
-        "left_out": [] if "sfid" in scores else ["sFID: extractor or reference has no spatial features"],
+        "left_out": [
+            *([] if "sfid" in scores else ["sFID: extractor or reference has no spatial features"]),
+            *([] if "inception_score" in scores else [no_inception_score]),
+        ],
         "protocol": {
             **metric_protocol(extractor),
             "reference": {
@@ -387,11 +391,11 @@ def not_comparable_because(
         reference: complete.
         labels_B: classes asked for, where they are known.
     """
-    reasons = []
-    if extractor.kind != INCEPTION:
-        reasons.append(f"features are those of {extractor.kind}, published scores use {INCEPTION}")
-    if num_images < _LEAST_SAMPLES:
-        reasons.append(f"{num_images:,} samples are fewer than the {_LEAST_SAMPLES:,} features: FID means little")
+    reasons = [reason] if (reason := not_the_published_features(extractor)) else []
+    least = extractor.num_features if extractor.distance_key == "fd" else _LEAST_SAMPLES
+    if num_images < least:
+        name = extractor.distance
+        reasons.append(f"{num_images:,} samples are fewer than the {least:,} features: {name} means little")
     elif num_images != _NUM_PUBLISHED_SAMPLES:
         reasons.append(f"{num_images:,} samples; published scores use {_NUM_PUBLISHED_SAMPLES:,}")
     num_real = 0 if reference.features_MF is None else len(reference.features_MF)

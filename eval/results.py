@@ -20,6 +20,7 @@ import torch
 from cluster.files import write_atomically
 from cluster.versions import library_versions
 from eval.features.extractors import ExtractorSpec, layers_of
+from eval.features.inception import INCEPTION
 from eval.scores import frechet
 from eval.scores.manifold import NEIGHBOURHOOD
 from eval.scores.metrics import NUM_SPLITS, PERMUTATION_SEED
@@ -28,6 +29,9 @@ from nvg.errors import UserError
 from nvg.json_files import Count, check_form, read_json
 
 RESULTS_FILE = "results.json"
+MOST_UNEQUAL = (
+    5  # beyond, precision moves by more than four points (features of Fashion-MNIST), less than 100 images do
+)
 LEAST_FOR_A_SHARE = 100  # a share of fewer has a standard error of up to five points
 
 
@@ -51,10 +55,16 @@ class _Caveat(TypedDict):
 class _Scores(TypedDict):
     num_images: Count
     fid: NotRequired[float | None]
+    fd: NotRequired[float | None]
     sfid: NotRequired[float | None]
     inception_score: NotRequired[_Number | None]
     precision: NotRequired[_Share | None]
     recall: NotRequired[_Share | None]
+
+
+class _Extractor(TypedDict):
+    kind: str
+    distance: NotRequired[str]
 
 
 class _Model(TypedDict):
@@ -68,6 +78,7 @@ class _Sets(TypedDict):
 
 class _Protocol(TypedDict):
     model: NotRequired[_Model]
+    extractor: NotRequired[_Extractor]
 
 
 class _OfGenerator(TypedDict):
@@ -89,7 +100,8 @@ class _Codebook(TypedDict):
 
 
 class _TokenizerScores(TypedDict):
-    rfid: float
+    rfid: NotRequired[float]
+    rfd: NotRequired[float]
     num_images: Count
     codebook: _Codebook
     lpips_vgg: NotRequired[_Number]
@@ -98,10 +110,6 @@ class _TokenizerScores(TypedDict):
 class _Images(TypedDict):
     view: str
     image_size: Count
-
-
-class _Extractor(TypedDict):
-    kind: str
 
 
 class _TokenizerProtocol(TypedDict):
@@ -115,7 +123,7 @@ class _OfTokenizer(TypedDict):
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A `results.json` of generated images or, where `rfid` is among its scores, of a tokenizer.
+    """A `results.json` of generated images or, where `rfid` or `rfd` is among its scores, of a tokenizer.
 
     Raises:
         UserError: it is missing or damaged, or has no such scores.
@@ -124,11 +132,16 @@ def read_results(path: Path) -> dict[str, Any]:
     advice = "change results, or evaluate again"
     results = read_json(path, dict[str, Any], what, advice)
     scores = results.get("scores")
-    of_tokenizer = isinstance(scores, dict) and "rfid" in scores
+    of_tokenizer = isinstance(scores, dict) and is_of_tokenizer(scores)
     check_form(results, _OfTokenizer if of_tokenizer else _OfGenerator, f"{path} is not {what}", advice)
     if of_tokenizer and not results["scores"]["codebook"]["stages"]:
         raise UserError(f"{path}: scores.codebook.stages is empty, expected one entry for each stage; {advice}")
     return results
+
+
+def is_of_tokenizer(scores: Collection[str]) -> bool:
+    """Whether scores, or their keys, are those of a tokenizer's reconstructions."""
+    return "rfid" in scores or "rfd" in scores
 
 
 @contextlib.contextmanager
@@ -150,16 +163,39 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def metric_protocol(extractor: ExtractorSpec) -> dict[str, Any]:
-    """How features became scores, as JSON values: extractor with its hash and layers, each metric, library versions."""
+def metric_protocol(extractor: ExtractorSpec, *, manifold_images: int = 0) -> dict[str, Any]:
+    """How features became scores, as JSON values: extractor with its hash and layers, each metric, library versions.
+
+    Args:
+        extractor: where features come from.
+        manifold_images: images of a side for precision and recall; 0 means all.
+    """
     layers = layers_of(extractor.kind)
+    manifold = {"neighbourhood": NEIGHBOURHOOD, "precision": "float32", "layer": layers["feature_layer"]}
+    splits = {"inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED}}
     return {
-        "extractor": {"kind": extractor.kind, "sha256": extractor.weights_hash(), **layers},
-        "fid": frechet.METHOD,
-        "inception_score": {"splits": NUM_SPLITS, "permutation_seed": PERMUTATION_SEED},
-        "precision_recall": {"neighbourhood": NEIGHBOURHOOD, "precision": "float32", "layer": layers["feature_layer"]},
+        "extractor": extractor.description(),
+        extractor.distance_key: frechet.METHOD,
+        **(splits if "logit_layer" in layers else {}),
+        "precision_recall": {**manifold, **({"images_of_a_side": manifold_images} if manifold_images else {})},
         "libraries": library_versions(),
     }
+
+
+def not_the_published_features(extractor: ExtractorSpec) -> str:
+    """Why scores in these features cannot be set beside published ones, as a clause; empty where they can."""
+    if extractor.kind == INCEPTION:
+        return ""
+    if extractor.distance_key == "fd":
+        return f"{extractor.distance}, precision and recall are in features of {extractor.kind}, published ones are not"
+    return f"features are those of {extractor.kind}, published scores use {INCEPTION}"
+
+
+def comparability(extractor: ExtractorSpec) -> dict[str, Any]:
+    """What results say of themselves where their distance is no FID: `comparable`, and why not."""
+    if extractor.distance_key == "fid":
+        return {}
+    return {"comparable": False, "not_comparable_because": [not_the_published_features(extractor)]}
 
 
 def caveat(scores: list[str], sets: list[str], reason: str) -> dict[str, Any]:
@@ -195,7 +231,12 @@ def count_caveats(
     """
     found = []
     for names, least, behind, why in (
-        (("fid", "sfid", "rfid"), num_features + 1, num_reference, f"a covariance of {num_features:,} features needs"),
+        (
+            ("fid", "fd", "sfid", "rfid", "rfd"),
+            num_features + 1,
+            num_reference,
+            f"a covariance of {num_features:,} features needs",
+        ),
         (("precision", "recall"), LEAST_FOR_A_SHARE, num_manifold, "neighbourhoods need"),
         (("inception_score",), LEAST_FOR_A_SHARE, None, f"{NUM_SPLITS} splits need"),
     ):
@@ -221,15 +262,16 @@ def comparison_caveats(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str
         scores: of each set, `held_out` among them; others than `generated…` are not compared.
     """
     real, found = scores["held_out"], []
+    distance = "fd" if "fd" in real else "fid"
     for name, row in scores.items():
         if not name.startswith("generated"):
             continue
-        if row["fid"] < real["fid"]:
+        if row[distance] < real[distance]:
             reason = (
-                f"real held-out images ({real['num_images']:,}) have {real['fid']:.2f}: too few or too different, they "
-                "are no measure, or training images were copied"
+                f"real held-out images ({real['num_images']:,}) have {real[distance]:.2f}: too few or too different, "
+                "they are no measure, or training images were copied"
             )
-            found.append(caveat(["fid"], [name], reason))
+            found.append(caveat([distance], [name], reason))
         spread = math.hypot(row["precision_std"], real["precision_std"])
         if row["precision"] - real["precision"] > 2 * spread:
             reason = (
@@ -238,3 +280,25 @@ def comparison_caveats(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str
             )
             found.append(caveat(["precision"], [name], reason))
     return found
+
+
+def size_caveats(counts: Mapping[str, int], num_manifold: int) -> list[dict[str, Any]]:
+    """Where precision and recall compare sets of so different size that they are not those of equal ones.
+
+    Args:
+        counts: images of each set that they take.
+        num_manifold: of the training images.
+    """
+    found: dict[int, list[str]] = {}
+    for name, count in counts.items():
+        if max(count, num_manifold) > MOST_UNEQUAL * min(count, num_manifold):
+            found.setdefault(count, []).append(name)
+    return [
+        caveat(
+            ["precision", "recall"],
+            sets,
+            f"{count:,} images are compared with {num_manifold:,}: balls around the fewer reach further, so neither "
+            "score is that of equal sets; set manifold_images to take as many of each",
+        )
+        for count, sets in found.items()
+    ]

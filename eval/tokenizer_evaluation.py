@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.versions import library_versions
-from eval.features.extractors import ExtractorSpec, layers_of
+from eval.features.extractors import ExtractorSpec
 from eval.image_files import ImageReader
 from eval.pictures.paintings import paint_tokenized
 from eval.pictures.sheets import tokenizer_sheet
@@ -30,7 +30,7 @@ LEAST_IMAGES = 2
 
 
 def reconstruction_scores(
-    arrays: Mapping[str, NDArray[Any]], layout: StageLayout, codebook_size: int
+    arrays: Mapping[str, NDArray[Any]], layout: StageLayout, codebook_size: int, *, distance_key: str = "fid"
 ) -> dict[str, Any]:
     """Scores of all readable images.
 
@@ -38,9 +38,11 @@ def reconstruction_scores(
         arrays: what `ReconstructionJob` computed.
         layout: stages of the tokenizer.
         codebook_size: V.
+        distance_key: `fid` or `fd`, as the extractor says.
 
     Returns:
-        `num_images`, `rfid`, means of PSNR, SSIM and LPIPS, and `codebook`: usage and perplexity overall and by stage.
+        `num_images`, `rfid` (or `rfd`), means of PSNR, SSIM and LPIPS, and `codebook`: usage and perplexity overall and
+        by stage.
 
     Raises:
         UserError: fewer than two images.
@@ -56,7 +58,7 @@ def reconstruction_scores(
     names = {"psnr_B": "psnr_db", "ssim_B": "ssim", "lpips_vgg_B": "lpips_vgg", "lpips_alex_B": "lpips_alex"}
     return {
         "num_images": len(rows),
-        "rfid": frechet_distance(arrays["features_BF"][rows], arrays["original_features_BF"][rows]),
+        f"r{distance_key}": frechet_distance(arrays["features_BF"][rows], arrays["original_features_BF"][rows]),
         **{title: float(arrays[name][rows].mean()) for name, title in names.items() if name in arrays},
         "codebook": {
             "size": codebook_size,
@@ -79,8 +81,12 @@ def reconstruction_protocol(pool: PoolResult, num_images: int, extractor: Extrac
     return {
         "reference": {**pool.identity["images"], "num_images": num_images, "is": "the images that are reconstructed"},
         **{name: value for name, value in pool.identity.items() if name != "images"},
-        "extractor": {**pool.identity["extractor"], "feature_layer": layers_of(extractor.kind)["feature_layer"]},
-        "rfid": f"{METHOD}, reconstructions against their originals",
+        "extractor": {
+            name: value
+            for name, value in extractor.description().items()
+            if name not in ("logit_layer", "spatial_layer")  # which no score of a tokenizer looks at
+        },
+        f"r{extractor.distance_key}": f"{METHOD}, reconstructions against their originals",
         "psnr": "8-bit peak, mean over images, an image without error counting as 1/12 grey level²",
         "ssim": "torchmetrics, Gaussian window of deviation 1.5, range 255, float64, mean over images",
         "lpips": "version 0.1, bytes as x / 127.5 - 1, grey repeated to three channels, mean over images",

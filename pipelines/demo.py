@@ -18,10 +18,8 @@ from rich.rule import Rule
 
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
-from eval.evaluation import LEAST_IMAGES, SCORES
-from eval.features.extractors import given_extractor
-from eval.features.inception import INCEPTION, NUM_POOL_FEATURES
-from eval.features.small_network import FeatureNetworkConfig
+from eval.evaluation import LEAST_IMAGES
+from eval.features.extractors import ExtractorSpec, given_extractor, scores_of
 from eval.pages.page import caveat_notes
 from eval.results import count_caveats
 from nvg.bounds import refuse
@@ -114,6 +112,7 @@ def check_demo(config: DemoConfig) -> list[str]:
                 expected = f"{expected!r} as source.{key} is: every step divides the same images"
                 raise refuse(f"{name}.source.{key}", found, expected, f"set source.{key} alone")
     evaluation = config.evaluation
+    evaluation.judge.extractor()
     if evaluation.pool.num_samples < LEAST_IMAGES:
         found = evaluation.pool.num_samples
         raise refuse("evaluation.pool.num_samples", found, f"{LEAST_IMAGES} or more for precision and recall")
@@ -137,13 +136,18 @@ def check_demo(config: DemoConfig) -> list[str]:
 def _marked_scores(evaluation: EvaluateConfig, parts: Parts) -> list[str]:
     """Which scores will be marked as not to be trusted, because there are so few images."""
     counts = {"generated": evaluation.pool.num_samples, "held_out": len(parts.test)}
-    width = NUM_POOL_FEATURES if evaluation.extractor_kind == INCEPTION else FeatureNetworkConfig.num_features
+    extractor = ExtractorSpec(kind=evaluation.extractor_kind, path=evaluation.extractor_path)
     caveats = count_caveats(
-        counts, scores=SCORES, num_features=width, num_reference=len(parts.train), num_manifold=len(parts.train)
+        counts,
+        scores=scores_of(extractor.kind),
+        num_features=extractor.num_features,
+        num_reference=len(parts.train),
+        num_manifold=min(len(parts.train), evaluation.images_of_a_side or len(parts.train)),
     )
+    named = {"extractor": {"distance": extractor.distance}}
     return [
         f"will be marked as not to be trusted: {note.removeprefix('† ')}"
-        for note in caveat_notes({"scores": counts, "caveats": caveats})
+        for note in caveat_notes({"scores": counts, "caveats": caveats, "protocol": named})
     ]
 
 

@@ -1,9 +1,9 @@
 """Which network features come from, built from a file that is there or trained for it, and the features themselves.
 
-Two kinds: Inception (`inception-v3-compat`, the network behind every published FID; its weights are
-never fetched silently) and the small image network (`nvg-small-image`) for data sets that Inception
-knows nothing about. Both are extractors as torch-fidelity knows them; its registry lives in one process, so every
-worker registers for itself.
+Four kinds: Inception (`inception-v3-compat`, the network behind every published FID), the small image network
+(`nvg-small-image`), trained on data sets that Inception knows nothing about, and two trained elsewhere that are at hand
+or far better: `efficientnet-lite0` and `dinov2-vitl14`. No weights are ever fetched silently. The first two are
+extractors as torch-fidelity knows them; its registry lives in one process, so every worker registers for itself.
 Shapes: images_BHWC uint8, features_NF float32, logits_NV float32, spatial_NG float32.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -27,11 +28,23 @@ from torch_fidelity.utils import create_feature_extractor
 from eval.features.inception import (
     INCEPTION,
     LOGIT_LAYER,
+    NUM_POOL_FEATURES,
     POOL_LAYER,
     SPATIAL_CHANNELS,
     InceptionExtractor,
     check_inception_file,
     load_inception,
+)
+from eval.features.pretrained import (
+    DINOV2,
+    DINOV2_SIDE,
+    EFFICIENTNET,
+    EFFICIENTNET_SIDE,
+    NUM_DINOV2_FEATURES,
+    another_way,
+    check_dinov2_file,
+    load_dinov2,
+    load_efficientnet,
 )
 from eval.features.small_network import (
     WEIGHTS_NAME,
@@ -43,13 +56,67 @@ from eval.features.small_network import (
 )
 from eval.image_sets import Features, ImageSet
 from nvg.bounds import check_fields, refuse
-from nvg.checkpoints import file_hash
+from nvg.checkpoints import file_hash, find_efficientnet_weights
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, check_images
 from nvg.precision import without_tf32
+from nvg.tokenizer.efficientnet import NUM_FEATURES as NUM_EFFICIENTNET_FEATURES
 
 SMALL_IMAGE: Final = "nvg-small-image"
-ExtractorKind = Literal["nvg-small-image", "inception-v3-compat"]
+ExtractorKind = Literal["nvg-small-image", "inception-v3-compat", "efficientnet-lite0", "dinov2-vitl14"]
+FID = "FID"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What is known of an extractor before it is built.
+
+    Attributes:
+        layers: which the scores use, as they stand in the protocol: `feature_layer` (Fréchet distance, precision,
+            recall), `logit_layer` (Inception score) and `spatial_layer` (sFID) of those that have them.
+        arrays: of a chunk of features, in order of the layers.
+        num_features: F.
+        distance: what the Fréchet distance of these features is called.
+        input_side: of images, where the network is not one that takes any, in pixels.
+    """
+
+    layers: dict[str, str]
+    arrays: tuple[str, ...]
+    num_features: int
+    distance: str = FID
+    input_side: int | None = None
+
+
+_KINDS = {
+    SMALL_IMAGE: _Kind(
+        layers={"feature_layer": "penultimate", "logit_layer": "logits"},
+        arrays=("features_BF", "logits_BV"),
+        num_features=FeatureNetworkConfig.num_features,
+    ),
+    INCEPTION: _Kind(
+        layers={
+            "feature_layer": POOL_LAYER,
+            "logit_layer": LOGIT_LAYER,
+            "spatial_layer": f"mixed_6/conv, channels 0-{SPATIAL_CHANNELS - 1}",
+        },
+        arrays=("features_BF", "logits_BV", "spatial_BG"),
+        num_features=NUM_POOL_FEATURES,
+    ),
+    EFFICIENTNET: _Kind(
+        layers={"feature_layer": "pooled output of the last convolution"},
+        arrays=("features_BF",),
+        num_features=NUM_EFFICIENTNET_FEATURES,
+        distance="FD (EfficientNet-Lite0)",
+        input_side=EFFICIENTNET_SIDE,
+    ),
+    DINOV2: _Kind(
+        layers={"feature_layer": "normalised class token"},
+        arrays=("features_BF",),
+        num_features=NUM_DINOV2_FEATURES,
+        distance="FD (DINOv2)",
+        input_side=DINOV2_SIDE,
+    ),
+}
 
 _registry_lock = threading.Lock()
 _LARGEST_FEATURE_SIDE = 64
@@ -109,7 +176,7 @@ class ExtractorSpec:
 
     Attributes:
         kind: which network.
-        path: the `.pth` file of Inception, or the folder of a small image network.
+        path: the weight file, or the folder of a small image network.
     """
 
     kind: ExtractorKind
@@ -122,7 +189,32 @@ class ExtractorSpec:
     def weights_file(self) -> Path:
         """The file whose hash stands in the protocol."""
         path = Path(self.path)
-        return path if self.kind == INCEPTION else path / f"{WEIGHTS_NAME}.safetensors"
+        return path / f"{WEIGHTS_NAME}.safetensors" if self.kind == SMALL_IMAGE else path
+
+    @property
+    def num_features(self) -> int:
+        """F of its features, a small image network's as it is by default."""
+        return _KINDS[self.kind].num_features
+
+    @property
+    def distance(self) -> str:
+        """What the Fréchet distance of its features is called: FID is that of Inception, or of one's own network."""
+        return _KINDS[self.kind].distance
+
+    @property
+    def distance_key(self) -> str:
+        """The key of that score: `fid`, or `fd` where it is not called FID."""
+        return "fid" if self.distance == FID else "fd"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its features, as JSON values; raises as `check` does."""
+        side = _KINDS[self.kind].input_side
+        return {"kind": self.kind, "sha256": self.weights_hash(), **({} if side is None else {"input_side": side})}
+
+    def description(self) -> dict[str, Any]:
+        """Its identity, its layers and the name of its distance where that is not FID, for protocols."""
+        named = {} if self.distance == FID else {"distance": self.distance}
+        return {**self.identity(), **layers_of(self.kind), **named}
 
     def weights_hash(self) -> str:
         """SHA-256 of the weights file, as hex; raises as `check` does."""
@@ -137,6 +229,10 @@ class ExtractorSpec:
         """
         if self.kind == INCEPTION:
             check_inception_file(self.weights_file)
+        elif self.kind == EFFICIENTNET:
+            find_efficientnet_weights(self.path, key="extractor_path", without=another_way("extractor_path"))
+        elif self.kind == DINOV2:
+            check_dinov2_file(self.path)
         elif not self.weights_file.is_file():
             raise UserError(
                 f"Feature network: found no file {self.weights_file}. Expected a folder written by an evaluation "
@@ -152,20 +248,19 @@ def register_extractors() -> None:
 
 
 def layers_of(kind: str) -> dict[str, str]:
-    """Which layers the scores use, as they stand in the protocol of every result.
-
-    Returns:
-        `feature_layer` (FID, precision, recall), `logit_layer` (Inception score), and `spatial_layer` (sFID) where
-        the extractor has one.
-    """
-    if kind == SMALL_IMAGE:
-        return {"feature_layer": "penultimate", "logit_layer": "logits"}
-    spatial = f"mixed_6/conv, channels 0-{SPATIAL_CHANNELS - 1}"
-    return {"feature_layer": POOL_LAYER, "logit_layer": LOGIT_LAYER, "spatial_layer": spatial}
+    """Which layers the scores use, as they stand in the protocol of every result; see `_Kind`."""
+    return _KINDS[kind].layers
 
 
-def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtractorBase:
-    """Build torch-fidelity's extractor from its weights, in evaluation mode, giving the layers of `layers_of`.
+def scores_of(kind: str) -> tuple[str, ...]:
+    """Keys of the scores that compare features of a kind with those of other images."""
+    known = _KINDS[kind]
+    inception_score = ("inception_score",) if "logit_layer" in known.layers else ()
+    return ("fid" if known.distance == FID else "fd", "precision", "recall", *inception_score)
+
+
+def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> nn.Module:
+    """Build an extractor from its weights, in evaluation mode, giving the layers of `layers_of`.
 
     Raises:
         UserError: the weights are missing, are not weights, or belong to another network.
@@ -173,6 +268,10 @@ def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtra
     spec.check()
     if spec.kind == INCEPTION:
         return load_inception(Path(spec.path)).to(device)
+    if spec.kind == EFFICIENTNET:
+        return load_efficientnet(spec.path).to(device)
+    if spec.kind == DINOV2:
+        return load_dinov2(spec.path).to(device)
     register_extractors()
     layers = list(layers_of(spec.kind).values())
     extractor = create_feature_extractor(
@@ -182,7 +281,7 @@ def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> FeatureExtra
 
 
 def extract(
-    extractor: FeatureExtractorBase,
+    extractor: nn.Module,
     images_BHWC: ImageArray,
     *,
     batch_size: int = 64,
@@ -197,7 +296,7 @@ def extract(
         on_images: called with the number of images after each pass, for a progress bar.
 
     Returns:
-        The arrays; the spatial one only of an extractor that has this layer.
+        The arrays; logits and spatial ones only of an extractor that has these layers.
 
     Raises:
         ValueError: not such images.
@@ -218,16 +317,13 @@ def extract(
 
 def feature_names(kind: str) -> tuple[str, ...]:
     """Names of the arrays of `feature_arrays` by an extractor of a kind, in order."""
-    return ("features_BF", "logits_BV", *(("spatial_BG",) if kind == INCEPTION else ()))
+    return _KINDS[kind].arrays
 
 
-def feature_arrays(
-    extractor: FeatureExtractorBase, images_BHWC: ImageArray, *, batch_size: int
-) -> dict[str, NDArray[np.float32]]:
-    """What a chunk holds of images: `features_BF`, `logits_BV` and, of Inception, `spatial_BG`; see `extract`."""
-    layers = [layer for layer in extract(extractor, images_BHWC, batch_size=batch_size) if layer is not None]
-    kind = INCEPTION if isinstance(extractor, InceptionExtractor) else SMALL_IMAGE
-    return dict(zip(feature_names(kind), layers, strict=True))
+def feature_arrays(extractor: nn.Module, images_BHWC: ImageArray, *, batch_size: int) -> dict[str, NDArray[np.float32]]:
+    """What a chunk holds of images: the arrays of `feature_names` of the extractor's kind; see `extract`."""
+    layers = zip(_KINDS[INCEPTION].arrays, extract(extractor, images_BHWC, batch_size=batch_size), strict=True)
+    return {name: layer for name, layer in layers if layer is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +333,8 @@ class ExtractorConfig:
     Attributes:
         output: folder for results, chunks and the feature network.
         extractor_kind: which network.
-        extractor_path: Inception's file, or the folder of a feature network; empty trains the network on the
-            training images and keeps it in the output folder.
+        extractor_path: the weight file, or the folder of a feature network. Empty takes EfficientNet's file from the
+            installed package; a feature network is trained on the training images and kept in the output folder.
         feature_training: schedule of that training.
     """
 
@@ -249,8 +345,9 @@ class ExtractorConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.extractor_kind == INCEPTION and not self.extractor_path:
-            raise refuse("extractor_path", "", "the file of Inception's weights", "set extractor_path")
+        if self.extractor_kind in (INCEPTION, DINOV2) and not self.extractor_path:
+            name = "Inception's" if self.extractor_kind == INCEPTION else "DINOv2's"
+            raise refuse("extractor_path", "", f"the file of {name} weights", "set extractor_path")
 
 
 def given_extractor(config: ExtractorConfig) -> ExtractorSpec | None:
@@ -259,9 +356,13 @@ def given_extractor(config: ExtractorConfig) -> ExtractorSpec | None:
     Raises:
         UserError: the weights are missing.
     """
-    if not config.extractor_path:
+    path = config.extractor_path
+    if config.extractor_kind == EFFICIENTNET:
+        key = "extractor_path"
+        path = str(find_efficientnet_weights(path, key=key, without=another_way(key)))
+    if not path:
         return None
-    spec = ExtractorSpec(kind=config.extractor_kind, path=config.extractor_path)
+    spec = ExtractorSpec(kind=config.extractor_kind, path=path)
     spec.check()
     return spec
 

@@ -81,6 +81,11 @@ _SCORE_NAMES = {
 _DAGGER = " †"
 
 
+def distance_name(results: Mapping[str, Any]) -> str:
+    """What the Fréchet distance of the results is called: FID, or FD with the name of another network."""
+    return results.get("protocol", {}).get("extractor", {}).get("distance", "FID")
+
+
 def page(title: str, *parts: str) -> str:
     """A whole page of these parts (HTML) that asks the network for nothing."""
     body = "\n".join(parts)
@@ -161,9 +166,9 @@ def dagger(results: Mapping[str, Any], name: str, score: str) -> str:
 
 def caveat_notes(results: Mapping[str, Any]) -> list[str]:
     """The reasons behind the daggers, and why a score was left out, for the page and for the terminal: a line each."""
-    notes = []
+    notes, called = [], {**_SCORE_NAMES, "fd": distance_name(results), "rfd": f"r{distance_name(results)}"}
     for found in _caveats(results):
-        scores = ", ".join(_SCORE_NAMES.get(name) or name for name in found["scores"])
+        scores = ", ".join(called.get(name) or name for name in found["scores"])
         sets = [(ROW_NAMES.get(name) or name).lower() for name in found["sets"]]
         whose = f" ({'; '.join(sets)})" if 0 < len(sets) < len(results["scores"]) else ""
         notes.append(f"{_DAGGER.strip() + ' ' if sets else ''}{scores}{whose}: {found['reason']}")
@@ -180,15 +185,21 @@ def score_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     A dagger marks the scores that `caveat_notes` says something of.
     """
     scores = results["scores"]
-    judged = any("class_accuracy" in row for row in scores.values())
-    head = ["", *(["read as asked ↑"] if judged else []), "FID ↓", "IS ↑", "precision ↑", "recall ↑", "images"]
+    titles = {
+        "class_accuracy": ("read as asked ↑", ".1%"),
+        "fid": ("FID ↓", ".2f"),
+        "fd": (f"{distance_name(results)} ↓", ".2f"),
+        "inception_score": ("IS ↑", ".2f"),
+        "precision": ("precision ↑", ".3f"),
+        "recall": ("recall ↑", ".3f"),
+    }
+    shown = {name: title for name, title in titles.items() if any(name in row for row in scores.values())}
+    head = ["", *(title for title, _ in shown.values()), "images"]
     rows = []
-    digits = {"class_accuracy": ".1%", "fid": ".2f", "inception_score": ".2f", "precision": ".3f", "recall": ".3f"}
     for name, row in ((name, scores[name]) for name in ROW_NAMES if name in scores):
         cells = [
             f"{row[score]:{form}}{dagger(results, name, score)}" if score in row else ""
-            for score, form in digits.items()
-            if judged or score != "class_accuracy"
+            for score, (_, form) in shown.items()
         ]
         rows.append([ROW_NAMES[name], *cells, f"{row['num_images']:,}"])
     return head, rows

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from eval.features.inception import INCEPTION
 from eval.pages import page
-from eval.pages.page import caveat_notes
+from eval.pages.page import caveat_notes, distance_name
 from eval.pictures.drawing import Picture
 from eval.pictures.plots import scatter
 
@@ -129,6 +129,7 @@ def tokenizer_row_of_results(name: str, results: Mapping[str, Any]) -> Tokenizer
         for text, found in (
             (f"features of {protocol['extractor']['kind']}; published rFID are Inception's",
              protocol["extractor"]["kind"] != INCEPTION),
+            (f"r{distance_name(results)} {scores.get('rfd', 0):.2f} in place of rFID", "rfd" in scores),
             (f"{scores['num_images']:,} images; published are the {_NUM_VALIDATION_IMAGES:,} of the validation set",
              scores["num_images"] != _NUM_VALIDATION_IMAGES),
             (f"images of {size} pixels cut as view {view}; published: 256, the centre of the shorter side at 288 "
@@ -143,7 +144,7 @@ def tokenizer_row_of_results(name: str, results: Mapping[str, Any]) -> Tokenizer
         tokens=sum(stage["tokens_per_image"] for stage in stages),
         ratio=size / math.sqrt(stages[-1]["tokens_per_image"]),
         codebook=codebook["size"],
-        rfid=scores["rfid"],
+        rfid=scores.get("rfid"),
         lpips=scores.get("lpips_vgg"),
         usage=codebook["usage"],
         usage_of_stage_0=stages[0]["usage"],
@@ -159,8 +160,10 @@ def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
     remarks = list(
         results.get("not_comparable_because", ["compared with training images in a feature space of its own"])
     )
+    if scores.get("fd") is not None:
+        remarks.append(f"{distance_name(results)} {scores['fd']:.2f} in place of FID")
     own = {"caveats": [found for found in results.get("caveats", ()) if "generated" in found["sets"]]}
-    remarks += [note.removeprefix("† ") for note in caveat_notes({**own, "scores": {"generated": scores}})]
+    remarks += [note.removeprefix("† ") for note in caveat_notes({**results, **own, "scores": {"generated": scores}})]
     return ScoreRow(
         type=OURS,
         model=name,

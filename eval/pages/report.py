@@ -11,7 +11,7 @@ from typing import Any
 from cluster.files import write_atomically
 from eval.evaluation import EvaluationMaterial
 from eval.pages import page
-from eval.pages.page import ROW_NAMES, caveat_notes, dagger, score_rows, time_text
+from eval.pages.page import ROW_NAMES, caveat_notes, dagger, distance_name, score_rows, time_text
 from eval.pictures.plots import loss_curves, usage_bars
 from eval.pictures.sheets import nearest_sheet, painting_rows, real_beside_generated, reconstruction_sheet, sample_grid
 
@@ -77,6 +77,7 @@ def _header(content: ReportContent) -> str:
         for score, form, meaning in (
             ("class_accuracy", ".1%", "of generated images read as the asked class"),
             ("fid", ".2f", "FID, lower is nearer to real"),
+            ("fd", ".2f", f"{distance_name(content.results)}, lower is nearer to real"),
             ("precision", ".2f", "precision: they look real"),
             ("recall", ".2f", "recall: they show all of it"),
         )
@@ -89,17 +90,20 @@ def _header(content: ReportContent) -> str:
 
 def _score_section(content: ReportContent) -> str:
     head, rows = score_rows(content.results)
+    name = distance_name(content.results)
     note = (
-        "FID, precision and recall compare with the training images in the feature space named in the protocol, so the "
-        "numbers compare with each other and not with those of other data. Sets of different size are not quite on a "
-        "par: fewer images make FID larger."
+        f"{name}, precision and recall compare with the training images in the feature space named in the protocol, so "
+        "the numbers compare with each other and not with those of other data. Sets of different size are not quite on "
+        f"a par: fewer images make {name} larger."
     )
+    reasons = content.results.get("not_comparable_because", ())
+    beside = [f"Not to be set beside published scores: {'; '.join(reasons)}."] if reasons else []
     return page.section(
         "Scores",
         "A score says little alone. Real images nobody trained on show what can be reached, reconstructions what the "
         "tokenizer loses, and samples at guidance 1 what the generators learned by themselves.",
         page.table(head, rows, first=0),
-        *(f'<p class="note">{escape(text)}</p>' for text in [*caveat_notes(content.results), note]),
+        *(f'<p class="note">{escape(text)}</p>' for text in [*caveat_notes(content.results), *beside, note]),
     )
 
 
@@ -152,6 +156,13 @@ def _nearest_section(content: ReportContent) -> str:
     found = content.results["scores"]["generated"]["distance_to_training"]
     share = found["share_nearer_than_95_percent_of_held_out"]
     mark = dagger(content.results, "generated", "distance_to_training")
+    looked = found.get("in_features")
+    in_features = (
+        f" In the features of {looked['of']}, against the training images unshifted, "
+        f"{looked['share_nearer_than_95_percent_of_held_out']:.1%}{mark} do."
+        if looked
+        else ""
+    )
     return page.section(
         "Not copied",
         "If the generators had only learned the training images by heart, every sample would have a twin among them.",
@@ -162,7 +173,7 @@ def _nearest_section(content: ReportContent) -> str:
             f"(root mean square over pixels). {share:.1%}{mark} of all samples lie nearer to one than 95% of real "
             f"held-out images do ({found['threshold_grey_levels']:.1f} levels); a model that draws like nature would "
             f"have 5%. The median is {found['median_grey_levels']:.1f} for samples and "
-            f"{found['held_out_median_grey_levels']:.1f} for held-out images.",
+            f"{found['held_out_median_grey_levels']:.1f} for held-out images.{in_features}",
         ),
     )
 

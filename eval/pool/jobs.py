@@ -7,6 +7,7 @@ taken up again is in `eval.pool.pool`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from eval.features.extractors import ExtractorSpec, build_extractor, extract, feature_arrays, feature_names
 from eval.image_files import ImageReader
-from eval.pool.chunks import Arrays, arrays_digest
+from eval.image_sets import Features
+from eval.pool.chunks import Arrays, arrays_digest, read_chunk, write_chunk
 from eval.pool.pool import BatchFunction, PoolConfig, PoolResult, run_chunks
 from eval.pool.samplers import SamplerSpec
+from eval.results import threads
 from eval.scores.reconstruction import load_lpips, lpips_hash, pair_scores, reconstruct_with_ids
 from nvg.checkpoints import load_network, weights_hash
 from nvg.pixels import ImageArray
@@ -39,11 +43,12 @@ class Samples:
     labels_B: NDArray[np.int64]
     sample_indices_B: NDArray[np.int64]
     features_BF: NDArray[np.float32]
-    logits_BV: NDArray[np.float32]
+    logits_BV: NDArray[np.float32] | None = None
 
     def digest(self) -> str:
         """SHA-256 over all arrays, as hex."""
-        return arrays_digest(vars(self), tuple(vars(self)))
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        return arrays_digest(arrays, tuple(arrays))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,8 @@ class SamplePool(PoolResult):
 
     @property
     def samples(self) -> Samples:
-        """Images, labels, indices, features and logits in order of the index."""
-        return Samples(**{name: self.arrays[name] for name in Samples.__dataclass_fields__})
+        """Images, labels, indices, features and, where the extractor has them, logits in order of the index."""
+        return Samples(**{name: self.arrays[name] for name in Samples.__dataclass_fields__ if name in self.arrays})
 
     def images_sha256(self) -> str:
         """Hash of all images in order, as hex."""
@@ -88,7 +93,7 @@ class SamplingJob:
         """
         return {
             "sampler": self.spec.identity(),
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "extractor": self.extractor.identity(),
             "labels": "sample_index % num_classes",
             **({} if self.keep_images else {"images": "not kept"}),
         }
@@ -178,7 +183,7 @@ class ReconstructionJob:
                 "sha256": weights_hash(self.tokenizer, self.tokenizer_weights),
                 "weights": self.tokenizer_weights,
             },
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "extractor": self.extractor.identity(),
             "lpips_sha256": {trunk: lpips_hash(trunk, self.lpips[trunk]) for trunk in sorted(self.lpips)},
             "rounding": self.rounding,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
@@ -235,7 +240,7 @@ class FeatureJob:
         """
         return {
             "images": self.images.identity(),
-            "extractor": {"kind": self.extractor.kind, "sha256": self.extractor.weights_hash()},
+            "extractor": self.extractor.identity(),
         }
 
     def build(self, device: str, batch_size: int) -> BatchFunction:
@@ -252,3 +257,28 @@ class FeatureJob:
             return {"readable_B": readable_B, **feature_arrays(extractor, images_BHWC, batch_size=batch_size)}
 
         return compute
+
+
+def kept_features(
+    extractor: nn.Module, spec: ExtractorSpec, images_BHWC: ImageArray, *, config: PoolConfig, folder: Path
+) -> Features:
+    """Features of images that are in memory here, or those that an earlier call left in the folder.
+
+    They are computed on as many threads as the pool has, whose workers are at rest.
+
+    Args:
+        extractor: built from `spec`.
+        folder: parent of a folder named after all that matters.
+    """
+    num_threads = config.threads_per_actor * config.num_actors
+    images = arrays_digest({IMAGES: images_BHWC}, (IMAGES,))
+    made_of = {"images": images, "extractor": spec.identity(), "threads": num_threads, "torch": torch.__version__}
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    place, names = folder / key[:16], feature_names(spec.kind)
+    arrays = read_chunk(place, 0, names, key)
+    if arrays is None:
+        with threads(num_threads):
+            arrays = dict(feature_arrays(extractor, images_BHWC, batch_size=config.batch_size))
+        place.mkdir(parents=True, exist_ok=True)
+        write_chunk(place, 0, arrays, names, key)
+    return Features(*(arrays[name] for name in names))

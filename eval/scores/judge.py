@@ -1,9 +1,10 @@
 """The judge: an independent classifier that says which class a generated image shows.
 
-It is a support vector machine with a Gaussian kernel on pixels, another family of model than the
-convolutional feature network, and it is trained on images that neither the tokenizer nor the generators
-have seen. So a generator cannot please it by having learned the same features or the same images.
-Shapes: images_BHWC uint8, labels_B int64.
+Two kinds. `svm-rbf` is a support vector machine with a Gaussian kernel on pixels, another family of model than the
+convolutional feature network. `linear-probe` is a logistic regression on the features of EfficientNet-Lite0, which was
+trained on ImageNet: for pictures whose pixels say little. Either learns from images that neither the tokenizer nor the
+generators have seen, so a generator cannot please it by having learned the same images.
+Shapes: images_BHWC uint8, labels_B int64, features_BF float32.
 """
 
 from __future__ import annotations
@@ -11,19 +12,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from eval.features.extractors import ExtractorSpec, build_extractor, extract
+from eval.features.pretrained import EFFICIENTNET, another_way
 from eval.image_sets import check_labels
 from nvg.bounds import at_least, between, check_fields, positive
+from nvg.checkpoints import find_efficientnet_weights
 from nvg.pixels import ImageArray, check_images
 
 if TYPE_CHECKING:
-    from sklearn.svm import SVC
+    from sklearn.base import BaseEstimator
+
+PROBE = "linear-probe"
+_OF_PIXELS = ("image_size", "shift", "penalty", "sharpness")
+_WEIGHTS_KEY = "judge.feature_weights"
 
 _TRUSTED_SKILL = 0.8  # of the way from always naming the most frequent class to no mistake
 _DEVIATIONS = 2.0
@@ -35,6 +43,7 @@ class JudgeConfig:
     """What the judge looks at and how soft it is.
 
     Attributes:
+        kind: `svm-rbf` or `linear-probe`; the next four settings are the former's, the last two the latter's.
         image_size: images are averaged down to this side at most before they are compared, in pixels.
         shift: every training image is also shown shifted by this fraction of the side in eight directions
             (rounded to whole pixels, at least one); 0 switches that off.
@@ -42,28 +51,64 @@ class JudgeConfig:
         sharpness: width of the Gaussian kernel: gamma times pixels times variance of the pixels. The default
             read best on six random divisions of the bundled digits (98.4 % on average; 98.2 % at 2, 97.9 %
             at 1).
+        feature_weights: EfficientNet-Lite0's file; empty takes that of the installed package.
+        probe_penalty: C of the logistic regression, on features of variance one.
     """
 
+    kind: Literal["svm-rbf", "linear-probe"] = "svm-rbf"
     image_size: int = at_least(4, 32)
     shift: float = between(0, 0.25, 0.06)
     penalty: float = positive(10.0)
     sharpness: float = positive(4.0)
+    feature_weights: str = ""
+    probe_penalty: float = positive(0.01)
 
     def __post_init__(self) -> None:
         check_fields(self, "judge")
+
+    def extractor(self) -> ExtractorSpec | None:
+        """Where the features of the probe come from; None for a judge of pixels.
+
+        Raises:
+            UserError: there is no such weight file; says how to come by it.
+        """
+        if self.kind != PROBE:
+            return None
+        path = find_efficientnet_weights(self.feature_weights, key=_WEIGHTS_KEY, without=another_way(_WEIGHTS_KEY))
+        return ExtractorSpec(kind=EFFICIENTNET, path=str(path))
 
 
 class Judge:
     """A fitted classifier; build it with `train_judge`."""
 
-    def __init__(self, machine: SVC, *, config: JudgeConfig, num_channels: int, num_images: int) -> None:
-        self._machine = machine
+    def __init__(
+        self,
+        machine: BaseEstimator,
+        *,
+        config: JudgeConfig,
+        num_channels: int,
+        num_images: int,
+        extractor: ExtractorSpec | None,
+    ) -> None:
+        self._machine: Any = machine
         self.config = config
         self.num_channels = num_channels
         self.num_images = num_images
+        self.extractor = extractor
 
-    def read(self, images_BHWC: ImageArray) -> NDArray[np.int64]:
+    def protocol(self) -> dict[str, Any]:
+        """What decides its answers beside its images, as JSON values."""
+        facts = {"kind": self.config.kind, "images": self.num_images}
+        if self.extractor is None:
+            return {**{name: getattr(self.config, name) for name in _OF_PIXELS}, **facts}
+        return {**facts, "penalty": self.config.probe_penalty, "features": self.extractor.identity()}
+
+    def read(self, images_BHWC: ImageArray, features_BF: NDArray[np.float32] | None = None) -> NDArray[np.int64]:
         """Say which class each image shows, int64 (B,).
+
+        Args:
+            images_BHWC: uint8 images.
+            features_BF: theirs, where the judge's own extractor has looked at them already.
 
         Raises:
             ValueError: not uint8 images of the channels the judge was trained on.
@@ -73,7 +118,11 @@ class Judge:
             raise ValueError(
                 f"images to judge: found {images_BHWC.shape[-1]} channels, the judge was trained on {self.num_channels}"
             )
-        return self._machine.predict(_rows(_small(images_BHWC, self.config))).astype(np.int64)
+        if self.extractor is None:
+            features_BF = _rows(_small(images_BHWC, self.config))
+        elif features_BF is None:
+            features_BF = extract(build_extractor(self.extractor), images_BHWC).features_NF
+        return self._machine.predict(features_BF).astype(np.int64)
 
 
 def train_judge(
@@ -88,10 +137,9 @@ def train_judge(
     There is no randomness in it: the same images give the same judge.
 
     Raises:
+        UserError: the weights of the probe's features are missing.
         ValueError: images or labels do not fit, or one of the classes has no image.
     """
-    from sklearn.svm import SVC  # nobody else of those who take the scores has a use for it
-
     config = config or JudgeConfig()
     check_images(images_BHWC, "judge images")
     check_labels(labels_B, len(images_BHWC), num_classes, "judge labels")
@@ -101,15 +149,37 @@ def train_judge(
             f"judge images: found none of the classes {missing[:10]}, expected at least one image of each of "
             f"{num_classes}; give the judge split more images"
         )
-    small = _small(images_BHWC, config)
-    step = max(1, round(config.shift * small.shape[-1])) if config.shift else 0
+    labels_B, extractor = labels_B.astype(np.int64), config.extractor()
+    if extractor is None:
+        machine = _fit_to_pixels(_small(images_BHWC, config), labels_B, config)
+    else:
+        features_BF = extract(build_extractor(extractor), images_BHWC).features_NF
+        machine = _fit_to_features(features_BF, labels_B, config)
+    channels = images_BHWC.shape[-1]
+    return Judge(machine, config=config, num_channels=channels, num_images=len(images_BHWC), extractor=extractor)
+
+
+def _fit_to_pixels(images_BCHW: torch.Tensor, labels_B: NDArray[np.int64], config: JudgeConfig) -> BaseEstimator:
+    from sklearn.svm import SVC  # nobody else of those who take the scores has a use for it
+
+    step = max(1, round(config.shift * images_BCHW.shape[-1])) if config.shift else 0
     offsets = [(dy, dx) for dy in (-step, 0, step) for dx in (-step, 0, step)] if step else [(0, 0)]
-    views = np.concatenate([_rows(_shifted(small, dy, dx)) for dy, dx in offsets])
+    views = np.concatenate([_rows(_shifted(images_BCHW, dy, dx)) for dy, dx in offsets])
     variance = max(float(views.var()), 1e-12)
     gamma = config.sharpness / (views.shape[1] * variance)
     machine = SVC(C=config.penalty, kernel="rbf", gamma=gamma, cache_size=500)
-    machine.fit(views, np.tile(labels_B.astype(np.int64), len(offsets)))
-    return Judge(machine, config=config, num_channels=images_BHWC.shape[-1], num_images=len(images_BHWC))
+    return machine.fit(views, np.tile(labels_B, len(offsets)))
+
+
+def _fit_to_features(
+    features_BF: NDArray[np.float32], labels_B: NDArray[np.int64], config: JudgeConfig
+) -> BaseEstimator:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    machine = make_pipeline(StandardScaler(), LogisticRegression(C=config.probe_penalty, max_iter=1000))
+    return machine.fit(features_BF, labels_B)
 
 
 def why_no_judge(class_names: Sequence[str], labels_B: NDArray[np.integer]) -> str:

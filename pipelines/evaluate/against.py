@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from cluster.session import cluster_session
-from eval.features.extractors import ExtractorSpec, feature_names, given_extractor
+from eval.features.extractors import ExtractorSpec, feature_names, given_extractor, scores_of
 from eval.image_files import check_sample_folder, open_images, write_npz, write_png_folder
-from eval.pages.page import caveat_notes, dagger
+from eval.pages.page import caveat_notes, dagger, distance_name
 from eval.pool.jobs import IMAGES, FeatureJob, SamplingJob
 from eval.pool.pool import PoolResult, run_chunks
 from eval.pool.samplers import GeneratorSpec
@@ -34,7 +34,7 @@ from nvg.granularity import StageLayout
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator
 from nvg.tokenizer import Tokenizer
 from pipelines.evaluate.config import EvaluateConfig, EvaluateImagesConfig, make_folder
-from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.evaluate.table import print_file, print_not_comparable, print_table, print_time
 
 
 def plan_against(config: EvaluateConfig | EvaluateImagesConfig) -> list[str]:
@@ -48,8 +48,10 @@ def plan_against(config: EvaluateConfig | EvaluateImagesConfig) -> list[str]:
     return [
         f"read the reference {config.reference}",
         f"{samples} on {pool.num_actors} worker(s), {pool.chunk_size} per chunk, {config.extractor_kind} from "
-        f"{config.extractor_path}",
-        "FID, sFID where there are spatial features, Inception score, precision, recall",
+        f"{config.extractor_path or 'the installed package'}",
+        "FID, sFID where there are spatial features, Inception score, precision, recall"
+        if "fid" in scores_of(config.extractor_kind)
+        else "FD, precision, recall",
         f"write {RESULTS_FILE} in {config.output}",
         *exports,
     ]
@@ -173,7 +175,7 @@ def run_evaluate_images(config: EvaluateImagesConfig, *, console: Console | None
             pool = run_chunks(
                 job, len(images), config=config.pool, folder=output / "pool", title="Features", console=console
             )
-    if not config.class_ordered:
+    if not config.class_ordered and LOGITS in pool.arrays:
         refuse_class_order(pool.arrays[LOGITS])
     results = results_against(pool, reference, extractor, config=config, facts={}, seconds=seconds)
     results["left_out"] += images.remarks
@@ -192,6 +194,7 @@ def print_against(results: dict[str, Any], console: Console) -> None:
     scores = results["scores"]["generated"]
     titles = {
         "fid": ("FID ↓", 3),
+        "fd": (f"{distance_name(results)} ↓", 3),
         "sfid": ("sFID ↓", 3),
         "inception_score": ("IS ↑", 2),
         "precision": ("precision ↑", 4),
@@ -204,10 +207,7 @@ def print_against(results: dict[str, Any], console: Console) -> None:
             rows.append((title, f"{scores[name]:.{digits}f}{dagger(results, 'generated', name)}", spread))
     notes = caveat_notes(results)
     print_table(console, ("", "", ""), [*rows, ("images", f"{scores['num_images']:,}", "")], notes=notes)
-    if results["not_comparable_because"]:
-        console.print("\nNot to be set beside published scores:", style="bold")
-        for reason in results["not_comparable_because"]:
-            console.print(f"· {reason}", highlight=False, soft_wrap=True)
+    print_not_comparable(console, results)
     console.print()
     print_time(console, results)
 
@@ -243,7 +243,7 @@ def given_reference(config: EvaluateConfig | EvaluateImagesConfig) -> tuple[Extr
         raise refuse(
             "extractor_path",
             "",
-            "the extractor the reference was made with: Inception's weight file, or the folder of a feature network",
+            "the extractor the reference was made with: a weight file, or the folder of a feature network",
             "set extractor_path",
         )
     return extractor, read_reference(config.reference, extractor)

@@ -8,11 +8,14 @@ from typing import Any, Literal, Self
 
 from cluster.session import SessionConfig
 from eval.features import ExtractorConfig
+from eval.features.extractors import scores_of
+from eval.features.pretrained import EFFICIENTNET
 from eval.pool.pool import ChunkPoolConfig, PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.reference import ScoreConfig
 from eval.scores.judge import JudgeConfig
-from nvg.bounds import refuse
+from eval.scores.manifold import LEAST_IMAGES
+from nvg.bounds import at_least, refuse
 from nvg.pixels import Rounding
 from nvg.precision import Precision, resolve_precision
 from nvg.sampling import SamplingConfig
@@ -21,6 +24,7 @@ from pipelines.sources import SourceConfig
 
 REPORT_FILE = "report.html"
 Weights = Literal["ema", "model"]
+_MANIFOLD_IMAGES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class EvaluateConfig(ExtractorConfig):
             always computed in fp32.
         compile: True compiles the generators' blocks on every worker; pays from some thousand samples on.
         guidance_one: without a reference: also draw a pool with both guidance scales at 1, all else unchanged.
+        manifold_images: without a reference: precision and recall take so many images of either side; null is 2,000 in
+            features of EfficientNet or DINOv2 and all images in others.
         sampling: guidance, top-p, flow steps.
         pool: size and shape of the sampling pool.
         judge: without a reference: the independent classifier.
@@ -67,6 +73,7 @@ class EvaluateConfig(ExtractorConfig):
     precision: Precision | None = None
     compile: bool = False
     guidance_one: bool = True
+    manifold_images: int | None = at_least(LEAST_IMAGES, None)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -90,6 +97,13 @@ class EvaluateConfig(ExtractorConfig):
         for name in ("samples_file", "samples_folder"):
             if getattr(self, name) and not self.reference:
                 raise refuse(name, getattr(self, name), "nothing without a reference", "set reference as well")
+
+    @property
+    def images_of_a_side(self) -> int:
+        """How many images precision and recall take of either side; 0 takes all."""
+        if self.manifold_images is not None:
+            return self.manifold_images
+        return 0 if "fid" in scores_of(self.extractor_kind) else _MANIFOLD_IMAGES
 
     def generator_spec(self, num_classes: int) -> GeneratorSpec:
         """What the pool draws from; `num_classes` is how many classes the generators know."""
@@ -145,7 +159,9 @@ class EvaluateImagesConfig(ExtractorConfig, ScoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "a path", "samples", "reference", "extractor_path", "output")
+        require(self, "a path", "samples", "reference", "output")
+        if self.extractor_kind != EFFICIENTNET:  # which a package may bring
+            require(self, "a path", "extractor_path")
 
 
 def make_folder(path: str) -> Path:

@@ -18,7 +18,7 @@ from pipelines.checkpoints import require_tokenizer, training_keys
 from pipelines.evaluate.against import plan_against, run_against
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
 from pipelines.evaluate.images import TOKENIZER_TRAINED_ON, describe_features, describe_source, load_data
-from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.evaluate.table import print_file, print_not_comparable, print_table, print_time
 from pipelines.precompute.plan import read_sources
 from pipelines.run_folder import read_metrics
 from pipelines.sources.keys import hash_names
@@ -67,11 +67,13 @@ def _run_with_source(config: EvaluateConfig, *, console: Console) -> dict[str, A
             pool=config.pool,
             judge=config.judge,
             guidance_one=config.guidance_one,
+            manifold_images=config.images_of_a_side,
             console=console,
         )
     report = write_report(Path(config.output) / REPORT_FILE, _report(config, data, evaluation, usage))
     head, rows = score_rows(evaluation.results)
     print_table(console, head, rows, first="bold", notes=caveat_notes(evaluation.results))
+    print_not_comparable(console, evaluation.results)
     console.print()
     print_time(console, evaluation.results)
     print_file(console, "results", Path(config.output) / RESULTS_FILE)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eval.evaluation import EvaluationData, check_counts
 from eval.features.extractors import ExtractorConfig, ExtractorSpec, given_extractor, trained_extractor
+from eval.features.pretrained import EFFICIENTNET
 from eval.image_sets import ImageSet
 from eval.scores.judge import why_no_judge
 from nvg.errors import UserError
@@ -188,6 +189,8 @@ def describe_source(source: SourceConfig, parts: str) -> str:
 def describe_features(config: ExtractorConfig, images: str) -> str:
     """Where features come from, for a dry run: one line; `images` are those a network would be trained on."""
     source = f"from {config.extractor_path}" if config.extractor_path else f"trained on {images}"
+    if config.extractor_kind == EFFICIENTNET and not config.extractor_path:
+        source = "from the installed package"
     return f"features: {config.extractor_kind} {source}"
 
 

@@ -30,7 +30,13 @@ from pipelines.evaluate.against import draw_against, open_against, print_against
 from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 
 SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
-_SCORES = {"fid": "FID ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
+_SCORES = {
+    "fid": "FID ↓",
+    "fd": "FD ↓",
+    "inception_score": "IS ↑",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+}
 _SCORES_FILE = "scores.jsonl"
 _WEIGHTS_FOLDER = "weights"
 _SWEPT = ("content_guidance", "structure_guidance", "top_p_last", "num_flow_steps")
@@ -95,7 +101,7 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
             _, results = draw_against(one, replace(opened, spec=spec), console=console, title=describe(changed))
             rows.append({"changed": changed, "sampling": asdict(sampling), **results})
             scores = results["scores"]["generated"]
-            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in _SCORES.items())
+            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in _SCORES.items() if name in scores)
             console.print(f"{describe(changed)}: {line}", highlight=False, soft_wrap=True)
             write_atomically(output / SWEEP_FILE, f"{json.dumps(rows, indent=2, allow_nan=False)}\n".encode())
     write_atomically(output / PAGE_FILE, _sweep_page(rows).encode())
@@ -108,31 +114,39 @@ def describe(changed: Mapping[str, float]) -> str:
 
 
 def _sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """FID against the Inception score, and the table, as one HTML page; `rows` are what was noted, at least one."""
-    scores = [row["scores"]["generated"] for row in rows]
-    best = min(range(len(rows)), key=lambda number: scores[number]["fid"])
+    """FID against the Inception score, and the table, as one HTML page; `rows` are what was noted, at least one.
+
+    In features without an Inception score, FD stands against precision.
+    """
+    scores, name = [row["scores"]["generated"] for row in rows], page.distance_name(rows[0])
+    distance, across, title = ("fid", "inception_score", "Inception score")
+    if distance not in scores[0]:
+        distance, across, title = ("fd", "precision", "precision")
+    best = min(range(len(rows)), key=lambda number: scores[number][distance])
     points = [
-        (score["inception_score"], score["fid"], describe(row["changed"]), number == best)
+        (score[across], score[distance], describe(row["changed"]), number == best)
         for number, (row, score) in enumerate(zip(rows, scores, strict=True))
     ]
+    shown = {key: name + " ↓" if key == "fd" else text for key, text in _SCORES.items() if key in scores[0]}
     table = [
-        [describe(row["changed"]), *(f"{score[name]:.3f}{page.dagger(row, 'generated', name)}" for name in _SCORES)]
+        [describe(row["changed"]), *(f"{score[key]:.3f}{page.dagger(row, 'generated', key)}" for key in shown)]
         for row, score in zip(rows, scores, strict=True)
     ]
     remarks = "; ".join([*rows[0]["not_comparable_because"], *page.caveat_notes(rows[0])])
+    against = f"{name} against {'the ' if across == 'inception_score' else ''}{title}"
     return page.page(
         "Sampling settings",
         page.header("Sampling settings"),
         page.section(
-            "FID against the Inception score",
+            against,
             "Each point is one setting. Guidance and a smaller nucleus trade variety for legibility: the score rises, "
-            "and beyond some point FID rises with it.",
+            f"and beyond some point {name} rises with it.",
             page.figure(
-                scatter(points, "Inception score", "FID"),
-                "FID against the Inception score of every setting",
-                f"{scores[0]['num_images']:,} samples a setting; the lowest FID in colour. {remarks}",
+                scatter(points, title, name),
+                f"{against} of every setting",
+                f"{scores[0]['num_images']:,} samples a setting; the lowest {name} in colour. {remarks}",
             ),
-            page.table(["setting", *_SCORES.values()], table, first=best),
+            page.table(["setting", *shown.values()], table, first=best),
         ),
     )
 

@@ -20,7 +20,7 @@ from eval.pages.published import (
     row_of_results,
     tokenizer_row_of_results,
 )
-from eval.results import RESULTS_FILE, read_results
+from eval.results import RESULTS_FILE, is_of_tokenizer, read_results
 from nvg.bounds import check_fields, refuse
 from nvg.errors import UserError
 from nvg.json_files import make
@@ -115,7 +115,7 @@ def _published(form: type[Row], name: str) -> list[Row]:
 
 def _read_row(path: Path, title: str) -> ScoreRow | TokenizerRow:
     results = read_results(path)
-    return (tokenizer_row_of_results if "rfid" in results["scores"] else row_of_results)(title, results)
+    return (tokenizer_row_of_results if is_of_tokenizer(results["scores"]) else row_of_results)(title, results)
 
 
 def print_table(
@@ -144,6 +144,14 @@ def print_table(
     console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_not_comparable(console: Console, results: dict[str, Any]) -> None:
+    """Print what keeps scores from being set beside published ones, where anything does."""
+    if reasons := results.get("not_comparable_because"):
+        console.print("\nNot to be set beside published scores:", style="bold")
+        for reason in reasons:
+            console.print(f"· {reason}", highlight=False, soft_wrap=True)
 
 
 def print_file(console: Console, name: str, path: Path, remark: str = "") -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from cluster.files import write_atomically
 from cluster.session import SessionConfig, cluster_session
 from eval.features import ExtractorConfig
-from eval.pages.page import caveat_notes, dagger
+from eval.pages.page import caveat_notes, dagger, distance_name
 from eval.pool.jobs import ReconstructionJob
 from eval.pool.pool import ChunkPoolConfig, run_chunks
-from eval.results import RESULTS_FILE, caveat, count_caveats, threads, timed, write_results
+from eval.results import RESULTS_FILE, caveat, comparability, count_caveats, threads, timed, write_results
 from eval.scores.reconstruction import check_lpips
 from eval.tokenizer_evaluation import reconstruction_picture, reconstruction_protocol, reconstruction_scores
 from nvg.bounds import at_least
@@ -33,11 +33,11 @@ from pipelines.evaluate.images import (
     open_filled,
     why_seen,
 )
-from pipelines.evaluate.table import print_file, print_table, print_time
+from pipelines.evaluate.table import print_file, print_not_comparable, print_table, print_time
 from pipelines.sources import SourceConfig
 
 SCHEMA_VERSION = 1
-_COMPARED = ("rfid", "lpips_vgg", "lpips_alex", "psnr_db", "ssim")
+_COMPARED = ("rfid", "rfd", "lpips_vgg", "lpips_alex", "psnr_db", "ssim")
 _SHEET_FILE = "reconstructions.png"
 
 
@@ -138,7 +138,12 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
             )
     check_readable(source, pool.arrays["readable_B"])
     with timed(seconds, "scores"), threads(num_threads):
-        scores = reconstruction_scores(pool.arrays, tokenizer.dequantizer.layout, tokenizer.config.codebook_size)
+        scores = reconstruction_scores(
+            pool.arrays,
+            tokenizer.dequantizer.layout,
+            tokenizer.config.codebook_size,
+            distance_key=extractor.distance_key,
+        )
     seen = why_seen(source.keys, {TOKENIZER_TRAINED_ON: training_keys(config.tokenizer)})
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -151,6 +156,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
                 num_features=pool.arrays["features_BF"].shape[1],
             ),
         ],
+        **comparability(extractor),
         "left_out": [
             f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
         ],
@@ -170,7 +176,9 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
 def _print_scores(results: dict[str, Any], console: Console) -> None:
     """Print scores, codebook use by stage, what the reference is and what was left out."""
     scores, reference = results["scores"], results["protocol"]["reference"]
-    rows = [("rFID ↓", f"{scores['rfid']:.3f}{dagger(results, 'reconstructions', 'rfid')}")]
+    distance = "rfd" if "rfd" in scores else "rfid"
+    mark = dagger(results, "reconstructions", distance)
+    rows = [(f"r{distance_name(results)} ↓", f"{scores[distance]:.3f}{mark}")]
     rows += [
         (f"LPIPS ({trunk}) ↓", f"{scores[name]:.4f}")
         for trunk in ("vgg", "alex")
@@ -192,6 +200,7 @@ def _print_scores(results: dict[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    print_not_comparable(console, results)
     for line in results["left_out"]:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True)
     print_time(console, results)

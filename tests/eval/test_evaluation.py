@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from eval.features.small_network import FeatureTrainingConfig
 from eval.image_sets import ImageSet
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
+from eval.scores.judge import JudgeConfig
 from nvg.errors import UserError
 from pipelines.checkpoints import weights_folder
 from pipelines.configuration import ConfigError, load_config
@@ -76,6 +78,54 @@ def test_results_and_report(ray_session, config: EvaluateConfig, digits: Evaluat
     assert all("class_accuracy" not in row for row in unjudged["scores"].values())
     assert unjudged["caveats"][0]["scores"] == ["class_accuracy"]
     assert unjudged["caveats"][0]["reason"].startswith("left out: the judge's part has no image of 10 of 10 classes")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_features_and_judge_of_a_network_trained_elsewhere(
+    ray_session,
+    config: EvaluateConfig,
+    efficientnet_spec: ExtractorSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = replace(
+        config,
+        output=str(tmp_path),
+        extractor_kind=efficientnet_spec.kind,
+        extractor_path=efficientnet_spec.path,
+        judge=JudgeConfig(kind="linear-probe", feature_weights=efficientnet_spec.path),
+        manifold_images=50,
+        guidance_one=False,
+    )
+    results = run_evaluate(one)
+    scores, protocol = results["scores"], results["protocol"]
+    for row in scores.values():
+        assert {"fd", "precision", "recall", "class_accuracy"} <= set(row)
+        assert not {"fid", "inception_score"} & set(row)
+    assert scores["held_out"]["fd"] < scores["generated"]["fd"]
+    assert results["comparable"] is False
+    assert "features of efficientnet-lite0" in results["not_comparable_because"][0]
+    assert protocol["extractor"] == efficientnet_spec.description()
+    assert protocol["judge"]["features"] == efficientnet_spec.identity()
+    assert protocol["precision_recall"]["images_of_a_side"] == 50
+    near = scores["generated"]["distance_to_training"]["in_features"]
+    assert near["of"] == "efficientnet-lite0"
+    assert 0 <= near["share_nearer_than_95_percent_of_held_out"] <= 1
+    marked = {(score, name) for found in results["caveats"] for score in found["scores"] for name in found["sets"]}
+    assert ("fd", "generated") in marked
+    assert ("precision", "held_out") in marked  # 50 of a side are few
+    page = re.sub(r'"data:image[^"]*"', "", (tmp_path / "report.html").read_text())
+    assert "FD (EfficientNet-Lite0)" in page
+    assert "In the features of efficientnet-lite0" in page
+    assert "FID" not in page
+
+    computed = []
+    monkeypatch.setattr("eval.pool.jobs.feature_arrays", lambda *given, **_: computed.append(given))
+    assert run_evaluate(one)["scores"] == scores
+    assert computed == []  # features of real images are kept
+    with pytest.raises(UserError, match=r"absent\.pth.*judge\.feature_weights"):
+        run_evaluate(replace(one, judge=replace(one.judge, feature_weights="absent.pth")))
 
 
 def test_the_feature_network_is_trained_once(config: EvaluateConfig, digits: EvaluationData, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from eval.pages.page import caveat_notes, score_rows
-from eval.results import caveat, comparison_caveats, count_caveats
+from eval.results import caveat, comparison_caveats, count_caveats, size_caveats
 from eval.scores.judge import why_no_judge, why_not_trusted
 from pipelines.evaluate.against import print_against
 
@@ -32,6 +32,7 @@ def test_scores_of_the_digits_are_trusted(repository: Path, digits) -> None:
     for scores in (run["scores"] for run in runs):
         assert counted(**{name: row["num_images"] for name, row in scores.items()}) == set()
         assert comparison_caveats({name: {"precision_std": 0.0, **row} for name, row in scores.items()}) == []
+        assert size_caveats({name: row["num_images"] for name, row in scores.items()}, 1000) == []
         assert why_not_trusted(scores["held_out"]["class_accuracy"], digits.held_out.labels) == ""
 
 
@@ -123,3 +124,37 @@ def test_scores_against_a_reference_carry_them_too() -> None:
     text = console.export_text()
     assert "1.000 †" in text
     assert "† FID: [300] images are few" in text
+
+
+def test_sets_of_unequal_size_are_marked() -> None:
+    assert size_caveats({"generated": 2000, "held_out": 1000}, 2000) == []
+    (found,) = size_caveats({"generated": 2000, "held_out": 2000}, 60_000)
+    assert (found["scores"], found["sets"]) == (["precision", "recall"], ["generated", "held_out"])
+    assert "2,000 images are compared with 60,000" in found["reason"]
+    assert "manifold_images" in found["reason"]
+
+
+def test_a_distance_in_other_features_is_never_called_fid() -> None:
+    scores = {name: {"fd": 2.0, **row(0.0, 0.5)} for name in ("generated", "held_out")}
+    for one in scores.values():
+        del one["fid"], one["inception_score"]
+    scores["generated"]["fd"] = 1.0
+    few = count_caveats(dict.fromkeys(scores, 300), scores=("fd",), num_features=1280)
+    results = {
+        "scores": scores,
+        "caveats": [*few, *comparison_caveats(scores)],
+        "protocol": {"extractor": {"distance": "FD (EfficientNet-Lite0)"}},
+        "not_comparable_because": ["other features"],
+        "seconds": {},
+    }
+    head, rows = score_rows(results)
+    assert head == ["", "read as asked ↑", "FD (EfficientNet-Lite0) ↓", "precision ↑", "recall ↑", "images"]
+    assert rows[0] == ["Generated", "36.8%", "1.00 †", "0.500", "0.500", "300"]
+    assert caveat_notes(results)[0].startswith("† FD (EfficientNet-Lite0): 300 images are fewer than the 1,281")
+    assert caveat_notes(results)[1].startswith("† FD (EfficientNet-Lite0) (generated): real held-out images (300)")
+    console = Console(record=True, width=120)
+    print_against(results, console)
+    text = console.export_text()
+    assert "FD (EfficientNet-Lite0) ↓" in text
+    assert "other features" in text
+    assert "FID" not in text + str(head) + str(caveat_notes(results))

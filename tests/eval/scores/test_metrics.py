@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eval.scores import metrics
 from eval.scores.manifold import manifold_hits
 from eval.scores.metrics import (
     distance_to_training,
+    drawn_rows,
+    feature_distance_to_training,
     frechet_distance,
     inception_score,
     peak_signal_to_noise,
@@ -111,6 +114,42 @@ def test_held_out_images_are_five_percent_near(digits) -> None:
 def test_distance_is_the_root_mean_square_in_grey_levels() -> None:
     dark, light = np.full((1, 4, 4, 1), 10, np.uint8), np.full((1, 4, 4, 1), 13, np.uint8)
     assert distance_to_training(light, dark, light).sample_N[0] == pytest.approx(3)
+
+
+def test_a_large_search_finds_what_a_full_one_does(noise_images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    training = noise_images[rng.integers(0, 40, 300)]
+    training = np.clip(training.astype(int) + rng.integers(-9, 9, training.shape), 0, 255).astype(np.uint8)
+    samples = noise_images[:20]
+    full = distance_to_training(samples, training, noise_images[20:])
+    monkeypatch.setattr(metrics, "_MEASURED_AT_MOST", 0)
+    monkeypatch.setattr(metrics, "_TABLE_ENTRIES", 1000)
+    found = distance_to_training(samples, training, noise_images[20:])
+    assert found.nearest_N.tolist() == full.nearest_N.tolist()
+    np.testing.assert_allclose(found.sample_N, full.sample_N, rtol=1e-6)
+    assert found.share_nearer == full.share_nearer
+
+
+def test_copies_are_found_in_features_too() -> None:
+    training, held_out = normals(200, seed=0), normals(100, seed=1)
+    found = feature_distance_to_training(training[[5, 9]] + np.float32(1e-3), training, held_out)
+    assert found.nearest_N.tolist() == [5, 9]
+    np.testing.assert_allclose(found.sample_N, 1e-3, rtol=1e-3)
+    assert found.share_nearer == 1.0
+    assert feature_distance_to_training(held_out, training, held_out).share_nearer == pytest.approx(0.05)
+
+
+def test_precision_and_recall_of_as_many_images_of_either_side() -> None:
+    features, reference = normals(300, seed=0), normals(500, seed=1, scale=1.2)
+    found = score_features(features, None, reference, distance_key="fd", manifold_images=100)
+    rows = drawn_rows(300, 100), drawn_rows(500, 100)
+    assert [len(set(picked.tolist())) for picked in rows] == [100, 100]
+    hits = manifold_hits(features[rows[0]], reference[rows[1]])
+    assert (found["precision"], found["recall"]) == (hits.precision, hits.recall)
+    assert found["fd"] == frechet_distance(features, reference)  # of all images
+    assert set(found) == {"fd", "precision", "precision_std", "recall", "recall_std"}
+    whole = score_features(features, None, reference, distance_key="fd", manifold_images=500)
+    assert whole["recall"] == manifold_hits(features, reference).recall
 
 
 def test_psnr_of_a_known_error() -> None:
