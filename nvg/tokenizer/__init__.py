@@ -8,12 +8,14 @@ perceptual     LPIPS on a frozen VGG: `PerceptualDistance`
 discriminator  heads on the tokens of a frozen DINO: `Discriminator`
 augmentation   what the discriminator sees, changed at random: `augment`
 dinov2         the target of REPA: `Dinov2Features`
+efficientnet   features for scores, a loss, a target: `EfficientNetFeatures`
 frozen         what the networks that judge share
 """
 
 from nvg.tokenizer.dequantizer import Dequantizer, DequantizerConfig
 from nvg.tokenizer.dinov2 import Dinov2Features
 from nvg.tokenizer.discriminator import DinoFeatures, Discriminator
+from nvg.tokenizer.efficientnet import EfficientNetFeatures
 from nvg.tokenizer.perceptual import PerceptualDistance
 from nvg.tokenizer.quantizer import Quantized, quantize_for_training, quantize_ids
 from nvg.tokenizer.tokenizer import Tokenizer, TokenizerConfig
@@ -24,6 +26,7 @@ __all__ = [
     "DinoFeatures",
     "Dinov2Features",
     "Discriminator",
+    "EfficientNetFeatures",
     "PerceptualDistance",
     "Quantized",
     "Tokenizer",
