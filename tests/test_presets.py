@@ -329,6 +329,10 @@ def test_the_plan_says_what_the_alignment_needs_and_what_is_missing(tmp_path, mo
     (line,) = plan_alignment(config)
     assert says in line
     assert ("NOT THERE yet" in line) == (repa != {"store": "features"})
+    small = replace(config, loss=replace(config.loss, repa_target="efficientnet-lite0"), efficientnet_weights="here")
+    (line,) = plan_alignment(small)
+    assert "align hidden tokens with EfficientNet-Lite0" in line
+    assert ("efficientnet_weights='here' (NOT THERE yet)" in line) == (repa != {"store": "features"})
     assert plan_alignment(replace(config, loss=replace(config.loss, repa_weight=0.0))) == []
     assert plan_alignment(load_config(GeneratorRunConfig, "structure/d12.yaml")) == []
 

@@ -13,15 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from nvg.checkpoints import file_hash, frozen_weights, load_dinov2_features
+from nvg.checkpoints import file_hash, frozen_weights, load_dinov2_features, load_network
 from nvg.errors import UserError
+from nvg.models import ContentGeneratorConfig, RepaHead
 from nvg.pixels import to_model_range
 from nvg.records import FeatureDataset, FeatureLayout, JpegDataset, RecordDataset, to_int8
 from nvg.tokenizer import Dinov2Features, EfficientNetTokens
+from nvg.training import GeneratorLossConfig
+from pipelines.batches.config import DataConfig
 from pipelines.precompute.beside import FeatureStream, JpegStream, open_repa_stream
 from pipelines.precompute.config import RepaStoreConfig
 from pipelines.precompute.verify import verify_records
+from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
+from pipelines.train.config import LoopConfig, OptimizerConfig
+from pipelines.train.generator import ContentRun, train_generator
 
 SIZES = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 
@@ -76,6 +82,22 @@ def test_other_batches_and_orders_change_no_byte(case, finished, tmp_path):
         again.encode(unit)
     again.merge()
     assert case.file_hashes(again.folder.root) == case.file_hashes(finished.folder.root)
+
+
+@pytest.mark.parametrize("finished", ["efficientnet"], indirect=True)
+def test_a_content_training_aligns_its_tokens_with_what_lies_beside_its_records(finished, tmp_path):
+    run = ContentRun(
+        run_folder=str(tmp_path),
+        data=DataConfig(path=str(finished.folder.root)),
+        content=ContentGeneratorConfig(depth=2, width=64),
+        loss=GeneratorLossConfig(repa_weight=0.5, repa_target="efficientnet-lite0", stages_per_image=1),
+        optimizer=OptimizerConfig(lr=3e-3, total_images=48, global_batch=8, warmup_images=0),
+        loop=LoopConfig(engine="plain", log_every_steps=1),
+    )
+    checkpoint = train_generator(run)
+    distances = [row["repa"] for row in read_metrics(tmp_path)]
+    assert 0 < distances[-1] < distances[0] < 2
+    assert load_network(RepaHead, checkpoint, "repa").config.out == 112
 
 
 def test_size_is_what_the_manifest_says(finished):
