@@ -135,7 +135,7 @@ def test_generator_trains_as_published(kind, name, depth):
     assert optimizer.lr_factors == {}
     assert (config.loss.class_dropout_prob, config.loss.stages_per_image) == (0.1, None)
     assert optimizer.ema_ramp == 0  # 0.9999 from the first step on
-    assert (config.loss.repa_weight, config.loss.repa_block) == ((0.5, 8) if kind == "content" else (0.0, 8))
+    assert (config.loss.repa_weight, config.loss.repa_block) == ((0.5, 8) if kind == "content" else (0.0, None))
     assert config.model.drop_path_rate == 0.1
     assert config.model.structure_rope
     if kind == "content":
@@ -329,6 +329,10 @@ def test_the_plan_says_what_the_alignment_needs_and_what_is_missing(tmp_path, mo
     (line,) = plan_alignment(config)
     assert says in line
     assert ("NOT THERE yet" in line) == (repa != {"store": "features"})
+    small = replace(config, loss=replace(config.loss, repa_target="efficientnet-lite0"), efficientnet_weights="here")
+    (line,) = plan_alignment(small)
+    assert "align hidden tokens with EfficientNet-Lite0" in line
+    assert ("efficientnet_weights='here' (NOT THERE yet)" in line) == (repa != {"store": "features"})
     assert plan_alignment(replace(config, loss=replace(config.loss, repa_weight=0.0))) == []
     assert plan_alignment(load_config(GeneratorRunConfig, "structure/d12.yaml")) == []
 

@@ -15,6 +15,8 @@ from nvg.checkpoints.frozen_weights import (
     load_dino_features,
     load_dinov2_features,
     load_efficientnet_features,
+    load_efficientnet_tokens,
+    load_feature_distance,
     load_perceptual_distance,
 )
 from nvg.checkpoints.networks import load_network
@@ -26,6 +28,8 @@ __all__ = [
     "load_dino_features",
     "load_dinov2_features",
     "load_efficientnet_features",
+    "load_efficientnet_tokens",
+    "load_feature_distance",
     "load_network",
     "load_perceptual_distance",
     "load_weights",

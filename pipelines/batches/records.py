@@ -1,7 +1,7 @@
 """Records for the trainings of generators: in memory, mapped or in a store; their order, and what lies beside them.
 
-A content generator's hidden tokens are aligned with features beside the records, or with DINOv2 in every step. Of
-records in a store, what describes them is copied at once, the shards when StreamingDataset reads them.
+A content generator's hidden tokens are aligned with features beside the records, or with those of a frozen network in
+every step. Of records in a store, what describes them is copied at once, the shards when StreamingDataset reads them.
 
 Legend: B rows of this rank, T tokens, L positions, N patches, D channels of a feature, S side of an image.
 """
@@ -19,9 +19,12 @@ import torch
 from torch import Tensor
 
 from cluster.files import write_atomically
-from nvg.checkpoints import load_dinov2_features
+from nvg.bounds import refuse
+from nvg.checkpoints import load_dinov2_features, load_efficientnet_tokens
 from nvg.errors import BadImage, UserError
 from nvg.records import (
+    DINOV2,
+    EFFICIENTNET,
     FEATURES_FOLDER,
     JPEG_FOLDER,
     MANIFEST_FILE,
@@ -29,15 +32,16 @@ from nvg.records import (
     FeatureLayout,
     JpegDataset,
     RecordDataset,
+    RepaTarget,
 )
 from nvg.records.shard import INDEX_FILE
-from nvg.tokenizer import Dinov2Features
+from nvg.tokenizer import Dinov2Features, EfficientNetTokens
 from nvg.training import FEATURES, IMAGE
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import ArraySource, BatchSource, ViewRows
 from pipelines.batches.streaming import StreamingSource
 
-_WEIGHTS_KEY = "dinov2_weights"
+WEIGHTS_KEYS: dict[RepaTarget, str] = {DINOV2: "dinov2_weights", EFFICIENTNET: "efficientnet_weights"}
 DESCRIPTION = (MANIFEST_FILE, INDEX_FILE, "dequantizer.json", "dequantizer.safetensors")
 
 
@@ -54,7 +58,7 @@ class RepaSource:
 
     width: int
     fetch: Callable[[np.ndarray], dict[str, Tensor]] = lambda _: {}
-    teacher: Dinov2Features | None = None
+    teacher: Dinov2Features | EfficientNetTokens | None = None
 
 
 def open_records(config: DataConfig) -> RecordDataset:
@@ -141,14 +145,14 @@ def _fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str, Any]
     return fingerprint
 
 
-def open_repa_source(records: RecordDataset, dinov2_weights: str, num_threads: int) -> RepaSource:
+def open_repa_source(records: RecordDataset, of: RepaTarget, weights: str, num_threads: int) -> RepaSource:
     """What a data set has beside its records; other arguments and errors are those of `repa_target`.
 
     Args:
-        records, dinov2_weights: see there.
+        records, of, weights: see there.
         num_threads: that decode stored images.
     """
-    target = repa_target(records, dinov2_weights)
+    target = repa_target(records, of, weights)
     if target.teacher is None:
         features = FeatureDataset.open(records)
         return replace(target, fetch=lambda rows: {FEATURES: torch.from_numpy(features.batch(rows))})
@@ -173,21 +177,34 @@ def stored_images(records: RecordDataset, num_threads: int) -> Callable[[np.ndar
     return decode
 
 
-def repa_target(records: RecordDataset, dinov2_weights: str) -> RepaSource:
+def repa_target(records: RecordDataset, of: RepaTarget, weights: str) -> RepaSource:
     """The target of the alignment as the manifest describes it; what is stored is not opened.
 
     Args:
         records: opened records, or their description alone.
-        dinov2_weights: weight file, read where images were stored and no features.
+        of: the frozen network, `loss.repa_target`.
+        weights: its file, read where images were stored and no features.
 
     Raises:
-        UserError: nothing was stored, or the weight file is missing.
+        UserError: nothing was stored, or features of another network, or the weight file is missing.
     """
     stored = records.manifest.get("repa", {})
     if stored.get("store") == FEATURES_FOLDER:
+        found = stored.get("target", DINOV2)
+        if found != of:
+            raise refuse(
+                "loss.repa_target",
+                of,
+                f"{found}, of which there are features beside the records in {records.folder}",
+                f"set loss.repa_target={found}, or run `nvg precompute` with repa.target={of} into another folder",
+            )
         return RepaSource(FeatureLayout.of(stored, records.folder).width)
     if stored.get("store") == JPEG_FOLDER:
-        teacher = load_dinov2_features(dinov2_weights, key=_WEIGHTS_KEY)
+        if of == EFFICIENTNET:
+            num_positions = records.manifest["num_positions"]
+            teacher = load_efficientnet_tokens(weights, key=WEIGHTS_KEYS[of], num_positions=num_positions)
+        else:
+            teacher = load_dinov2_features(weights, key=WEIGHTS_KEYS[of])
         return RepaSource(teacher.width, teacher=teacher)
     raise UserError(
         f"loss.repa_weight is above 0, but {records.folder} has neither features nor images beside its records; run "

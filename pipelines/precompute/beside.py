@@ -1,4 +1,4 @@
-"""What precompute stores beside the records for the alignment with DINOv2: features of each view, or its JPEG.
+"""What precompute stores beside the records for the alignment of hidden tokens: features of each view, or its JPEG.
 
 Legend: B image views, N tokens, D channels of a token.
 """
@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nvg.checkpoints import file_hash, load_dinov2_features
+from nvg.checkpoints import file_hash, find_efficientnet_weights, load_dinov2_features, load_efficientnet_tokens
 from nvg.pixels import to_uint8
-from nvg.records import FEATURES_FOLDER, JPEG_COLUMNS, JPEG_FOLDER, FeatureLayout, to_int8
-from nvg.tokenizer import Dinov2Features
+from nvg.records import EFFICIENTNET, FEATURES_FOLDER, JPEG_COLUMNS, JPEG_FOLDER, FeatureLayout, to_int8
+from nvg.tokenizer import Dinov2Features, EfficientNetTokens
 from pipelines.precompute.config import RepaStoreConfig
+
+_EFFICIENTNET_KEY = "repa.efficientnet_weights"
+_WITHOUT = "repa.store=jpeg or nothing does without it"
 
 
 class RepaStream(Protocol):
@@ -46,14 +49,14 @@ class RepaStream(Protocol):
 
 @dataclass(frozen=True)
 class FeatureStream:
-    """int8 features of DINOv2 with a scale for each token.
+    """int8 features of a frozen network with a scale for each token.
 
     Attributes:
         network: on the device of the encoder.
         weights_hash: sha256 of its weight file.
     """
 
-    network: Dinov2Features
+    network: Dinov2Features | EfficientNetTokens
     weights_hash: str
     folder = FEATURES_FOLDER
 
@@ -70,9 +73,13 @@ class FeatureStream:
     @property
     def description(self) -> dict[str, Any]:
         """Shape, size and weights."""
+        if isinstance(self.network, EfficientNetTokens):
+            of = {"target": EFFICIENTNET, "efficientnet_weights_hash": self.weights_hash, **self.network.description}
+        else:  # had no target before there were two
+            of = {"dinov2_weights_hash": self.weights_hash}
         return {
             "store": FEATURES_FOLDER,
-            "dinov2_weights_hash": self.weights_hash,
+            **of,
             "num_tokens": self.layout.num_tokens,
             "width": self.layout.width,
             "bytes_per_record": self.layout.bytes_per_record,
@@ -102,12 +109,19 @@ class JpegStream:
         return [{"jpeg": _jpeg(pixels, self.quality)} for pixels in to_uint8(images_BCSS[:number], "round")]
 
 
-def open_repa_stream(config: RepaStoreConfig, device: str) -> RepaStream | None:
+def open_repa_stream(config: RepaStoreConfig, device: str, num_positions: int) -> RepaStream | None:
     """The stream that a job writes beside its records; None where it writes none.
 
+    Args:
+        num_positions: of the tokenizer's latent.
+
     Raises:
-        UserError: DINOv2's weights are missing or are another network's.
+        UserError: the network's weights are missing or are another network's.
     """
+    if config.store == "features" and config.target == EFFICIENTNET:
+        file = find_efficientnet_weights(config.efficientnet_weights, key=_EFFICIENTNET_KEY, without=_WITHOUT)
+        tokens = load_efficientnet_tokens(file, key=_EFFICIENTNET_KEY, num_positions=num_positions, without=_WITHOUT)
+        return FeatureStream(tokens.to(device), file_hash(file))
     if config.store == "features":
         network = load_dinov2_features(config.dinov2_weights, key="repa.dinov2_weights")
         return FeatureStream(network.to(device), file_hash(config.dinov2_weights))

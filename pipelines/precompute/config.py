@@ -6,17 +6,21 @@ from typing import Literal
 from cluster.session import SessionConfig
 from nvg.bounds import at_least, between, check_fields, refuse
 from nvg.precision import resolve_precision
+from nvg.records import DINOV2, EFFICIENTNET, RepaTarget
 from pipelines.sources.config import SourceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepaStoreConfig:
-    """What is stored beside the records for aligning hidden tokens with DINOv2.
+    """What is stored beside the records for aligning hidden tokens with those of a frozen network.
 
     Attributes:
-        store: "nothing", "features" (DINOv2's patch tokens as int8, 198 kB a view) or "jpeg" (the view itself, from
-            which they can be computed in training; about 40 kB at 256 pixels).
+        store: "nothing", "features" (the network's tokens as int8) or "jpeg" (the view itself, from which they can be
+            computed in training; about 40 kB at 256 pixels).
+        target: the network (features): DINOv2's patch tokens, 198 kB a view, or a feature map of EfficientNet-Lite0 on
+            the latent's grid, 116 bytes a position.
         dinov2_weights: file of DINOv2's ViT-B/14 (features).
+        efficientnet_weights: file of EfficientNet-Lite0 (features); empty takes that of the installed package.
         jpeg_quality: 1 to 95 (jpeg).
 
     DEVIATION: the target of REPA is of a view's JPEG or of int8 features with a scale for each token; the release
@@ -24,24 +28,30 @@ class RepaStoreConfig:
     """
 
     store: Literal["nothing", "features", "jpeg"] = "nothing"
+    target: RepaTarget = DINOV2
     dinov2_weights: str = ""
+    efficientnet_weights: str = ""
     jpeg_quality: int = between(1, 95, 95)
 
     def __post_init__(self) -> None:
         check_fields(self, "repa")
-        if self.store == "features" and not self.dinov2_weights:
-            raise refuse("repa.dinov2_weights", self.dinov2_weights, "the file of DINOv2's ViT-B/14")
+        if self.store == "features" and self.target == DINOV2 and not self.dinov2_weights:
+            advice = f"change repa.dinov2_weights, or set repa.target={EFFICIENTNET}"
+            raise refuse("repa.dinov2_weights", self.dinov2_weights, "the file of DINOv2's ViT-B/14", advice)
 
     @property
     def plan(self) -> str:
         """What is stored and which content trainings it is for, for a dry run: one line."""
         trains = "what loss.repa_weight of a content training needs"
         if self.store == "features":
-            return f"store DINOv2's features of each view beside its record (198 kB a view): {trains}"
+            of = "DINOv2's features of each view beside its record (198 kB a view)"
+            if self.target == EFFICIENTNET:
+                of = "EfficientNet-Lite0's features of each view beside its record (116 bytes a position of the latent)"
+            return f"store {of}: {trains}, with loss.repa_target={self.target}"
         if self.store == "jpeg":
             return (
                 f"store each view as a JPEG beside its record (about 40 kB a view at 256 pixels): {trains}, "
-                "beside dinov2_weights=FILE"
+                f"beside dinov2_weights=FILE, or with loss.repa_target={EFFICIENTNET}"
             )
         return (
             "store nothing beside the records: content trainings will need loss.repa_weight=0 (the published presets "

@@ -71,7 +71,7 @@ def precompute(
     source = open_source(config.source, tell=True)
     _require_storable(source, tokenizer)
     tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
-    repa = open_repa_stream(config.repa, "cpu")
+    repa = open_repa_stream(config.repa, "cpu", tokenizer.config.num_positions)
     if folder.recorded("source_fingerprint") == source.sized_fingerprint:
         source.fingerprint = source.sized_fingerprint  # begun by an earlier version, with the same images
     plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
@@ -221,7 +221,7 @@ class EncodingActor(UnitWorker):
             config=config,
             folder=folder,
             plan_fingerprint=plan_fingerprint,
-            repa=open_repa_stream(config.repa, config.device),
+            repa=open_repa_stream(config.repa, config.device, tokenizer.config.num_positions),
             stamps=stamps,
         )
 

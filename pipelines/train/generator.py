@@ -27,9 +27,17 @@ from nvg.records import MANIFEST_FILE, RecordDataset
 from nvg.tokenizer import Dequantizer
 from nvg.tokenizer.tokenizer import GRANULARITY, SPATIAL
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
+from nvg.training.generator_noise import PUBLISHED_BLOCK
 from pipelines.batches.config import DataConfig
 from pipelines.batches.order import BatchSource
-from pipelines.batches.records import RepaSource, generator_source, open_records, open_repa_source, repa_target
+from pipelines.batches.records import (
+    WEIGHTS_KEYS,
+    RepaSource,
+    generator_source,
+    open_records,
+    open_repa_source,
+    repa_target,
+)
 from pipelines.checkpoints import checkpoints_in, weights_folder
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import RunConfig, SampleSheetConfig
@@ -72,6 +80,7 @@ class GeneratorRunConfig(RunConfig):
         compute: how the network is computed.
         samples: pictures of samples.
         dinov2_weights: weight file of DINOv2 ViT-B/14, for `loss.repa_weight` on images stored beside the records.
+        efficientnet_weights: the same of EfficientNet-Lite0; empty takes that of the installed package.
     """
 
     kind: str
@@ -82,6 +91,7 @@ class GeneratorRunConfig(RunConfig):
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     samples: SampleSheetConfig = field(default_factory=SampleSheetConfig)
     dinov2_weights: str = ""
+    efficientnet_weights: str = ""
 
     def __post_init__(self) -> None:
         if self.compute.compile and self.loop.engine == "deepspeed" and self.deepspeed.zero_stage == 3:
@@ -105,6 +115,18 @@ class GeneratorRunConfig(RunConfig):
     def model(self) -> Any:
         """The architecture."""
         return getattr(self, self.kind)
+
+    @property
+    def repa_weights(self) -> str:
+        """Weight file of the network that hidden tokens are aligned with."""
+        return getattr(self, WEIGHTS_KEYS[self.loss.repa_target])
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """`loss` as it must be equal for a run to go on: the block is a number, 8 where nothing is aligned."""
+        loss = self.loss
+        block = loss.aligned_block(self.model.depth) if _wants_repa(self) else loss.repa_block or PUBLISHED_BLOCK
+        return {**asdict(loss), "repa_block": block}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +188,7 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         UserError: the records are missing, damaged or do not fit the configuration.
     """
     records = open_records(config.data)
-    repa = open_repa_source(records, config.dinov2_weights, config.data.num_threads) if _wants_repa(config) else None
+    repa = _repa_source(config, records)
     objective = _objective(config, records, repa)
     network, model = objective.network, objective.network.config
     begun = prepare_network(network, config)
@@ -174,7 +196,7 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
         kind=config.kind,
         objective=objective,
         model_config=asdict(model),
-        loss_config=asdict(config.loss),
+        loss_config=config.loss_settings,
         batches=generator_source(records, config.data, repa),
         validation=_validation(config, records),
         init_from=begun,
@@ -192,11 +214,11 @@ def check_start(config: GeneratorRunConfig) -> None:
     Raises:
         UserError: what `build_task` and going on from the newest checkpoint would say.
     """
-    loss, data, fixed = asdict(config.loss), {}, _FIXED_BY_RECORDS
+    data, fixed = {}, _FIXED_BY_RECORDS
     model = config.model
     if (Path(config.data.path) / MANIFEST_FILE).is_file():
         records = RecordDataset.open_description(Path(config.data.path))
-        repa = repa_target(records, config.dinov2_weights) if _wants_repa(config) else None
+        repa = repa_target(records, config.loss.repa_target, config.repa_weights) if _wants_repa(config) else None
         network = _objective(config, records, repa, device="meta").network
         if config.init_from is not None and is_new(Path(config.run_folder)):
             first_weights(network, config.init_from)
@@ -204,12 +226,18 @@ def check_start(config: GeneratorRunConfig) -> None:
             _check_held_out(config.validation_path, RecordDataset.open_description(config.validation_path), records)
         model, fixed = network.config, ()
         data = generator_source(records, config.data, repa).fingerprint
-    settings = settings_of(config, config.kind, asdict(model), loss)
+    settings = settings_of(config, config.kind, asdict(model), config.loss_settings)
     refuse_changed(config, settings, data, _asked(config), unknown={f"model.{name}" for name in fixed})
 
 
 def _wants_repa(config: GeneratorRunConfig) -> bool:
     return config.kind == "content" and config.loss.repa_weight > 0
+
+
+def _repa_source(config: GeneratorRunConfig, records: RecordDataset) -> RepaSource | None:
+    if not _wants_repa(config):
+        return None
+    return open_repa_source(records, config.loss.repa_target, config.repa_weights, config.data.num_threads)
 
 
 def _objective(
@@ -237,8 +265,7 @@ def _validation(config: GeneratorRunConfig, records: RecordDataset) -> BatchSour
     data = DataConfig(path=config.validation_path, loader="memory", views_per_epoch="all")
     held_out = RecordDataset.open(Path(config.validation_path))
     _check_held_out(config.validation_path, held_out, records)
-    repa = open_repa_source(held_out, config.dinov2_weights, config.data.num_threads) if _wants_repa(config) else None
-    return generator_source(held_out, data, repa)
+    return generator_source(held_out, data, _repa_source(config, held_out))
 
 
 def _check_held_out(path: str, held_out: RecordDataset, training: RecordDataset) -> None:

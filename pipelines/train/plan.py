@@ -5,10 +5,12 @@ Torch is loaded only where something is counted: the command line imports this p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nvg.records import MANIFEST_FILE, read_manifest
+from nvg.errors import UserError
+from nvg.records import DINOV2, EFFICIENTNET, MANIFEST_FILE, read_manifest
 from pipelines.checkpoints import checkpoints_in
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.train.generator import GeneratorRunConfig
 
 GIB = 2.0**30
+_NETWORKS = {DINOV2: "DINOv2", EFFICIENTNET: "EfficientNet-Lite0"}
 
 
 def _generator_model(config: GeneratorRunConfig) -> ModelConfig:
@@ -78,13 +81,13 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
 
 
 def plan_alignment(config: GeneratorRunConfig) -> list[str]:
-    """What the alignment with DINOv2 needs and what of it is there, a line; none where a run has no alignment."""
+    """What the alignment of hidden tokens needs and what of it is there, a line; none where a run has no alignment."""
     if config.kind != "content" or not config.loss.repa_weight:
         return []
-    records, weights = Path(config.data.path), Path(config.dinov2_weights)
-    aim = f"align hidden tokens with DINOv2 (loss.repa_weight={config.loss.repa_weight:g})"
-    given = f"dinov2_weights={config.dinov2_weights!r} ({'found' if weights.is_file() else 'NOT THERE yet'})"
-    jpeg = f"run `nvg precompute` with repa.store=jpeg and have {given}, or with repa.store=features"
+    records, target, given = Path(config.data.path), config.loss.repa_target, _weights_given(config)
+    aim = f"align hidden tokens with {_NETWORKS[target]} (loss.repa_weight={config.loss.repa_weight:g})"
+    features = "repa.store=features" + (f" repa.target={target}" if target != DINOV2 else "")
+    jpeg = f"run `nvg precompute` with repa.store=jpeg and have {given}, or with {features}"
     if not (records / MANIFEST_FILE).is_file():
         return [f"{aim}: {jpeg}"]
     store = read_manifest(records).get("repa", {}).get("store")
@@ -93,6 +96,18 @@ def plan_alignment(config: GeneratorRunConfig) -> list[str]:
     if store == "jpeg":
         return [f"{aim}: with the JPEGs beside the records and {given}"]
     return [f"{aim}: WILL BE REFUSED, nothing lies beside the records; {jpeg}, or set loss.repa_weight=0"]
+
+
+def _weights_given(config: GeneratorRunConfig) -> str:
+    """The weight file of the alignment's network, and whether it is there."""
+    from nvg.checkpoints import find_efficientnet_weights
+    from pipelines.batches.records import WEIGHTS_KEYS
+
+    target, file = config.loss.repa_target, config.repa_weights
+    key, there = WEIGHTS_KEYS[target], False
+    with suppress(UserError):
+        there = (find_efficientnet_weights(file, key=key) if target == EFFICIENTNET else Path(file)).is_file()
+    return f"{key}={file!r} ({'found' if there else 'NOT THERE yet'})"
 
 
 def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_devices: int) -> float:

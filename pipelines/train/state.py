@@ -10,11 +10,17 @@ from typing import Any
 
 from nvg.errors import UserError
 from nvg.json_files import Count, make, read_json
+from nvg.records import DINOV2
 from pipelines.checkpoints import TRAINER_FILE
 
 SCHEMA_VERSION = 1
 # What held before a setting existed: states without it were made so.
-_ALWAYS_BEFORE = {"optimizer.ema_ramp": 0.1, "adversary.ema_ramp": 0.1}
+_ALWAYS_BEFORE = {
+    "optimizer.ema_ramp": 0.1,
+    "adversary.ema_ramp": 0.1,
+    "loss.feature_weight": 0.0,
+    "loss.repa_target": DINOV2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

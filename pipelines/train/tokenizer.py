@@ -16,7 +16,7 @@ import torch
 
 from cluster.ranks import Ranks
 from nvg.bounds import at_least, check_fields, positive
-from nvg.checkpoints import load_dino_features, load_perceptual_distance
+from nvg.checkpoints import load_dino_features, load_feature_distance, load_perceptual_distance
 from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
@@ -39,6 +39,7 @@ class JudgesConfig:
 
     Attributes:
         vgg_weights: file of torchvision's VGG-16, the trunk of LPIPS.
+        feature_weights: file of EfficientNet-Lite0, of the feature loss; empty takes that of the installed package.
         dino_weights: file of DINO's ViT-S/16, the trunk of the discriminator.
         lr: learning rate of the discriminator's heads at factor 1; their schedule is the tokenizer's.
         weight_decay: of the heads.
@@ -49,6 +50,7 @@ class JudgesConfig:
     """
 
     vgg_weights: str = ""
+    feature_weights: str = ""
     dino_weights: str = ""
     lr: float = positive(1e-4)
     weight_decay: float = at_least(0, 5e-4)
@@ -70,7 +72,7 @@ class TokenizerRunConfig(RunConfig):
         validation_split: split of the same source for the validation loss (centred view), or null.
         model: architecture.
         loss: loss weights.
-        judges: the networks of the perceptual and the adversarial loss.
+        judges: the networks of the perceptual, the feature and the adversarial loss.
     """
 
     run_folder: str = "runs/tokenizer"
@@ -146,12 +148,17 @@ def _players(config: TokenizerRunConfig, device: str = "cpu") -> tuple[Tokenizer
             f"model.image_channels are {expected}; set them equal"
         )
     perceptual = load_perceptual_distance(config.judges.vgg_weights) if config.loss.perceptual_weight > 0 else None
+    feature = None
+    if config.loss.feature_weight > 0:
+        feature = load_feature_distance(config.judges.feature_weights, model.image_size)
     discriminator = None
     if config.loss.adversarial_weight > 0:
         discriminator = Discriminator(load_dino_features(config.judges.dino_weights))
     with torch.device(device):
         network = Tokenizer(model)
-    objective = TokenizerObjective(network, config.loss, perceptual=perceptual, discriminator=discriminator)
+    objective = TokenizerObjective(
+        network, config.loss, perceptual=perceptual, feature=feature, discriminator=discriminator
+    )
     return objective, None if discriminator is None else _adversary(discriminator, objective, config)
 
 

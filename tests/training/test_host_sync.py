@@ -16,6 +16,8 @@ from nvg.tokenizer import (
     DinoFeatures,
     Dinov2Features,
     Discriminator,
+    EfficientNetTokens,
+    FeatureDistance,
     Tokenizer,
 )
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
@@ -99,11 +101,23 @@ def test_judges_of_the_tokenizer_neither_wait_nor_send():
         judge({"image": images.detach(), "reconstruction": images.detach()}, noise)[0].backward()
 
 
-def test_the_teacher_of_alignment_neither_waits_nor_sends():
+@pytest.mark.parametrize(
+    "build", [lambda: Dinov2Features(embed_dim=48, depth=1, num_heads=3), lambda: EfficientNetTokens(8)]
+)
+def test_the_teacher_of_alignment_neither_waits_nor_sends(build):
     with torch.device("meta"):
-        teacher = Dinov2Features(embed_dim=48, depth=1, num_heads=3)
+        teacher = build()
     with NothingIsSent():
         assert teacher(torch.zeros(2, 3, 256, 256, device="meta")).is_meta
+
+
+def test_the_feature_loss_neither_waits_nor_sends():
+    with torch.device("meta"):
+        distance = FeatureDistance(32)
+    found = torch.zeros(2, 1, 32, 32, device="meta", requires_grad=True)
+    with NothingIsSent():
+        distance(found, found.detach()).mean().backward()
+    assert found.grad is not None
 
 
 def test_quantising_in_training_neither_waits_nor_sends(monkeypatch):

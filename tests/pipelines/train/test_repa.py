@@ -11,17 +11,21 @@ import pytest
 import torch
 from golden_training import NUM_STEPS, SPACE, GoldenRunConfig, build_task
 from PIL import Image
+from safetensors.torch import save_file
 
 from nvg.checkpoints import load_network
+from nvg.checkpoints.frozen_weights import load_efficientnet_tokens
 from nvg.errors import UserError
-from nvg.models import ContentGenerator, RepaHead
+from nvg.models import ContentGenerator, ContentGeneratorConfig, RepaHead
 from nvg.pixels import scale_levels
-from nvg.records import RecordDataset
+from nvg.records import DINOV2, EFFICIENTNET, RecordDataset
+from nvg.tokenizer import EfficientNetTokens
 from nvg.training import ContentObjective, GeneratorLossConfig
 from pipelines.batches.order import ArraySource
-from pipelines.batches.records import open_repa_source
+from pipelines.batches.records import open_repa_source, repa_target
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import DeepSpeedConfig
+from pipelines.train.generator import ContentRun
 from pipelines.train.launch import run_training
 
 WIDTH, STEPS = 6, 6
@@ -105,11 +109,41 @@ def test_source_is_what_the_records_have(monkeypatch):
     features = np.ones((2, 16, WIDTH), dtype=np.float32)
     stored = SimpleNamespace(layout=SimpleNamespace(width=WIDTH), batch=lambda rows: features[rows])
     monkeypatch.setattr("pipelines.batches.records.FeatureDataset.open", lambda records: stored)
-    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), "", 1)
+    source = open_repa_source(records(store="features", width=WIDTH, num_tokens=16), DINOV2, "", 1)
     assert (source.width, source.teacher) == (WIDTH, None)
     assert source.fetch(np.array([1]))["features"].shape == (1, 16, WIDTH)
     with pytest.raises(UserError, match=r"loss.repa_weight is above 0, but here has neither .* repa.store=features"):
-        open_repa_source(records(), "", 1)
+        open_repa_source(records(), DINOV2, "", 1)
+
+
+def test_features_of_another_network_are_refused():
+    of_efficientnet = records(store="features", width=WIDTH, num_tokens=16, target=EFFICIENTNET)
+    assert repa_target(of_efficientnet, EFFICIENTNET, "").width == WIDTH
+    with pytest.raises(UserError, match=r"loss.repa_target is 'dinov2-vitb14'; .* set loss.repa_target=efficientnet"):
+        repa_target(of_efficientnet, DINOV2, "")
+    with pytest.raises(UserError, match=r"loss.repa_target is 'efficientnet-lite0'; expected dinov2-vitb14, of which"):
+        repa_target(records(store="features", width=WIDTH, num_tokens=16), EFFICIENTNET, "")
+
+
+def test_efficientnet_makes_the_features_of_stored_images_on_the_latents_grid(tmp_path):
+    torch.manual_seed(0)
+    save_file(EfficientNetTokens(4).features.backbone.state_dict(), tmp_path / "lite0.safetensors")
+    of = records(store="jpeg")
+    of.manifest["num_positions"] = 16
+    target = repa_target(of, EFFICIENTNET, str(tmp_path / "lite0.safetensors"))
+    assert (target.width, target.teacher.num_tokens) == (112, 16)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"no file 'gone'.*set efficientnet_weights to the file; a loss weight of 0"):
+        load_efficientnet_tokens("gone", key="efficientnet_weights", num_positions=16)
+
+
+def test_block_is_the_eighth_or_in_the_first_half_and_compared_as_a_number():
+    def settings(depth, **loss):
+        run = ContentRun(content=ContentGeneratorConfig(depth=depth), loss=GeneratorLossConfig(**loss))
+        return run.loss_settings["repa_block"]
+
+    assert [settings(depth, repa_weight=0.5) for depth in (1, 6, 12, 16, 24)] == [1, 3, 6, 8, 8]
+    assert settings(12, repa_weight=0.5, repa_block=8) == 8
+    assert (settings(6), settings(6, repa_block=2)) == (8, 2)  # as written before there was another default
 
 
 def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
@@ -120,7 +154,7 @@ def test_stored_images_come_as_the_teacher_takes_them(monkeypatch):
         "pipelines.batches.records.load_dinov2_features",
         lambda path, key: SimpleNamespace(width=768, path=path, key=key),
     )
-    source = open_repa_source(records(store="jpeg"), "dinov2.pth", 2)
+    source = open_repa_source(records(store="jpeg"), DINOV2, "dinov2.pth", 2)
     assert (source.teacher.path, source.teacher.key) == ("dinov2.pth", "dinov2_weights")  # type: ignore[union-attr]
     image = source.fetch(np.array([7]))["image"]
     assert image.shape == (1, 3, 4, 4)
@@ -136,7 +170,7 @@ def test_stored_images_are_the_same_numbers_from_any_number_of_threads(num_threa
     stored = Stored({row: jpeg.getvalue() for row, jpeg in jpegs.items()})
     monkeypatch.setattr("pipelines.batches.records.JpegDataset.open", lambda records: stored)
     monkeypatch.setattr("pipelines.batches.records.load_dinov2_features", lambda path, key: SimpleNamespace(width=768))
-    fetch = open_repa_source(records(store="jpeg"), "", num_threads).fetch
+    fetch = open_repa_source(records(store="jpeg"), DINOV2, "", num_threads).fetch
     rows = np.array([3, 8, 0, 5, 1])
     for row, image_CSS in zip(rows, scale_levels(fetch(rows)["image"]), strict=True):
         pixels = torch.from_numpy(np.array(Image.open(jpegs[row])))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nvg.errors import UserError
+from nvg.training import GeneratorLossConfig, TokenizerLossConfig
 from pipelines.train.config import OptimizerConfig
 from pipelines.train.state import flatten, require_same
 
@@ -30,3 +31,16 @@ def test_another_ramp_is_another_run():
         require_same(before(), settings(ema_ramp=0.0), "configuration", FOLDER)
     accepted = require_same(before(), settings(ema_ramp=0.0), "configuration", FOLDER, ["optimizer.ema_ramp"])
     assert accepted == ["optimizer.ema_ramp: checkpoint 0.1, this run 0.0"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [(TokenizerLossConfig, "feature_weight"), (GeneratorLossConfig, "repa_target")]
+)
+def test_states_of_before_a_loss_existed_go_on_without_it(loss, name):
+    now = flatten({"loss": asdict(loss())})
+    saved = {key: value for key, value in now.items() if key != f"loss.{name}"}
+    assert len(saved) == len(now) - 1
+    assert require_same(saved, now, "configuration", FOLDER) == []
+    other = {**now, f"loss.{name}": 0.5 if name == "feature_weight" else "efficientnet-lite0"}
+    with pytest.raises(UserError, match=f"loss.{name}: checkpoint (0.0|'dinov2-vitb14'), this run"):
+        require_same(saved, other, "configuration", FOLDER)
