@@ -34,7 +34,7 @@ def weights(tmp_path_factory) -> str:
     return str(file)
 
 
-def run_config(folder: Path, weights: str, **loop: int) -> TokenizerRunConfig:
+def run_config(folder: Path, weights: str, stop: int | None = None) -> TokenizerRunConfig:
     return TokenizerRunConfig(
         run_folder=str(folder),
         source=SourceConfig(kind="digits", image_size=16, image_channels=1, split="train"),
@@ -42,7 +42,7 @@ def run_config(folder: Path, weights: str, **loop: int) -> TokenizerRunConfig:
         loss=TokenizerLossConfig(feature_weight=0.5, soft_assignment_images=4),
         judges=JudgesConfig(feature_weights=weights),
         optimizer=OptimizerConfig(lr=1e-3, total_images=8, global_batch=2, ema_half_life_images=8, weight_decay=0.0),
-        loop=LoopConfig(engine="plain", log_every_steps=1, checkpoint_every_steps=2, **loop),
+        loop=LoopConfig(engine="plain", log_every_steps=1, checkpoint_every_steps=2, stop_after_steps=stop),
     )
 
 
@@ -52,7 +52,7 @@ def numbers(folder: Path) -> list[tuple[float, ...]]:
 
 def test_loss_is_in_the_log_and_a_resumed_run_equals_the_straight_one_bitwise(weights, tmp_path):
     straight = train_tokenizer(run_config(tmp_path / "straight", weights))
-    train_tokenizer(run_config(tmp_path / "stopped", weights, stop_after_steps=2))
+    train_tokenizer(run_config(tmp_path / "stopped", weights, stop=2))
     resumed = train_tokenizer(run_config(tmp_path / "stopped", weights))
     for loss, l1, quantizer, feature in numbers(tmp_path / "straight"):
         assert feature > 0
