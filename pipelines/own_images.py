@@ -98,6 +98,8 @@ def choose(file: str | None, settings: Sequence[Setting], size: int | None = Non
     Raises:
         UserError: the folder is missing, has no class folders or no readable image, or the size is not possible.
     """
+    if size not in (None, *_SIZES):
+        raise refuse("--size", size, " or ".join(map(str, _SIZES)), "set source.image_size for another")
     sized = {"image_size": size} if size else {}
     base = file or (PICTURES if any(map(_is_data, settings)) else DIGITS)
     given = load_config(DemoConfig, base, [{"source": sized}, _NO_WARM_UP, *settings])
@@ -105,8 +107,6 @@ def choose(file: str | None, settings: Sequence[Setting], size: int | None = Non
         if size is not None:
             raise refuse("--size", size, "nothing without --data", "name your images, or set source.image_size")
         return Choice(file or DIGITS, settings)
-    if size not in (None, *_SIZES):
-        raise refuse("--size", size, " or ".join(map(str, _SIZES)), "set source.image_size for another")
     path = location_of(given.data)
     images = {"kind": "folder", "path": path, **_division(path)}
     looks = _look(replace(given.source, **images))
