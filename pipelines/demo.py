@@ -32,7 +32,6 @@ from pipelines.evaluate.images import Parts, describe_parts, open_parts
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.sources import BadImage, ImageSource, SourceConfig, open_source
-from pipelines.sources.folders import folder_channels
 from pipelines.train.drivers import PairRunConfig, train_generators
 from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 
@@ -40,7 +39,7 @@ _TIMES_FILE = "times.json"
 _STEP_CONFIGS_FOLDER = "configs"
 _OWN_OF_A_STEP = ("split", "num_views", "view_policy", "flip")
 _NUM_LOOKED_AT = 64
-_DARK = 16  # grey levels of 255 up to which a border counts as black
+DARK = 16  # grey levels of 255 up to which a border counts as black
 _FEW = 0.1
 
 
@@ -50,7 +49,7 @@ class DemoConfig:
 
     Attributes:
         folder: where everything goes; the steps' folders lie below it.
-        data: folder of class folders to use instead of `source`.
+        data: folder of class folders that `source` was chosen for, see `pipelines.own_images`; null for none.
         source: the images. The steps' own sources refer to it, and differ from it in split and views alone.
         session: the one Ray cluster of all steps.
     """
@@ -81,7 +80,6 @@ def plan_demo(config: DemoConfig) -> list[str]:
     Raises:
         UserError: the images do not suffice; see `check_demo`.
     """
-    config = _with_own_images(config)
     source, pair = config.source, config.generators
     return [
         *check_demo(config),
@@ -163,6 +161,11 @@ def _require_every_class(train: ImageSource, found: str) -> None:
         )
 
 
+def border_of(pixels_SSC: np.ndarray) -> np.ndarray:
+    """The outermost pixels of a picture, (N, C)."""
+    return np.concatenate([pixels_SSC[0], pixels_SSC[-1], pixels_SSC[1:-1, 0], pixels_SSC[1:-1, -1]])
+
+
 def _black_borders(config: DemoConfig, train: ImageSource) -> list[str]:
     """A warning where shifted views would draw black stripes onto pictures that have something at their borders."""
     sources = (config.tokenizer.source, config.precompute.source)
@@ -171,11 +174,10 @@ def _black_borders(config: DemoConfig, train: ImageSource) -> list[str]:
     bright = []
     for index in range(0, len(train), max(1, len(train) // _NUM_LOOKED_AT)):
         try:
-            pixels = train.read(index, 0).max(axis=-1)
+            border_NC = border_of(train.read(index, 0))
         except BadImage:
             continue  # counted and listed when the images are read
-        frame = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-        bright.append(np.median(frame) > _DARK)
+        bright.append(np.median(border_NC.max(axis=-1)) > DARK)
     if not bright or np.mean(bright) <= _FEW:
         return []
     return [
@@ -193,7 +195,6 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> Path:
         UserError: a step cannot be done; the message says what to change. Finished steps stay.
     """
     console = console or Console()
-    config = _with_own_images(config)
     folder = Path(config.folder).absolute()
     for line in check_demo(config):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -213,26 +214,6 @@ def run_demo(config: DemoConfig, *, console: Console | None = None) -> Path:
     write_atomically(report, (Path(config.evaluation.output) / REPORT_FILE).read_bytes())
     console.print(f"\nopen     {report}", highlight=False, soft_wrap=True)
     return report
-
-
-def _with_own_images(config: DemoConfig) -> DemoConfig:
-    """The demo with every step reading `config.data`, where that is given; grey or colour follows from the files."""
-    if config.data is None:
-        return config
-    path = Path(config.data).expanduser().absolute()
-    channels = folder_channels(path)
-
-    def own(source: SourceConfig) -> SourceConfig:
-        return replace(source, kind="folder", path=str(path), image_channels=channels)
-
-    model = replace(config.tokenizer.model, image_channels=channels)
-    return replace(
-        config,
-        source=own(config.source),
-        tokenizer=replace(config.tokenizer, source=own(config.tokenizer.source), model=model),
-        precompute=replace(config.precompute, source=own(config.precompute.source)),
-        evaluation=replace(config.evaluation, source=own(config.evaluation.source)),
-    )
 
 
 class _Timed(TypedDict):

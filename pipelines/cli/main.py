@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -75,19 +76,34 @@ def demo(
     data: Annotated[
         str | None, typer.Option("--data", metavar="FOLDER", help="Your own images: one folder per class.")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", metavar="32|64", help="Side of your images in pixels; 32 by default.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """The whole chain on digits (or your images): train, sample, score, report.
 
-    Stopped half-way and started again, it goes on where it was.
+    Stopped half-way and started again, it goes on where it was. For images of your own, colour, views, codebook and
+    lengths are chosen to fit them; all of it and the minutes are told first, and what you set wins.
 
-    Examples: [bold]nvg demo[/bold] · [bold]nvg demo --data ~/pictures[/bold] · [bold]nvg demo
+    Examples: [bold]nvg demo[/bold] · [bold]nvg demo --data ~/pictures --size 64[/bold] · [bold]nvg demo
     --dry-run[/bold]
     """
     from pipelines.demo import DemoConfig, plan_demo, run_demo
+    from pipelines.own_images import choose
 
-    settings = [*(overrides or []), _given(data=data)]
-    execute(DemoConfig, plan_demo, run_demo, config or "demo/digits.yaml", settings, dry_run, quiet=True)
+    choice = choose(config, [*(overrides or []), _given(data=data)], size)
+
+    def plan(demo: DemoConfig) -> list[str]:
+        steps = plan_demo(demo)
+        return [*choice.describe(demo), *steps]
+
+    def run(demo: DemoConfig) -> Path:
+        for line in choice.describe(demo):
+            typer.echo(line)
+        return run_demo(demo)
+
+    execute(DemoConfig, plan, run, choice.file, choice.settings, dry_run, quiet=True)
 
 
 @app.command()

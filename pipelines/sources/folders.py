@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -44,8 +43,8 @@ from pipelines.sources.class_names import (
 )
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.keys import hash_names, key_line
-from pipelines.sources.source import PARTS, BadImage, ListedSource, SkippedInput
-from pipelines.sources.views import decode_image, views_of_file
+from pipelines.sources.source import PARTS, ListedSource, SkippedInput
+from pipelines.sources.views import views_of_file
 
 _TRAIN, _VALIDATION = "train", "val"
 LABEL_FILES = ("LOC_val_solution.csv", "val.txt")
@@ -227,28 +226,6 @@ def _class_folders(location: str) -> tuple[list[str], list[SkippedInput]]:
 def _class_order_lines(folders: list[str]) -> list[str]:
     """What the order of the classes adds to a fingerprint: nothing where it is that of their folders' names."""
     return [] if folders == sorted(folders) else [f"class {name}" for name in folders]
-
-
-def folder_channels(root: Path, *, max_images: int = 200) -> int:
-    """1 when the images of a folder of class folders are grey, 3 when any of those looked at has colour.
-
-    Args:
-        root: their folder.
-        max_images: how many are looked at, spread over all classes.
-
-    Raises:
-        UserError: the folder is missing or has no class folders.
-    """
-    location = location_of(str(root))
-    keys = [key for name in _class_folders(location)[0] for key, _, _ in walk(location, name).files]
-    for key in keys[:: max(1, len(keys) // max_images)]:
-        try:
-            pixels = np.asarray(decode_image(read_bytes(join(location, key)), 3))
-        except BadImage:
-            continue  # counted and listed when the images are read
-        if (pixels != pixels[..., :1]).any():
-            return 3
-    return 1
 
 
 def _named_unlike_images(keys: list[str]) -> dict[str, str]:

@@ -102,7 +102,7 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     Raises:
         UserError: the source's images are not what the model takes, or cannot be read.
     """
-    objective, adversary = _players(config)
+    objective, adversary = players(config)
     source, validation, is_main = config.source, None, Ranks.read().is_main
     if config.validation_split is not None and config.loop.validate_every_steps is not None:
         held_out = dataclasses.replace(source, split=config.validation_split, num_views=1, view_policy="center")
@@ -128,7 +128,7 @@ def check_start(config: TokenizerRunConfig) -> None:
     Raises:
         UserError: what `build_task` and going on from the newest checkpoint would say.
     """
-    _, adversary = _players(config, device="meta")
+    _, adversary = players(config, device="meta")
     optimizer = None if adversary is None else adversary.optimizer
     model = dataclasses.asdict(config.model)
     refuse_changed(config, settings_of(config, _KIND, model, _loss_config(config), optimizer), {}, {}, set())
@@ -138,7 +138,7 @@ def _loss_config(config: TokenizerRunConfig) -> dict[str, Any]:
     return {**dataclasses.asdict(config.loss), "discriminator": dataclasses.asdict(config.judges.loss)}
 
 
-def _players(config: TokenizerRunConfig, device: str = "cpu") -> tuple[TokenizerObjective, Adversary | None]:
+def players(config: TokenizerRunConfig, device: str = "cpu") -> tuple[TokenizerObjective, Adversary | None]:
     """The tokenizer's objective, and the discriminator's side of a training that has one."""
     source, model = config.source, config.model
     found, expected = (source.image_size, source.image_channels), (model.image_size, model.image_channels)

@@ -17,6 +17,7 @@ from pipelines.configuration import load_config
 from pipelines.demo import DemoConfig, check_demo, plan_demo, run_demo
 from pipelines.entry import EXIT_USER_ERROR, guard
 from pipelines.evaluate.images import Parts, describe_parts
+from pipelines.own_images import choose
 
 
 def write_classes(root: Path, *, border: int = 0, **counts: int) -> Path:
@@ -32,7 +33,8 @@ def write_classes(root: Path, *, border: int = 0, **counts: int) -> Path:
 
 
 def configured(folder: Path, *settings: str) -> DemoConfig:
-    return load_config(DemoConfig, "demo/digits.yaml", [f"folder={folder / 'run'}", *settings])
+    choice = choose(None, [f"folder={folder / 'run'}", *settings])
+    return load_config(DemoConfig, choice.file, choice.settings)
 
 
 def nvg_demo(folder: Path, *arguments: str) -> int:
@@ -110,12 +112,12 @@ def test_many_classes_are_summed_up() -> None:
 @pytest.mark.parametrize(
     ("border", "settings", "warns"),
     [
-        (120, [], True),
-        (240, [], True),  # drawings on white
-        (0, [], False),  # nothing at the border
-        (120, ["source.view_policy=crop"], False),
+        (120, ["source.view_policy=shift"], True),
+        (240, ["source.view_policy=shift"], True),  # drawings on white
+        (0, ["source.view_policy=shift"], False),  # nothing at the border
+        (120, [], False),  # crops are chosen
         (120, ["source.view_policy=center", "source.num_views=1"], False),
-        (120, ["tokenizer.source.view_policy=crop"], True),  # the records' views are shifts still
+        (120, ["source.view_policy=shift", "tokenizer.source.view_policy=crop"], True),  # the records' views are shifts
     ],
 )
 def test_black_borders_are_foretold(border, settings, warns, tmp_path) -> None:
