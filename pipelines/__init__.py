@@ -18,7 +18,7 @@ in the import order of `pyproject.toml` alone, and nothing is re-exported here, 
     inspect            images or records at every stage, as a picture: `inspect`
     evaluate/          scores: `generator.run_evaluate` and one entry a command beside it
     release            the authors' checkpoints in and out: `import_release`, `export_release`
-    demo               the whole chain in one command: `run_demo`
+    experiment/        a file of steps, each done once, in their order, with a status: `run.run_experiment`
     ablate/            the paper's ablations under one budget: `study.run_ablate`
     doctor             what the machine has of what is needed: `run_doctor`
     cli/               the command line over all of this: `main.main`

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli.evaluate import eval_app, sampling_for
 from pipelines.cli.train import train_app
 from pipelines.entry import ConfigFile, DryRun, Overrides, SamplingPreset, execute, guard
+
+if TYPE_CHECKING:
+    from pipelines.configuration import Setting
 
 app = typer.Typer(
     name="nvg",
@@ -68,6 +74,37 @@ def export_release(
     execute(ExportReleaseConfig, plan_export, export_release, None, [options], dry_run)
 
 
+Anew = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STEP", help="Do this step and all after it anew; what is there is moved aside."),
+]
+Only = Annotated[str | None, typer.Option("--only", metavar="STEP", help="Do this step alone.")]
+Status = Annotated[bool, typer.Option("--status", help="Print how far it is, also while it runs; touch nothing.")]
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="YAML file of steps, or a name below configs/ such as demo/digits.yaml."),
+    ],
+    overrides: Overrides = None,
+    anew: Anew = None,
+    only: Only = None,
+    status: Status = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do the steps of an experiment's file that are not done yet: tokenizer, precompute, generators, evaluation.
+
+    A finished step whose settings and inputs are the same is passed over; stopped half-way and started again, it goes
+    on where it was. What has changed is named, and nothing is overwritten.
+
+    Examples: [bold]nvg run demo/digits.yaml folder=runs/mine[/bold] · [bold]nvg run mine.yaml --dry-run[/bold] ·
+    [bold]nvg run mine.yaml --from generators[/bold] · [bold]nvg run mine.yaml --status[/bold]
+    """
+    _run_experiment(experiment, overrides or [], anew, only, status, dry_run)
+
+
 @app.command()
 def demo(
     config: ConfigFile = None,
@@ -75,19 +112,35 @@ def demo(
     data: Annotated[
         str | None, typer.Option("--data", metavar="FOLDER", help="Your own images: one folder per class.")
     ] = None,
+    anew: Anew = None,
+    only: Only = None,
+    status: Status = False,
     dry_run: DryRun = False,
 ) -> None:
-    """The whole chain on digits (or your images): train, sample, score, report.
+    """The whole chain on digits (or your images): train, sample, score, report. It is `nvg run demo/digits.yaml`.
 
     Stopped half-way and started again, it goes on where it was.
 
     Examples: [bold]nvg demo[/bold] · [bold]nvg demo --data ~/pictures[/bold] · [bold]nvg demo
     --dry-run[/bold]
     """
-    from pipelines.demo import DemoConfig, plan_demo, run_demo
-
     settings = [*(overrides or []), _given(data=data)]
-    execute(DemoConfig, plan_demo, run_demo, config or "demo/digits.yaml", settings, dry_run, quiet=True)
+    _run_experiment(config or "demo/digits.yaml", settings, anew, only, status, dry_run)
+
+
+def _run_experiment(
+    file: str, settings: Sequence[Setting], anew: str | None, only: str | None, status: bool, dry_run: bool
+) -> None:
+    from pipelines.experiment.run import plan_experiment, run_experiment
+    from pipelines.experiment.status import read_status
+    from pipelines.experiment.steps import ExperimentConfig
+
+    def tell(config: ExperimentConfig) -> None:
+        typer.echo("\n".join(read_status(Path(config.folder).expanduser().absolute())))
+
+    plan = partial(plan_experiment, anew=anew, only=only)
+    do = tell if status else partial(run_experiment, anew=anew, only=only)
+    execute(ExperimentConfig, plan, do, file, settings, dry_run, quiet=True)
 
 
 @app.command()

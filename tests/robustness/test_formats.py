@@ -29,9 +29,9 @@ from nvg.tokenizer import Tokenizer
 from pipelines import checkpoints
 from pipelines.ablate import study
 from pipelines.batches import streaming
-from pipelines.demo import _StepTimes
 from pipelines.evaluate import series, table
 from pipelines.evaluate.generator import _curve
+from pipelines.experiment.run import _StepTimes
 from pipelines.precompute import merge, plan
 from pipelines.precompute.verify import verify_records
 from pipelines.release import _import_card

@@ -12,7 +12,7 @@ from pipelines.written import walk_schema
 SCHEMAS: dict[str, tuple[str, list[str]]] = {
     "ImportReleaseConfig": ("pipelines.release", ["output=o", "autoencoder=a"]),
     "ExportReleaseConfig": ("pipelines.release", ["run=r", "output=o"]),
-    "DemoConfig": ("pipelines.demo", []),
+    "ExperimentConfig": ("pipelines.experiment.steps", []),
     "PrecomputeConfig": ("pipelines.precompute.config", ["tokenizer=t", "output=o"]),
     "SampleConfig": ("pipelines.sample", []),
     "AblateConfig": ("pipelines.ablate.plan", []),
