@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipelines.precompute.unit import encode_unit
 from pipelines.train.drivers import PairRunConfig
 from pipelines.train.generator import train_generator
 
+_FOLDER = "/the/folder"
 SETTINGS = (
     "source.num_views=1",
     "source.view_policy=center",
@@ -52,7 +55,21 @@ SETTINGS = (
 
 def configured(folder: Path, *settings: str) -> ExperimentConfig:
     """The demo's file, shortened to two steps a training."""
-    return load_config(ExperimentConfig, "demo/digits.yaml", [f"folder={folder}", *SETTINGS, *settings])
+    return _placed(_loaded(*(text.replace(str(folder), _FOLDER) for text in settings)), str(folder))
+
+
+@cache
+def _loaded(*settings: str) -> ExperimentConfig:
+    return load_config(ExperimentConfig, "demo/digits.yaml", [f"folder={_FOLDER}", *SETTINGS, *settings])
+
+
+def _placed(value: Any, folder: str) -> Any:
+    """The configuration with every path below that folder."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: _placed(getattr(value, item.name), folder) for item in fields(value)})
+    if isinstance(value, dict):
+        return {key: _placed(item, folder) for key, item in value.items()}
+    return value.replace(_FOLDER, folder) if isinstance(value, str) else value
 
 
 class ChainHere:
@@ -129,8 +146,6 @@ class ChainHere:
         return scores
 
     def _no_cluster(self, config: Any) -> Any:
-        from contextlib import nullcontext
-
         self._begin("cluster")
         return nullcontext()
 
