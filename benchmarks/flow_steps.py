@@ -35,8 +35,8 @@ from eval.scores.metrics import frechet_distance, manifold_scores
 from nvg.errors import UserError
 from nvg.pixels import ImageArray
 from pipelines.configuration import load_config
-from pipelines.demo import DemoConfig
 from pipelines.evaluate.images import load_data
+from pipelines.experiment.steps import ExperimentConfig
 
 STEPS = (1, 2, 4, 10, 25)
 GUIDANCE = (1.0, 2.0, 4.0)
@@ -90,7 +90,7 @@ def main() -> None:
 class Study:
     """What all cells share: the demo's configuration, the real images, the feature network and the judge."""
 
-    config: DemoConfig
+    config: ExperimentConfig
     data: EvaluationData
     extractor: Any
     judge: Judge
@@ -100,7 +100,8 @@ class Study:
     @classmethod
     def open(cls, run: Path, work: Path) -> Study:
         """Reads the digits; trains network and judge, the same whatever the seed of a training."""
-        config = load_config(DemoConfig, "demo/digits.yaml", [f"folder={run}"])
+        config = load_config(ExperimentConfig, "demo/digits.yaml", [f"folder={run}"])
+        assert config.evaluation is not None
         data = load_data(config.evaluation.source)
         assert data.judge is not None
         named = trained_extractor(ExtractorConfig(output=str(work)), data.train, len(data.class_names))
@@ -116,7 +117,9 @@ class Study:
         Raises:
             UserError: the demo in `run` is not finished.
         """
-        config = load_config(DemoConfig, "demo/digits.yaml", [f"folder={run}"]).evaluation.resolved()
+        found = load_config(ExperimentConfig, "demo/digits.yaml", [f"folder={run}"]).evaluation
+        assert found is not None
+        config = found.resolved()
         sampling = replace(
             config.sampling,
             num_flow_steps=setting["flow_steps"],

@@ -21,7 +21,7 @@ from nvg.checkpoints import load_network
 from nvg.pixels import to_model_range
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
-from pipelines.demo import DemoConfig
+from pipelines.experiment.steps import ExperimentConfig
 from pipelines.sources import load_images, open_source
 from pipelines.train.tokenizer import train_tokenizer
 
@@ -34,7 +34,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings = [f"tokenizer.{text}" for text in (f"run_folder={given.folder}", "loop.engine=plain", *given.overrides)]
-    config = load_config(DemoConfig, "demo/digits.yaml", settings).tokenizer
+    config = load_config(ExperimentConfig, "demo/digits.yaml", settings).tokenizer
+    assert config is not None
     tokenizer = load_network(Tokenizer, train_tokenizer(config))
     digits = load_images(open_source(replace(config.source, num_views=1, view_policy="center", split="test")))
     images = to_model_range(digits.images)

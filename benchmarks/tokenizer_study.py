@@ -32,8 +32,8 @@ from nvg.checkpoints import load_network
 from nvg.pixels import to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
-from pipelines.demo import DemoConfig
 from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig, run_evaluate_tokenizer
+from pipelines.experiment.steps import ExperimentConfig
 from pipelines.sources import load_images, open_source
 from pipelines.train.tokenizer import train_tokenizer
 
@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/tokenizer_study.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the demo's configuration, for all")
     given = parser.parse_args()
-    config = load_config(DemoConfig, "demo/digits.yaml", [f"folder={given.folder}", *given.overrides])
+    config = load_config(ExperimentConfig, "demo/digits.yaml", [f"folder={given.folder}", *given.overrides])
+    assert config.tokenizer is not None
     study = Study(config, given.folder)
     with cluster_session(config.session):
         cells = [
@@ -80,11 +81,12 @@ def main() -> None:
 class Study:
     """The held-out images, the judge, and where everything is kept."""
 
-    config: DemoConfig
+    config: ExperimentConfig
     folder: Path
 
     @cached_property
     def _held_out(self) -> Any:
+        assert self.config.tokenizer is not None and self.config.evaluation is not None  # noqa: PT018
         source = replace(self.config.tokenizer.source, num_views=1, view_policy="center")
         judged = load_images(open_source(replace(source, split="judge")))
         judge = train_judge(judged.images, judged.labels, num_classes=10, config=self.config.evaluation.judge)
@@ -103,7 +105,8 @@ class Study:
         """
         folder = self.folder / folder_name(name, seed)
         values = [f"folder={folder}", f"seed={seed}", "tokenizer.loop.engine=plain", *overrides]
-        run = load_config(DemoConfig, "demo/digits.yaml", values).tokenizer
+        run = load_config(ExperimentConfig, "demo/digits.yaml", values).tokenizer
+        assert run is not None
         began = time.monotonic()
         weights = train_tokenizer(run)
         seconds = time.monotonic() - began

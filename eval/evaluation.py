@@ -332,7 +332,7 @@ def _score(
     copies = looked["reconstructions"].images
     scores["reconstructions"]["psnr_db"] = float(peak_signal_to_noise(copies, data.held_out.images).mean())
     near = distance_to_training(looked["generated"].images, data.seen, data.held_out.images)
-    found = near.summary("grey_levels")
+    found: dict[str, Any] = near.summary("grey_levels")
     if spec.distance_key == "fd":
         rows = [sets[name][1].features_NF for name in ("generated", _TRAIN, "held_out")]
         found["in_features"] = {"of": spec.kind, **feature_distance_to_training(*rows).summary("distance")}

@@ -18,7 +18,8 @@ from eval.locations import is_folder, join, list_folder, location_of
 from nvg.bounds import refuse
 from nvg.errors import UserError
 from pipelines.configuration import Setting, load_config
-from pipelines.demo import DARK, DemoConfig, border_of
+from pipelines.experiment.images import DARK, border_of
+from pipelines.experiment.steps import STEPS, ExperimentConfig
 from pipelines.sources import BadImage, SourceConfig, open_source
 from pipelines.sources.config import shift_reach
 from pipelines.sources.source import PARTS
@@ -26,7 +27,11 @@ from pipelines.sources.source import PARTS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipelines.evaluate.config import EvaluateConfig
+    from pipelines.precompute.config import PrecomputeConfig
     from pipelines.train.config import RunConfig
+    from pipelines.train.drivers import PairRunConfig
+    from pipelines.train.tokenizer import TokenizerRunConfig
 
 DIGITS, PICTURES = "demo/digits.yaml", "demo/pictures.yaml"
 _SIZES = (32, 64)
@@ -80,7 +85,7 @@ class Choice:
     settings: Sequence[Setting]
     looks: Looks | None = None
 
-    def describe(self, config: DemoConfig) -> list[str]:
+    def describe(self, config: ExperimentConfig) -> list[str]:
         """What is done with the user's pictures and how long it takes, one line each; some steps are tried for it."""
         if self.looks is None:
             return []
@@ -96,24 +101,26 @@ def choose(file: str | None, settings: Sequence[Setting], size: int | None = Non
         size: side of the images in pixels; None takes 32, or what the file or the settings say.
 
     Raises:
-        UserError: the folder is missing, has no class folders or no readable image, or the size is not possible.
+        UserError: the folder is missing, has no class folders or no readable image, the size is not possible, or the
+            file leaves a step out.
     """
     if size not in (None, *_SIZES):
         raise refuse("--size", size, " or ".join(map(str, _SIZES)), "set source.image_size for another")
     sized = {"image_size": size} if size else {}
     base = file or (PICTURES if any(map(_is_data, settings)) else DIGITS)
-    given = load_config(DemoConfig, base, [{"source": sized}, _NO_WARM_UP, *settings])
+    given = load_config(ExperimentConfig, base, [{"source": sized}, _NO_WARM_UP, *settings])
     if given.data is None:
         if size is not None:
             raise refuse("--size", size, "nothing without --data", "name your images, or set source.image_size")
         return Choice(file or DIGITS, settings)
+    _whole(given)
     path = location_of(given.data)
     images = {"kind": "folder", "path": path, **_division(path)}
     looks = _look(replace(given.source, **images))
     chosen: list[Setting] = [{"source": {**images, **sized, "image_channels": 3 if looks.num_coloured else 1}}]
 
-    def so_far() -> DemoConfig:
-        return load_config(DemoConfig, base, [*chosen, _NO_WARM_UP, *settings])
+    def so_far() -> ExperimentConfig:
+        return load_config(ExperimentConfig, base, [*chosen, _NO_WARM_UP, *settings])
 
     config = so_far()
     chosen.append(_for_every_step(config.source))
@@ -121,6 +128,18 @@ def choose(file: str | None, settings: Sequence[Setting], size: int | None = Non
         chosen.append(_fitting(looks, config))
         chosen.append(_following(looks, so_far()))
     return Choice(base, [*chosen, *settings], looks)
+
+
+def _whole(
+    config: ExperimentConfig,
+) -> tuple[TokenizerRunConfig, PrecomputeConfig, PairRunConfig, EvaluateConfig]:
+    """All four steps; a UserError where one is left out, which was made for other images then."""
+    steps = config.tokenizer, config.precompute, config.generators, config.evaluation
+    tokenizer, precompute, generators, evaluation = steps
+    if tokenizer is None or precompute is None or generators is None or evaluation is None:
+        left_out = next(name for name, step in zip(STEPS, steps, strict=True) if step is None)
+        raise refuse(left_out, None, "a step with --data: what is left out was made for other images")
+    return tokenizer, precompute, generators, evaluation
 
 
 def _is_data(setting: Setting) -> bool:
@@ -172,9 +191,9 @@ def _for_every_step(source: SourceConfig) -> dict[str, Any]:
     return {**steps, "tokenizer": {"source": images, "model": model}}
 
 
-def _fitting(looks: Looks, config: DemoConfig) -> dict[str, Any]:
+def _fitting(looks: Looks, config: ExperimentConfig) -> dict[str, Any]:
     """Kind of views, latents of 8×8, codebook and lengths for such pictures of this size."""
-    source, base_width = config.source, config.tokenizer.model.base_width
+    source, base_width = config.source, _whole(config)[0].model.base_width
     halvings = max(_LEAST_HALVINGS, (source.image_size // _LATENT_SIDE).bit_length() - 1)
     model = {  # each further level is twice as large and half as wide
         "base_width": base_width >> (halvings - _LEAST_HALVINGS),
@@ -192,13 +211,14 @@ def _fitting(looks: Looks, config: DemoConfig) -> dict[str, Any]:
     }
 
 
-def _following(looks: Looks, config: DemoConfig) -> dict[str, Any]:
+def _following(looks: Looks, config: ExperimentConfig) -> dict[str, Any]:
     """What goes with the kind of views and the lengths of the trainings, whoever chose them."""
 
     def shares(total: int) -> dict[str, Any]:
         return {"warmup_images": total // 20, "ema_half_life_images": total / 20}
 
-    source, tokenizer = config.source, config.tokenizer.optimizer.total_images
+    source, (run, _, generators, _) = config.source, _whole(config)
+    tokenizer = run.optimizer.total_images
     num_views = min(_MOST_VIEWS, max(2, -(-_NUM_RECORDS // looks.num_images)))
     if source.view_policy == "shift":
         num_views = min(num_views, (2 * shift_reach(source.image_size) + 1) ** 2)
@@ -208,13 +228,14 @@ def _following(looks: Looks, config: DemoConfig) -> dict[str, Any]:
     return {
         "source": {"num_views": num_views, "flip": is_full and source.view_policy in _RANDOM_CROPS},
         "tokenizer": {"optimizer": shares(tokenizer), "loss": {"soft_assignment_images": tokenizer * 3 // 10}},
-        "generators": {run.kind: {"optimizer": shares(run.optimizer.total_images)} for run in config.generators.runs},
+        "generators": {run.kind: {"optimizer": shares(run.optimizer.total_images)} for run in generators.runs},
     }
 
 
-def _describe(config: DemoConfig, looks: Looks) -> list[str]:
+def _describe(config: ExperimentConfig, looks: Looks) -> list[str]:
     """What was found, and what will be done, whoever chose it."""
-    source, model, pair = config.source, config.tokenizer.model, config.generators
+    source, (tokenizer, _, pair, _) = config.source, _whole(config)
+    model = tokenizer.model
     of = f"of {looks.num_looked} training pictures looked at"
     grey = looks.num_looked - looks.num_coloured if source.image_channels == 3 else 0
     mixed = f", {grey} are grey and get three equal channels" if grey else ""
@@ -225,9 +246,9 @@ def _describe(config: DemoConfig, looks: Looks) -> list[str]:
         f"black border, {looks.num_plain} one of another plain colour",
         f"{source.image_size}×{source.image_size} pixels, latents of {model.latent_side}×{model.latent_side}, "
         f"{model.num_positions.bit_length()} stages, {model.codebook_size} codes",
-        f"lengths for {looks.num_images:,} training pictures: {config.tokenizer.optimizer.num_steps:,} steps for the "
-        f"tokenizer, {pair.content.optimizer.num_steps:,} for content, {pair.structure.optimizer.num_steps:,} for "
-        "structure; to change any of this, set source, tokenizer.model.codebook_size or …optimizer.total_images",
+        f"lengths for {looks.num_images:,} training pictures: {tokenizer.optimizer.num_steps:,} steps for the "
+        f"tokenizer, {', '.join(f'{run.optimizer.num_steps:,} for {run.kind}' for run in pair.runs)}; to change any of "
+        "this, set source, tokenizer.model.codebook_size or …optimizer.total_images",
     ]
 
 
@@ -237,7 +258,7 @@ def _describe_minutes(minutes: dict[str, float]) -> str:
     return f"expected: about {total:.0f} minutes here ({each}), from {_NUM_TIMED_STEPS} steps of each network just now"
 
 
-def expected_minutes(config: DemoConfig, num_images: int) -> dict[str, float]:
+def expected_minutes(config: ExperimentConfig, num_images: int) -> dict[str, float]:
     """Minutes of each step on this machine's CPU as it is now, from a few training steps of each network.
 
     Alignment with another network's features is left out.
@@ -246,25 +267,25 @@ def expected_minutes(config: DemoConfig, num_images: int) -> dict[str, float]:
         config: the demo.
         num_images: its training images.
     """
-    tokenizer, pair, evaluation = config.tokenizer, config.generators, config.evaluation
+    tokenizer, precompute, pair, evaluation = _whole(config)
     an_image = _seconds_an_image(config)
     num_cores = len(os.sched_getaffinity(0))
     seconds = {
         "tokenizer": an_image["tokenizer"] * tokenizer.optimizer.total_images,
-        "precompute": an_image["tokenizer"] / (1 + _BACKWARD) * num_images * config.precompute.source.num_views,
+        "precompute": an_image["tokenizer"] / (1 + _BACKWARD) * num_images * precompute.source.num_views,
     }
     each = [an_image[run.kind] * run.optimizer.total_images for run in pair.runs]
     seconds["generators"] = max(each) if num_cores > 1 else sum(each)
     last_stage = tokenizer.model.num_positions.bit_length() - 1
     passes = {"content": last_stage + 1, "structure": (last_stage - 1) * evaluation.sampling.num_flow_steps}
-    a_sample = sum(an_image[kind] / (1 + _BACKWARD) * number for kind, number in passes.items())
+    a_sample = sum(an_image[run.kind] / (1 + _BACKWARD) * passes[run.kind] for run in pair.runs)
     num_passes = 3 if evaluation.guidance_one else 2  # guidance takes two, a pool without it one
     num_actors = min(num_cores, evaluation.pool.num_actors)
     seconds["evaluation"] = a_sample * num_passes * evaluation.pool.num_samples / num_actors
     return {step: _START_MINUTES + value / 60 for step, value in seconds.items()}
 
 
-def _seconds_an_image(config: DemoConfig) -> dict[str, float]:
+def _seconds_an_image(config: ExperimentConfig) -> dict[str, float]:
     """Of forward and backward pass of each network, with the batch and the threads of its training."""
     import torch
 
@@ -291,23 +312,25 @@ def _seconds_an_image(config: DemoConfig) -> dict[str, float]:
             "structure": torch.stack([torch.randperm(positions) for _ in range(size)]),
         }
 
-    model, content, structure = config.tokenizer.model, config.generators.content, config.generators.structure
+    tokenizer, _, pair, _ = _whole(config)
+    model, content, structure = tokenizer.model, pair.content, pair.structure
     space = {"num_positions": model.num_positions, "latent_channels": model.latent_channels}
     num_threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
-            shape = (config.tokenizer.optimizer.global_batch, model.image_channels, model.image_size, model.image_size)
+            shape = (tokenizer.optimizer.global_batch, model.image_channels, model.image_size, model.image_size)
             dequantizer = Dequantizer(model.dequantizer)
             painter = ContentGenerator(replace(content.content, **space, codebook_size=model.codebook_size))
-            divider = StructureGenerator(replace(structure.structure, **space))
-            unaligned = replace(content.loss, repa_weight=0.0)
-            tokens = ContentObjective(painter, dequantizer, unaligned)
-            splits = StructureObjective(divider, dequantizer, structure.loss)
+            tokens = ContentObjective(painter, dequantizer, replace(content.loss, repa_weight=0.0))
             images = {"image": torch.rand(shape) * 2 - 1}
-            return {
-                "tokenizer": timed(players(config.tokenizer)[0], images, config.tokenizer),
+            seconds = {
+                "tokenizer": timed(players(tokenizer)[0], images, tokenizer),
                 "content": timed(tokens, records(content), content),
-                "structure": timed(splits, records(structure), structure),
             }
+            if structure is not None:
+                divider = StructureGenerator(replace(structure.structure, **space))
+                splits = StructureObjective(divider, dequantizer, structure.loss)
+                seconds["structure"] = timed(splits, records(structure), structure)
+            return seconds
     finally:
         torch.set_num_threads(num_threads)

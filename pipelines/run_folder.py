@@ -129,23 +129,32 @@ def _commit() -> str | None:
 
 @contextmanager
 def run_lock(run_folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep a second training out of a run folder; the system frees the lock of a killed process.
-
-    Raises:
-        UserError: another process trains here, or there can be no folder.
-    """
+    """Keep a second training out of a run folder; see `folder_lock`."""
     if not ranks.is_main:
         yield
         return
+    with folder_lock(run_folder, "training", "run_folder"):
+        yield
+
+
+@contextmanager
+def folder_lock(folder: Path, what: str, key: str) -> Iterator[None]:
+    """Keep a second writer out of a folder, which is made; the system frees the lock of a killed process.
+
+    Args:
+        what: the writer, in a word.
+        key: setting that names the folder.
+
+    Raises:
+        UserError: another process holds it, or there can be no folder.
+    """
     try:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run_folder {run_folder} cannot be made: {error}; choose another one") from error
-    with open(run_folder / _LOCK_FILE, "a") as lock:  # a start that will be refused leaves the file as it is
+        raise UserError(f"{key} {folder} cannot be made: {error}; choose another one") from error
+    with open(folder / _LOCK_FILE, "a") as lock:  # a start that will be refused leaves the file as it is
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"another training is writing to {run_folder}; wait for it or choose another run_folder"
-            ) from error
+            raise UserError(f"another {what} is writing to {folder}; wait for it or choose another {key}") from error
         yield

@@ -24,10 +24,10 @@ from nvg.tokenizer import Tokenizer
 from pipelines.ablate.plan import AblateConfig
 from pipelines.cli.main import app
 from pipelines.configuration import ConfigError, load_config
-from pipelines.demo import DemoConfig
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.table import PublishedConfig
 from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig
+from pipelines.experiment.steps import ExperimentConfig
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sample import SampleConfig
 from pipelines.sources.views import make_view
@@ -42,7 +42,7 @@ SCHEMAS: dict[str, type] = {
     "ablate": AblateConfig,
     "ablations": GeneratorRunConfig,
     "content": GeneratorRunConfig,
-    "demo": DemoConfig,
+    "demo": ExperimentConfig,
     "eval": EvaluateConfig,
     "precompute": PrecomputeConfig,
     "published": PublishedConfig,

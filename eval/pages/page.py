@@ -86,12 +86,18 @@ def distance_name(results: Mapping[str, Any]) -> str:
     return results.get("protocol", {}).get("extractor", {}).get("distance", "FID")
 
 
-def page(title: str, *parts: str) -> str:
-    """A whole page of these parts (HTML) that asks the network for nothing."""
+def page(title: str, *parts: str, again_s: float | None = None) -> str:
+    """A whole page of these parts (HTML) that asks the network for nothing.
+
+    Args:
+        again_s: seconds after which it loads itself again; None for a page that stays as it is.
+    """
     body = "\n".join(parts)
+    again = "" if again_s is None else f'<meta http-equiv="refresh" content="{again_s:.0f}">\n'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{again}"
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
 from nvg.bounds import Range
-from nvg.errors import UserError
+from nvg.errors import Changed, UserError
 from nvg.json_files import Count, check_form, read_json
 from nvg.records.record import RecordLayout
 
@@ -140,9 +140,12 @@ def require_match(
         advice: what to change.
 
     Raises:
-        UserError: names every key that differs, with both values and both names.
+        Changed: names every key that differs, with both values and both names.
     """
     different = differences(found, expected)
     if different:
         lines = [f"  {key}: {found.get(key)!r} against {expected[key]!r}" for key in different]
-        raise UserError(f"{found_name} and {expected_name} do not fit each other:\n" + "\n".join(lines) + f"\n{advice}")
+        raise Changed(
+            f"{found_name} and {expected_name} do not fit each other:\n" + "\n".join(lines) + f"\n{advice}",
+            [f"{key}: {found.get(key)!r} → {expected[key]!r}" for key in different],
+        )

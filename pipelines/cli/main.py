@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli.evaluate import eval_app, sampling_for
 from pipelines.cli.train import train_app
 from pipelines.entry import ConfigFile, DryRun, Overrides, SamplingPreset, execute, guard
+
+if TYPE_CHECKING:
+    from pipelines.configuration import Setting
 
 app = typer.Typer(
     name="nvg",
@@ -69,6 +73,37 @@ def export_release(
     execute(ExportReleaseConfig, plan_export, export_release, None, [options], dry_run)
 
 
+Anew = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STEP", help="Do this step and all after it anew; what is there is moved aside."),
+]
+Only = Annotated[str | None, typer.Option("--only", metavar="STEP", help="Do this step alone.")]
+Status = Annotated[bool, typer.Option("--status", help="Print how far it is, also while it runs; touch nothing.")]
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="YAML file of steps, or a name below configs/ such as demo/digits.yaml."),
+    ],
+    overrides: Overrides = None,
+    anew: Anew = None,
+    only: Only = None,
+    status: Status = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do the steps of an experiment's file that are not done yet: tokenizer, precompute, generators, evaluation.
+
+    A finished step whose settings and inputs are the same is passed over; stopped half-way and started again, it goes
+    on where it was. What has changed is named, and nothing is overwritten.
+
+    Examples: [bold]nvg run demo/digits.yaml folder=runs/mine[/bold] · [bold]nvg run mine.yaml --dry-run[/bold] ·
+    [bold]nvg run mine.yaml --from generators[/bold] · [bold]nvg run mine.yaml --status[/bold]
+    """
+    _run_experiment(experiment, overrides or [], None, anew, only, status, dry_run)
+
+
 @app.command()
 def demo(
     config: ConfigFile = None,
@@ -79,9 +114,12 @@ def demo(
     size: Annotated[
         int | None, typer.Option("--size", metavar="32|64", help="Side of your images in pixels; 32 by default.")
     ] = None,
+    anew: Anew = None,
+    only: Only = None,
+    status: Status = False,
     dry_run: DryRun = False,
 ) -> None:
-    """The whole chain on digits (or your images): train, sample, score, report.
+    """The whole chain on digits (or your images): train, sample, score, report. It is `nvg run demo/digits.yaml`.
 
     Stopped half-way and started again, it goes on where it was. For images of your own, colour, views, codebook and
     lengths are chosen to fit them; all of it and the minutes are told first, and what you set wins.
@@ -89,21 +127,37 @@ def demo(
     Examples: [bold]nvg demo[/bold] · [bold]nvg demo --data ~/pictures --size 64[/bold] · [bold]nvg demo
     --dry-run[/bold]
     """
-    from pipelines.demo import DemoConfig, plan_demo, run_demo
+    _run_experiment(config, [*(overrides or []), _given(data=data)], size, anew, only, status, dry_run)
+
+
+def _run_experiment(
+    file: str | None,
+    settings: Sequence[Setting],
+    size: int | None,
+    anew: str | None,
+    only: str | None,
+    status: bool,
+    dry_run: bool,
+) -> None:
+    from pipelines.experiment.run import plan_experiment, run_experiment
+    from pipelines.experiment.status import read_status
+    from pipelines.experiment.steps import ExperimentConfig
     from pipelines.own_images import choose
 
-    choice = choose(config, [*(overrides or []), _given(data=data)], size)
+    choice = choose(file, settings, size)
 
-    def plan(demo: DemoConfig) -> list[str]:
-        steps = plan_demo(demo)
-        return [*choice.describe(demo), *steps]
+    def plan(config: ExperimentConfig) -> list[str]:
+        return [*choice.describe(config), *plan_experiment(config, anew=anew, only=only)]
 
-    def run(demo: DemoConfig) -> Path:
-        for line in choice.describe(demo):
+    def run(config: ExperimentConfig) -> Path | None:
+        if status:
+            typer.echo("\n".join(read_status(Path(config.folder).expanduser().absolute())))
+            return None
+        for line in choice.describe(config):
             typer.echo(line)
-        return run_demo(demo)
+        return run_experiment(config, anew=anew, only=only)
 
-    execute(DemoConfig, plan, run, choice.file, choice.settings, dry_run, quiet=True)
+    execute(ExperimentConfig, plan, run, choice.file, choice.settings, dry_run, quiet=True)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from cluster.progress import ProgressBars
 from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
-from nvg.errors import UserError
+from nvg.errors import Changed, UserError
 from nvg.precision import settle_precision
 from nvg.records import MAX_UINT16_VALUES, read_manifest
 from nvg.tokenizer import Tokenizer
@@ -56,6 +56,7 @@ def precompute(
         The data set's folder: MDS shards, index.json, manifest.json, sources.txt, dequantizer.safetensors.
 
     Raises:
+        Changed: the output holds records of another job, or of images that have changed since.
         UserError: source, tokenizer or output cannot be used, too many inputs are bad, the disk is full, or
             units failed again and again. Finished units stay.
         ClusterError: the cluster is too small, or its actors do not start.
@@ -64,17 +65,7 @@ def precompute(
     in each epoch, in bfloat16 with a fresh crop.
     """
     console = console or Console(stderr=True)
-    folder = DatasetFolder(Path(config.output).expanduser().absolute())
-    tokenizer_folder = weights_folder("tokenizer", config.tokenizer)
-    tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
-    _require_fitting_images(config, tokenizer)
-    source = open_source(config.source, tell=True)
-    _require_storable(source, tokenizer)
-    tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
-    repa = open_repa_stream(config.repa, "cpu", tokenizer.config.num_positions)
-    if folder.recorded("source_fingerprint") == source.sized_fingerprint:
-        source.fingerprint = source.sized_fingerprint  # begun by an earlier version, with the same images
-    plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
+    tokenizer_folder, tokenizer, source, folder, plan = _open_job(config, tell=True)
     stamps = source.stamps()
     with folder.locked():
         changed: list[int] = []
@@ -83,11 +74,7 @@ def precompute(
             if not changed:
                 return folder.root
             if not config.encode_changed:
-                raise UserError(
-                    f"{folder.root}: {describe_changed(changed, source)} since these records were made. Choose another "
-                    "output for records of the images as they are now; or set encode_changed=true to encode their "
-                    "units again here, and then train anew what was trained on these records"
-                )
+                raise _changed_images(folder, changed, source)
         folder.adopt(plan)
         if changed:
             folder.open_again()
@@ -98,6 +85,53 @@ def precompute(
     if drawn_otherwise := read_manifest(folder.root).get("changed"):
         console.print(describe_changes(config.source, drawn_otherwise), highlight=False, soft_wrap=True)
     return folder.root
+
+
+def check_start(config: PrecomputeConfig) -> bool:
+    """Compare what lies in the output with what this job would write there; nothing is encoded or written.
+
+    Returns:
+        Whether the data set is whole, of this job and of the images as they are now.
+
+    Raises:
+        Changed: the records are of another job, or images have changed since.
+        UserError: source, tokenizer or output cannot be used.
+    """
+    _, _, source, folder, plan = _open_job(config, tell=False)
+    folder.require_same_job(plan)
+    if not is_complete(folder, plan, allow_partial=config.allow_partial):
+        return False
+    rows = read_inputs(folder.root, len(source))
+    changed = find_changed(rows, np.arange(len(source)), source, source.stamps())
+    if changed and not config.encode_changed:
+        raise _changed_images(folder, changed, source)
+    return not changed
+
+
+def _open_job(config: PrecomputeConfig, *, tell: bool) -> tuple[Path, Tokenizer, ImageSource, DatasetFolder, Plan]:
+    """What a job works with, checked: the folder of the tokenizer's weights, tokenizer, images, output and plan."""
+    folder = DatasetFolder(Path(config.output).expanduser().absolute())
+    tokenizer_folder = weights_folder("tokenizer", config.tokenizer)
+    tokenizer = load_network(Tokenizer, tokenizer_folder, name=config.tokenizer_weights)
+    _require_fitting_images(config, tokenizer)
+    source = open_source(config.source, tell=tell)
+    _require_storable(source, tokenizer)
+    tokenizer_hash = weights_hash(tokenizer_folder, config.tokenizer_weights)
+    repa = open_repa_stream(config.repa, "cpu", tokenizer.config.num_positions)
+    if folder.recorded("source_fingerprint") == source.sized_fingerprint:
+        source.fingerprint = source.sized_fingerprint  # begun by an earlier version, with the same images
+    plan = make_plan(config, source, tokenizer_hash, tokenizer.config.structure, repa.description if repa else None)
+    return tokenizer_folder, tokenizer, source, folder, plan
+
+
+def _changed_images(folder: DatasetFolder, changed: list[int], source: ImageSource) -> Changed:
+    described = describe_changed(changed, source)
+    return Changed(
+        f"{folder.root}: {described} since these records were made. Choose another output for records of the images as "
+        "they are now; or set encode_changed=true to encode their units again here, and then train anew what was "
+        "trained on these records",
+        [described],
+    )
 
 
 def _changed_since(folder: DatasetFolder, source: ImageSource, stamps: np.ndarray, console: Console) -> list[int]:

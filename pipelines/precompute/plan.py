@@ -16,7 +16,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from cluster.files import sync_path, write_atomically
-from nvg.errors import UserError
+from nvg.errors import Changed, UserError
 from nvg.json_files import Count, read_json
 from nvg.records import MANIFEST_FILE, check_shard_size, read_index, read_manifest, require_match
 from nvg.records.shard import INDEX_FILE
@@ -146,19 +146,22 @@ class DatasetFolder:
                 continue
         return None
 
+    def require_same_job(self, plan: Plan) -> None:
+        """Raises Changed where the folder holds the records of another job; names what differs."""
+        for recorded in (self.parts / _PLAN_FILE, self.root / MANIFEST_FILE):  # either may have been removed
+            if recorded.exists():
+                _require_same_job(recorded, plan)
+
     def adopt(self, plan: Plan) -> None:
         """Create the folder for a plan, or check that what it holds is of this plan; drop unfinished units.
 
         Raises:
-            UserError: it holds the records of another job; names what differs.
+            Changed: it holds the records of another job; names what differs.
         """
-        path = self.parts / _PLAN_FILE
-        for recorded in (path, self.root / MANIFEST_FILE):  # either may have been removed
-            if recorded.exists():
-                _require_same_job(recorded, plan)
+        self.require_same_job(plan)
         with writing(self.root):
             self.parts.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(plan.description, indent=1, sort_keys=True).encode())
+            write_atomically(self.parts / _PLAN_FILE, json.dumps(plan.description, indent=1, sort_keys=True).encode())
         self.remove_unfinished()
 
     def remove_unfinished(self) -> None:
@@ -264,11 +267,12 @@ def writing(path: Path) -> Iterator[None]:
 def _require_same_job(recorded: Path, plan: Plan) -> None:
     found = read_json(recorded, dict[str, Any], "what a data set was made of", "remove the data set's folder")
     if "split_rule" in plan.description and "split_rule" not in found and found.get("source_split") != "all":
-        raise UserError(
+        raise Changed(
             f"the data set of {recorded} was divided as an earlier version did, by the order of hashes of "
             f"(source.seed, key) in each class; this job divides by another rule: "
             f"{plan.description['split_rule']}. Images of its {found.get('source_split')} part belong to others now: "
-            "choose another output, and train a tokenizer that has not seen this test part"
+            "choose another output, and train a tokenizer that has not seen this test part",
+            [f"split_rule: that of an earlier version → {plan.description['split_rule']!r}"],
         )
     require_match(
         _LEFT_OUT | found,

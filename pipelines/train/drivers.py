@@ -49,27 +49,27 @@ class PairRunConfig:
     """Two generator trainings at once.
 
     Attributes:
-        content, structure: the two runs, each with its own run folder.
+        content, structure: the two runs, each with its own run folder; no structure for records of spatial structure.
         cluster: Ray cluster to start or join; a started one has at least the CPUs that both ask for.
     """
 
     content: ContentRun = field(default_factory=lambda: ContentRun(launch=LaunchConfig(launcher="ray")))
-    structure: StructureRun = field(default_factory=lambda: StructureRun(launch=LaunchConfig(launcher="ray")))
+    structure: StructureRun | None = field(default_factory=lambda: StructureRun(launch=LaunchConfig(launcher="ray")))
     cluster: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
-        if Path(self.content.run_folder).resolve() == Path(self.structure.run_folder).resolve():
+        if len({Path(run.run_folder).resolve() for run in self.runs}) < len(self.runs):
             raise UserError(
                 f"content.run_folder and structure.run_folder are both {self.content.run_folder}; give each its own"
             )
 
     @property
-    def runs(self) -> tuple[ContentRun, StructureRun]:
-        """Content, structure."""
-        return self.content, self.structure
+    def runs(self) -> tuple[GeneratorRunConfig, ...]:
+        """Content, and structure where there is one."""
+        return (self.content,) if self.structure is None else (self.content, self.structure)
 
 
-def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
+def train_generators(config: PairRunConfig) -> tuple[Path, ...]:
     """Train both; start again with the same folders to go on where they stopped.
 
     Returns:
@@ -90,8 +90,7 @@ def train_generators(config: PairRunConfig) -> tuple[Path, Path]:
             address = {"RAY_ADDRESS": session.address}
         runs = {f"{run.kind} generator": run for run in config.runs}
         _train_all(runs, num_parallel=2, console=Console(stderr=True), variables=address)
-    content, structure = (resolve_checkpoint(run.run_folder) for run in config.runs)
-    return content, structure
+    return tuple(resolve_checkpoint(run.run_folder) for run in config.runs)
 
 
 def _sized(config: PairRunConfig) -> SessionConfig:
@@ -207,6 +206,20 @@ def _failure_text(name: str, run: RunConfig, code: int) -> str:
     )
 
 
+def last_row(run: RunConfig) -> dict[str, Any] | None:
+    """The newest row of a training's metrics; its loss and speeds are numbers, also where the row has none."""
+    rows = read_metrics(Path(run.run_folder))
+    if not rows:
+        return None
+    unknown = {"step_s": 0.0, "loss": math.nan, "images_per_s": math.nan}  # where a row lacks one, or holds null
+    return unknown | {name: value for name, value in rows[-1].items() if value is not None}
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """What is said of such a row beside its step."""
+    return f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s"
+
+
 class _Display:
     """A bar for each training where all run at once, else one for all of them; fed by the runs' metrics.jsonl."""
 
@@ -249,13 +262,10 @@ class _Display:
 
     def _read(self, name: str) -> None:
         run = self.runs[name]
-        rows = read_metrics(Path(run.run_folder))
-        if rows:
-            last = {"step_s": 0.0, "loss": math.nan, "images_per_s": math.nan}  # where a row lacks one, or holds null
-            last |= {name: value for name, value in rows[-1].items() if value is not None}
-            self.steps[name] = max(self.steps[name], int(last["step"]))
-            self.step_s[_kind(run)] = last["step_s"]
-            self.status[name] = f"loss {last['loss']:.4f}  {last['images_per_s']:.0f} images/s"
+        if row := last_row(run):
+            self.steps[name] = max(self.steps[name], int(row["step"]))
+            self.step_s[_kind(run)] = row["step_s"]
+            self.status[name] = row_text(row)
         else:
             self.status[name] = _waits_for(run.launch)
 

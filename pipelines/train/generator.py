@@ -206,13 +206,16 @@ def build_task(config: GeneratorRunConfig) -> TrainingTask:
     )
 
 
-def check_start(config: GeneratorRunConfig) -> None:
+def check_start(config: GeneratorRunConfig) -> int:
     """Every comparison of a start that needs no record, for a dry run: networks have no storage, nothing is written.
 
     Where there are no records yet, what they fix is not compared.
 
+    Returns:
+        The step that the run would go on from, 0 for a new one.
+
     Raises:
-        UserError: what `build_task` and going on from the newest checkpoint would say.
+        Changed, UserError: what `build_task` and going on from the newest checkpoint would say.
     """
     data, fixed = {}, _FIXED_BY_RECORDS
     model = config.model
@@ -227,7 +230,7 @@ def check_start(config: GeneratorRunConfig) -> None:
         model, fixed = network.config, ()
         data = generator_source(records, config.data, repa).fingerprint
     settings = settings_of(config, config.kind, asdict(model), config.loss_settings)
-    refuse_changed(config, settings, data, _asked(config), unknown={f"model.{name}" for name in fixed})
+    return refuse_changed(config, settings, data, _asked(config), unknown={f"model.{name}" for name in fixed})
 
 
 def _wants_repa(config: GeneratorRunConfig) -> bool:

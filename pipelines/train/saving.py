@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cluster.ranks import Ranks, environment_of_no_rank
 from nvg.checkpoints import load_weights, save_weights
-from nvg.errors import UserError
+from nvg.errors import Changed, UserError
 from pipelines import checkpoints
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import RunConfig
@@ -180,7 +180,7 @@ def _choose(run_checkpoints: Path, expected: TrainerState, accept_changed: Seque
 
 def refuse_changed(
     config: RunConfig, settings: dict[str, Any], data: dict[str, Any], init_from: dict[str, str], unknown: set[str]
-) -> None:
+) -> int:
     """What going on from a run's newest checkpoint would refuse, without starting; nothing is written.
 
     Args:
@@ -188,8 +188,11 @@ def refuse_changed(
         settings, data, init_from: see `TrainerState`; no data are not compared.
         unknown: settings that cannot be told before a start.
 
+    Returns:
+        The step that it would go on from, 0 for a new run.
+
     Raises:
-        UserError: see `compare_newest`.
+        Changed, UserError: see `compare_newest`.
     """
     loop = config.loop
     expected = TrainerState(
@@ -205,7 +208,8 @@ def refuse_changed(
         init_from=init_from,
     )
     accepted = [*loop.accept_changed, *unknown]
-    compare_newest(Path(config.run_folder).resolve() / CHECKPOINTS_FOLDER, expected, accepted)
+    compared = compare_newest(Path(config.run_folder).resolve() / CHECKPOINTS_FOLDER, expected, accepted)
+    return 0 if compared is None else compared[1].step
 
 
 def compare_newest(
@@ -222,7 +226,8 @@ def compare_newest(
         Its folder, its state, and what differs by request; None when there is no checkpoint.
 
     Raises:
-        UserError: configuration, data or engine have changed, or all checkpoints are damaged.
+        Changed: configuration, data or engine are others than those of the checkpoint.
+        UserError: all checkpoints are damaged.
     """
     folder = checkpoints.newest_valid(run_checkpoints, logger.warning)
     if folder is None:
@@ -239,17 +244,18 @@ def compare_newest(
 
 
 def _needs_conversion(folder: Path, found: TrainerState, expected: TrainerState) -> bool:
-    """Whether the engine states are cut for other ranks. Raises UserError where they fit no more at all."""
+    """Whether the engine states are cut for other ranks. Raises Changed where they fit no more at all."""
     if (found.engine, found.world_size) == (expected.engine, expected.world_size):
         return False
     if found.engine == expected.engine == "deepspeed-zero0":  # every rank holds everything
         return False
     if found.engine in _SHARDED and expected.engine in _SHARDED:
         return True
-    raise UserError(
+    raise Changed(
         f"{folder} was written by {found.world_size} rank(s) of {found.engine}, this run has {expected.world_size} of "
         f"{expected.engine}; their states do not fit: start it as it was, or begin a new run with its weights "
-        f"(init_from={folder})"
+        f"(init_from={folder})",
+        [f"engine: {found.world_size} rank(s) of {found.engine} → {expected.world_size} of {expected.engine}"],
     )
 
 

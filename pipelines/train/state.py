@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nvg.errors import UserError
+from nvg.errors import Changed, UserError
 from nvg.json_files import Count, make, read_json
 from nvg.records import DINOV2
 from pipelines.checkpoints import TRAINER_FILE
@@ -97,7 +97,7 @@ def require_same(
         The accepted differences, one line each.
 
     Raises:
-        UserError: lists every field that differs with both values.
+        Changed: lists every field that differs with both values.
     """
     current = json.loads(json.dumps(current))
     absent = "(absent)"
@@ -105,16 +105,14 @@ def require_same(
         name: (saved.get(name, _ALWAYS_BEFORE.get(name, absent)), current.get(name, absent))
         for name in sorted({*saved, *current})
     }
-    lines = {
-        name: f"{name}: checkpoint {found!r}, this run {wanted!r}"
-        for name, (found, wanted) in pairs.items()
-        if found != wanted
-    }
-    refused = [line for name, line in lines.items() if name not in accept]
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    lines = {name: f"{name}: checkpoint {old!r}, this run {new!r}" for name, (old, new) in differing.items()}
+    refused = [name for name in lines if name not in accept]
     if refused:
-        raise UserError(
+        raise Changed(
             f"cannot resume from {folder}: the {what} has changed\n  "
-            + "\n  ".join(refused)
-            + "\nset these back, start anew in another run folder, or name in loop.accept_changed what may differ"
+            + "\n  ".join(lines[name] for name in refused)
+            + "\nset these back, start anew in another run folder, or name in loop.accept_changed what may differ",
+            ["{}: {!r} → {!r}".format(name, *differing[name]) for name in refused],
         )
     return list(lines.values())

@@ -21,8 +21,8 @@ from nvg.errors import UserError
 from nvg.tokenizer import Discriminator, Tokenizer, TokenizerConfig
 from nvg.training import DiscriminatorLossConfig, DiscriminatorObjective, TokenizerLossConfig, TokenizerObjective
 from pipelines.batches.config import ImageLoadingConfig, ViewsPerEpoch
-from pipelines.batches.images import check_loading, image_source
-from pipelines.sources import SourceConfig, open_source
+from pipelines.batches.images import LazyImageSource, check_loading, image_source
+from pipelines.sources import ImageSource, SourceConfig, open_source
 from pipelines.sources.keys import hash_names
 from pipelines.train.config import RunConfig
 from pipelines.train.engine import TrainingEngine
@@ -122,16 +122,24 @@ def build_task(config: TokenizerRunConfig) -> TrainingTask:
     )
 
 
-def check_start(config: TokenizerRunConfig) -> None:
+def check_start(config: TokenizerRunConfig, images: ImageSource | None = None) -> int:
     """Every comparison of a start that needs no image, for a dry run: the tokenizer has no storage, nothing is written.
 
+    Args:
+        images: the opened source; None compares settings alone.
+
+    Returns:
+        The step that the run would go on from, 0 for a new one.
+
     Raises:
-        UserError: what `build_task` and going on from the newest checkpoint would say.
+        Changed, UserError: what `build_task` and going on from the newest checkpoint would say.
     """
     _, adversary = players(config, device="meta")
     optimizer = None if adversary is None else adversary.optimizer
     model = dataclasses.asdict(config.model)
-    refuse_changed(config, settings_of(config, _KIND, model, _loss_config(config), optimizer), {}, {}, set())
+    data = {} if images is None else LazyImageSource(images, config.views_per_epoch, config.loading).fingerprint
+    settings = settings_of(config, _KIND, model, _loss_config(config), optimizer)
+    return refuse_changed(config, settings, data, {}, set())
 
 
 def _loss_config(config: TokenizerRunConfig) -> dict[str, Any]:

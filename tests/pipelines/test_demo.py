@@ -15,6 +15,9 @@ import pytest
 from chain_kills import MARK, living
 from PIL import Image
 
+from pipelines.experiment.status import read_status
+from pipelines.experiment.steps import STEPS
+
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FEW_SAMPLES = ["evaluation.pool.num_samples=200", "evaluation.pool.chunk_size=100", "evaluation.pool.batch_size=100"]
@@ -139,3 +142,9 @@ def test_ones_own_class_folders(tmp_path):
     results = json.loads((folder / "evaluation" / "results.json").read_text())
     assert results["scores"]["generated"]["num_images"] == 200
     assert (folder / "report.html").is_file()
+    assert [line.split()[:2] for line in read_status(folder)[1:]] == [[name, "finished"] for name in STEPS]
+    assert all(f'href="{name}/' in (folder / "status.html").read_text() for name in ("tokenizer", "evaluation"))
+    scored = (folder / "evaluation" / "results.json").stat().st_mtime_ns
+    output = finish(start_demo(folder, "--data", str(images), *TINY))
+    assert output.count("· finished earlier") == len(STEPS)
+    assert (folder / "evaluation" / "results.json").stat().st_mtime_ns == scored

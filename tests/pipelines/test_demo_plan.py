@@ -5,18 +5,21 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import pipelines.demo as demo
+import pipelines.experiment.images as images_of
 from nvg.errors import UserError
 from pipelines.cli.main import app
 from pipelines.configuration import load_config
-from pipelines.demo import DemoConfig, check_demo, plan_demo, run_demo
 from pipelines.entry import EXIT_USER_ERROR, guard
 from pipelines.evaluate.images import Parts, describe_parts
+from pipelines.experiment.images import check_images
+from pipelines.experiment.run import plan_experiment, run_experiment
+from pipelines.experiment.steps import ExperimentConfig
 from pipelines.own_images import choose
 
 
@@ -32,9 +35,9 @@ def write_classes(root: Path, *, border: int = 0, **counts: int) -> Path:
     return root
 
 
-def configured(folder: Path, *settings: str) -> DemoConfig:
+def configured(folder: Path, *settings: str) -> Any:
     choice = choose(None, [f"folder={folder / 'run'}", *settings])
-    return load_config(DemoConfig, choice.file, choice.settings)
+    return load_config(ExperimentConfig, choice.file, choice.settings)
 
 
 def nvg_demo(folder: Path, *arguments: str) -> int:
@@ -88,18 +91,18 @@ def test_the_plan_counts_each_class_in_each_part() -> None:
 
 
 def test_a_class_that_nothing_can_be_learned_of_is_refused(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(demo, "open_parts", lambda source: parts([0, 0, 2], [0, 1, 2], [1, 1, 1, 1]))
+    monkeypatch.setattr(images_of, "open_parts", lambda source: parts([0, 0, 2], [0, 1, 2], [1, 1, 1, 1]))
     with pytest.raises(UserError, match=r"training images of each class, found none of 1 \(bee\)"):
-        check_demo(configured(tmp_path))
+        check_images(configured(tmp_path))
     with pytest.raises(UserError, match="bee"):
-        run_demo(configured(tmp_path))
+        run_experiment(configured(tmp_path))
     assert not (tmp_path / "run").exists()
 
 
 def test_one_class_needs_an_extractor_that_is_given(tmp_path) -> None:
     config = configured(tmp_path, f"data={write_classes(tmp_path / 'images', a=60)}")
     with pytest.raises(UserError, match=r"evaluation\.extractor_path .* images of one class"):
-        plan_demo(config)
+        plan_experiment(config)
 
 
 def test_many_classes_are_summed_up() -> None:
@@ -122,13 +125,13 @@ def test_many_classes_are_summed_up() -> None:
 )
 def test_black_borders_are_foretold(border, settings, warns, tmp_path) -> None:
     images = write_classes(tmp_path / "images", border=border, a=20, b=20)
-    plan = plan_demo(configured(tmp_path, f"data={images}", *settings))
+    plan = plan_experiment(configured(tmp_path, f"data={images}", *settings))
     assert any("BLACK BORDERS" in line for line in plan) == warns
 
 
 def test_the_digits_have_nothing_to_be_warned_of(tmp_path) -> None:
-    assert len(check_demo(configured(tmp_path))) == 1
-    assert plan_demo(configured(tmp_path))[0].startswith(
+    assert len(check_images(configured(tmp_path))) == 1
+    assert plan_experiment(configured(tmp_path))[0].startswith(
         "images of 10 class(es), train / judge / test: 1,000 / 500 / 297"
     )
 
@@ -139,7 +142,7 @@ def test_every_step_divides_the_same_images(tmp_path) -> None:
         assert (step.source.judge_fraction, step.source.seed, step.source.view_policy) == (0.3, 4, "crop")
     for step in ("tokenizer", "precompute", "evaluation"):
         with pytest.raises(UserError, match=rf"`?{step}\.source\.test_fraction`? is 0\.3; expected 0\.15"):
-            check_demo(configured(tmp_path, f"{step}.source.test_fraction=0.3"))
+            check_images(configured(tmp_path, f"{step}.source.test_fraction=0.3"))
 
 
 @pytest.mark.parametrize(

@@ -58,15 +58,18 @@ def test_figures_are_those_of_sample(run, tmp_path):
     _, files = gallery(run, tmp_path / "gallery", classes=[3], **mine)
     assert files == ["masks-1.png", "pictures-1.png", "stages-1.png", "stagewise-1.png"]
     agreement = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["agreement"]
-    for key, (_, file) in zip(("structure_mask", "structure_from"), mine.items(), strict=True):
-        control = ControlConfig(**{key: file[0]})
+    controls = {
+        "mask": ControlConfig(structure_mask=str(tmp_path / "mask.png")),
+        "picture": ControlConfig(structure_from=str(tmp_path / "picture.png")),
+    }
+    for name, control in controls.items():
         sample_images(
             SampleConfig(
-                run=str(run), output=str(tmp_path / key), classes=[3], num_per_class=2, sampling=FEW_STEPS,
+                run=str(run), output=str(tmp_path / name), classes=[3], num_per_class=2, sampling=FEW_STEPS,
                 control=control,
             )
         )  # fmt: skip
-        alone = json.loads((tmp_path / key / "adherence.json").read_text())["agreement"]
+        alone = json.loads((tmp_path / name / "adherence.json").read_text())["agreement"]
         assert alone in agreement.values()
 
 

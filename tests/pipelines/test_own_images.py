@@ -15,8 +15,10 @@ from PIL import Image
 import pipelines.own_images as own_images
 from pipelines.cli.main import app
 from pipelines.configuration import dump_config, load_config
-from pipelines.demo import DemoConfig, check_demo, plan_demo
 from pipelines.entry import EXIT_USER_ERROR, guard
+from pipelines.experiment.images import check_images
+from pipelines.experiment.run import plan_experiment
+from pipelines.experiment.steps import ExperimentConfig
 from pipelines.own_images import Looks, choose, expected_minutes
 
 GROUNDS = {"black": 0, "white": 250, "photograph": None}
@@ -38,9 +40,9 @@ def write_pictures(root: Path, *, ground: str = "photograph", colour: bool = Fal
     return root
 
 
-def chosen(*settings: Any, file: str | None = None, size: int | None = None) -> DemoConfig:
+def chosen(*settings: Any, file: str | None = None, size: int | None = None) -> Any:
     choice = choose(file, settings, size)
-    return load_config(DemoConfig, choice.file, choice.settings)
+    return load_config(ExperimentConfig, choice.file, choice.settings)
 
 
 @pytest.mark.slow
@@ -58,7 +60,7 @@ def test_views_and_colour_follow_from_the_pictures(ground, colour, views, tmp_pa
         assert (step.source.view_policy, step.source.flip) == views
         assert step.source.image_channels == config.tokenizer.model.image_channels == (3 if colour else 1)
         assert (step.source.path, step.source.image_size) == (str(tmp_path / "p"), 32)
-    assert not any("BLACK BORDERS" in line for line in check_demo(config))
+    assert not any("BLACK BORDERS" in line for line in check_images(config))
 
 
 def test_one_picture_with_colour_makes_a_folder_of_grey_ones_colour_and_the_count_is_told(tmp_path) -> None:
@@ -68,7 +70,7 @@ def test_one_picture_with_colour_makes_a_folder_of_grey_ones_colour_and_the_coun
     choice = choose(None, [f"data={tmp_path / 'p'}"])
     assert choice.looks is not None
     assert 0 < choice.looks.num_coloured < choice.looks.num_looked
-    config = load_config(DemoConfig, choice.file, choice.settings)
+    config = load_config(ExperimentConfig, choice.file, choice.settings)
     assert config.source.image_channels == 3
     line = own_images._describe(config, choice.looks)[0]
     assert line.startswith(f"colour: {choice.looks.num_coloured} of {choice.looks.num_looked} training")
@@ -91,7 +93,7 @@ def test_what_the_user_sets_wins_even_where_it_is_what_digits_have(tmp_path) -> 
     source, model = config.precompute.source, config.tokenizer.model
     assert (source.image_size, source.view_policy, source.num_views, source.image_channels) == (16, "shift", 9, 1)
     assert (model.codebook_size, model.latent_side, model.image_channels) == (64, 4, 1)
-    assert any("BLACK BORDERS" in line for line in check_demo(config))  # as foretold
+    assert any("BLACK BORDERS" in line for line in check_images(config))  # as foretold
 
 
 @pytest.mark.slow
@@ -104,7 +106,7 @@ def test_warm_up_and_averaging_follow_a_length_that_the_user_sets(tmp_path) -> N
 
 
 def test_more_pictures_get_more_codes_longer_trainings_and_fewer_views(tmp_path) -> None:
-    config = load_config(DemoConfig, own_images.PICTURES)
+    config = load_config(ExperimentConfig, own_images.PICTURES)
     sizes = [own_images._fitting(Looks(count, 64, 64, 0, 0), config) for count in (100, 5_000, 50_000)]
     codes = [size["tokenizer"]["model"]["codebook_size"] for size in sizes]
     lengths = [size["generators"]["content"]["optimizer"]["total_images"] for size in sizes]
@@ -137,7 +139,7 @@ def test_folders_named_train_and_test_are_the_division(tmp_path) -> None:
         write_pictures(tmp_path / "p" / part, count=8)
     config = chosen(f"data={tmp_path / 'p'}")
     assert config.evaluation.source.split_by == "folders"
-    assert check_demo(config)[0].endswith("16 / 16 / 16 (ant: 8 / 8 / 8, bee: 8 / 8 / 8)")
+    assert check_images(config)[0].endswith("16 / 16 / 16 (ant: 8 / 8 / 8, bee: 8 / 8 / 8)")
     # Two classes that happen to be called so.
     flat = tmp_path / "flat"
     for name in ("train", "test"):
@@ -151,19 +153,19 @@ def test_of_a_file_of_ones_own_only_the_images_are_changed(tmp_path) -> None:
     data = write_pictures(tmp_path / "p", colour=True)
     (tmp_path / "mine.yaml").write_text("extends: demo/digits.yaml\ntokenizer: {model: {codebook_size: 32}}\n")
     config = chosen(f"data={data}", file=str(tmp_path / "mine.yaml"))
-    digits = load_config(DemoConfig, "demo/digits.yaml")
+    digits: Any = load_config(ExperimentConfig, "demo/digits.yaml")
     assert (config.source.kind, config.source.image_channels, config.source.image_size) == ("folder", 3, 16)
     assert config.tokenizer.model == replace(digits.tokenizer.model, image_channels=3, codebook_size=32)
     assert config.generators.content.optimizer == digits.generators.content.optimizer
     resolved = tmp_path / "resolved.yaml"  # says the images to each step alone
     resolved.write_text(dump_config(digits), encoding="utf-8")
-    check_demo(chosen(f"data={data}", file=str(resolved)))
+    check_images(chosen(f"data={data}", file=str(resolved)))
 
 
 def test_the_digits_stay_what_they_were() -> None:
     choice = choose(None, ["seed=3"])
     assert (choice.file, list(choice.settings)) == ("demo/digits.yaml", ["seed=3"])
-    assert choice.describe(load_config(DemoConfig, choice.file, choice.settings)) == []
+    assert choice.describe(load_config(ExperimentConfig, choice.file, choice.settings)) == []
 
 
 @pytest.mark.slow
@@ -229,4 +231,4 @@ def test_steps_are_timed_without_leaving_a_trace(tmp_path) -> None:
     assert all(0 < found[kind] < 1 for kind in ("tokenizer", "content", "structure"))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
-    assert len(plan_demo(config)) > 4
+    assert len(plan_experiment(config)) > 4

@@ -29,14 +29,14 @@ from nvg.tokenizer import Tokenizer
 from pipelines import checkpoints
 from pipelines.ablate import study
 from pipelines.batches import streaming
-from pipelines.demo import _StepTimes
 from pipelines.evaluate import series, table
 from pipelines.evaluate.generator import _curve
+from pipelines.experiment.run import _StepTimes
 from pipelines.precompute import merge, plan
 from pipelines.precompute.verify import verify_records
 from pipelines.release import _import_card
 from pipelines.run_folder import _read_sessions, read_metrics, trim_metrics
-from pipelines.sources import SkippedInput
+from pipelines.sources import SkippedInput, SourceConfig
 from pipelines.sources.class_names import class_names_of, class_names_of_labels
 from pipelines.sources.folders import _read_label_file
 from pipelines.sources.tars import _expected_counts
@@ -359,7 +359,8 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
         Damage(f"{text!r}", text) for text in (b"a\xe9 b\n", b"\xff\xfea", b"a A\na B\n", b"c\n", b"a \x07\nb\n")
     ]
     tally.expect_refusals(area, path, damages, run, names=str(tmp_path), absent=ABSENT)
-    names_of_labels = partial(class_names_of_labels, str(tmp_path), 2)
+    tars = SourceConfig(kind="webdataset", path=str(tmp_path))
+    names_of_labels = partial(class_names_of_labels, tars, str(tmp_path), [0, 1], "the shards")
     damages = random_damages(path.read_bytes(), AS_WRITTEN, 200, seed=1)
     for name, content, reason in [*damages, Damage("empty", b""), Damage("one", b"a"), Damage("gap", b"a\n\nb")]:
         put(path, content)

@@ -34,7 +34,8 @@ def bad_values(kind: Any) -> list[str]:
     """Texts that are no value of a type, on the command line; for a text there are none."""
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return bad_values(next(choice for choice in arguments if choice is not type(None)))
+        choices = bad_values(next(choice for choice in arguments if choice is not type(None)))
+        return [text for text in choices if text != "null"]
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
         return ["no-such-choice", "", f"{arguments[0]}x", f"[{arguments[0]}]", "010", "1_0"]

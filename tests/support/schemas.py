@@ -12,7 +12,11 @@ from pipelines.written import walk_schema
 SCHEMAS: dict[str, tuple[str, list[str]]] = {
     "ImportReleaseConfig": ("pipelines.release", ["output=o", "autoencoder=a"]),
     "ExportReleaseConfig": ("pipelines.release", ["run=r", "output=o"]),
-    "DemoConfig": ("pipelines.demo", []),
+    "ExperimentConfig": (
+        "pipelines.experiment.steps",
+        [f"{key}=x" for key in ("precompute.tokenizer", "precompute.output")]
+        + [f"evaluation.{key}=x" for key in ("tokenizer", "content", "output")],
+    ),
     "PrecomputeConfig": ("pipelines.precompute.config", ["tokenizer=t", "output=o"]),
     "SampleConfig": ("pipelines.sample", []),
     "AblateConfig": ("pipelines.ablate.plan", []),

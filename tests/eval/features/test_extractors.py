@@ -90,6 +90,7 @@ def test_the_same_seed_trains_the_same_network(digits) -> None:
 
 def test_a_short_training_already_reads_held_out_digits(digits, extractor_spec: ExtractorSpec) -> None:
     logits = extract(build_extractor(extractor_spec), digits.held_out.images).logits_NV
+    assert logits is not None
     assert (logits.argmax(1) == digits.held_out.labels).mean() > 0.9
 
 
@@ -123,6 +124,7 @@ def test_inception_with_weights_in_the_real_file_format(inception_file: Path, di
     spec = ExtractorSpec(kind=INCEPTION, path=str(inception_file))
     layers = extract(build_extractor(spec), digits.held_out.images[:3], batch_size=2)
     assert layers.features_NF.shape == (3, 2048)
+    assert layers.logits_NV is not None
     assert layers.logits_NV.shape == (3, 1008)
     assert np.isfinite(layers.logits_NV).all()
     assert np.ptp(layers.features_NF, axis=0).max() > 0
@@ -153,6 +155,7 @@ def test_inception_logits_have_no_bias(inception_file: Path, digits) -> None:
     extractor = build_extractor(ExtractorSpec(kind=INCEPTION, path=str(inception_file)))
     assert isinstance(extractor, InceptionExtractor)
     layers = extract(extractor, digits.held_out.images[:2])
+    assert layers.logits_NV is not None
     np.testing.assert_allclose(layers.logits_NV, layers.features_NF @ extractor.fc.weight.numpy().T, atol=1e-4)
 
 

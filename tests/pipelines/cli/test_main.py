@@ -19,10 +19,11 @@ from nvg.errors import UserError
 from pipelines.cli.evaluate import networks_of
 from pipelines.cli.main import app
 from pipelines.configuration import dump_config, load_config
-from pipelines.demo import DemoConfig
 from pipelines.entry import EXIT_STOPPED, EXIT_USER_ERROR, TrainingStopped, guard, program
+from pipelines.experiment.steps import ExperimentConfig
 
 COMMANDS = [
+    ["run"],
     ["demo"],
     ["train", "tokenizer"],
     ["train", "content"],
@@ -75,6 +76,7 @@ def test_help_imports_no_heavy_library():
 
 
 SETTINGS = {
+    "run": ["demo/digits.yaml"],
     "train tokenizer": ["source.image_size=256", "source.image_channels=3"],
     "precompute": ["tokenizer=runs/tok", "output=out"],
     "eval generator": ["--model", "runs/demo", "--sampling", "paper", "output=out"],
@@ -281,8 +283,8 @@ def test_ones_own_images_may_lie_in_a_folder_of_any_name(tmp_path, name):
     assert result.exit_code == 0, result.output
     assert f"the folder source {tmp_path / name} for" in result.output
     file = tmp_path / "demo.yaml"  # each step is given its configuration in a file
-    file.write_text(dump_config(DemoConfig(data=str(tmp_path / name))), encoding="utf-8")
-    assert load_config(DemoConfig, file).data == str(tmp_path / name)
+    file.write_text(dump_config(ExperimentConfig(data=str(tmp_path / name))), encoding="utf-8")
+    assert load_config(ExperimentConfig, file).data == str(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from nvg.checkpoints import load_network
 from nvg.pixels import to_model_range, to_uint8
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config
-from pipelines.demo import DemoConfig
+from pipelines.experiment.steps import ExperimentConfig
 from pipelines.sources import load_images, open_source
 from pipelines.train.tokenizer import train_tokenizer
 
@@ -23,7 +23,9 @@ STEPS = 300
 
 
 def write_digits(folder: Path, num_images: int) -> None:
-    source = open_source(replace(load_config(DemoConfig, "demo/digits.yaml", []).tokenizer.source, num_views=1))
+    config = load_config(ExperimentConfig, "demo/digits.yaml", []).tokenizer
+    assert config is not None
+    source = open_source(replace(config.source, num_views=1))
     for number, image in enumerate(load_images(source, range(1)).images[:num_images]):
         (folder / "digit").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(image)[..., 0]).save(folder / "digit" / f"{number:02d}.png")
@@ -47,7 +49,8 @@ def test_digits_are_learned_by_heart(num_images, tmp_path):
         "tokenizer.optimizer.final_factor=0.02",
         f"tokenizer.optimizer.ema_half_life_images={10 * num_images}",
     ]
-    config = load_config(DemoConfig, "demo/digits.yaml", overrides).tokenizer
+    config = load_config(ExperimentConfig, "demo/digits.yaml", overrides).tokenizer
+    assert config is not None
     tokenizer = load_network(Tokenizer, train_tokenizer(config))
     images = load_images(open_source(config.source), range(1)).images
     assert len(images) == num_images
