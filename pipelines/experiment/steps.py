@@ -314,17 +314,20 @@ def made_of(config: EvaluateConfig) -> _MadeOf:
         parts = open_parts(config.source).by_name()
         inputs |= {f"images of {name}": part.sized_fingerprint for name, part in parts.items()}
     kept = {key: value for key, value in settings.items() if not key.startswith(_DECIDES_NOTHING)}
-    return {"settings": {key: kept[key] for key in kept if key not in _NAMED_BY_CONTENT}, "inputs": inputs}
+    kept = {key: value for key, value in kept.items() if key not in _NAMED_BY_CONTENT}
+    return {"settings": json.loads(json.dumps(kept)), "inputs": inputs}
 
 
 def _changes(before: _MadeOf, now: _MadeOf) -> list[str]:
-    """What differs, "key: old → new" each."""
-    old, new = ({**found["settings"], **found["inputs"]} for found in (before, json.loads(json.dumps(now))))
-    return [
-        f"{key}: {_short(old.get(key, '(absent)'))} → {_short(new.get(key, '(absent)'))}"
-        for key in {**old, **new}
-        if old.get(key, "(absent)") != new.get(key, "(absent)")
-    ]
+    """What differs, "key: old → new" each; a setting that there was not yet had what is its default."""
+    unset = flatten(asdict(EvaluateConfig(tokenizer=".", content=".", output=".")))
+    settings = {key: (before["settings"].get(key, unset.get(key)), value) for key, value in now["settings"].items()}
+    inputs = {
+        key: tuple(found["inputs"].get(key, "none") for found in (before, now))
+        for key in {**before["inputs"], **now["inputs"]}
+    }
+    pairs = {**settings, **inputs}.items()
+    return [f"{key}: {_short(old)} → {_short(new)}" for key, (old, new) in pairs if old != new]
 
 
 def _short(value: Any) -> str:

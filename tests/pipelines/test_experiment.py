@@ -237,6 +237,18 @@ def test_what_an_evaluation_was_made_of_is_read_strictly(copied: Path, chain: Ch
         run_experiment(configured(copied))
 
 
+def test_a_setting_that_there_was_not_yet_had_its_default(copied: Path, chain: ChainHere) -> None:
+    file = copied / "evaluation" / "made_of.json"
+    made = json.loads(file.read_text())
+    assert made["settings"].pop("rounding") == "release"
+    made["settings"]["forgotten"] = 3  # one that there is no more
+    file.write_text(json.dumps(made))
+    run_experiment(configured(copied))
+    assert chain.take() == []
+    with pytest.raises(Changed, match="evaluation: rounding: release → round"):
+        run_experiment(configured(copied, "evaluation.rounding=round"))
+
+
 def test_settings_that_decide_nothing_are_few(copied: Path) -> None:
     config = configured(copied).evaluation
     assert config is not None
