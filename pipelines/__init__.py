@@ -20,7 +20,6 @@ in the import order of `pyproject.toml` alone, and nothing is re-exported here, 
     release            the authors' checkpoints in and out: `import_release`, `export_release`
     gallery            the paper's figures from one's own model: `draw_gallery`
     experiment/        a file of steps, each done once, in their order, with a status: `run.run_experiment`
-    own_images         what a demo takes for pictures of one's own, and how long it takes: `choose`
     ablate/            the paper's ablations under one budget: `study.run_ablate`
     doctor             what the machine has of what is needed: `run_doctor`
     cli/               the command line over all of this: `main.main`

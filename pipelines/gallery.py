@@ -131,7 +131,7 @@ def draw_gallery(config: GalleryConfig) -> Path:
 
 
 def _painted(sampler: GeneratorSampler, drawing: Drawing) -> _Figure:
-    """Paper: Fig. 1, 5"""
+    """Paper: Fig. 1, Fig. 5"""
     classes = range(min(_MOST_PAINTINGS, len(drawing.class_names)))
     labels_B, _, indices_B = replace(drawing, classes=list(classes)).labelled(1)
     labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)

@@ -69,9 +69,11 @@ SECTIONS = {
     "Table 1": "generation results",
     "Table 2": "ablations",
     "Table 3": "reconstruction",
+    "Fig. 1": "images painted stage by stage",
     "Fig. 2": "canvas, content, structure",
     "Fig. 3": "structure embedding",
     "Fig. 4": "generation pipeline",
+    "Fig. 5": "generation stage by stage",
     "Fig. 6": "structure-guided generation",
     "Fig. 7": "stage-wise control",
 }

@@ -93,6 +93,8 @@ class EfficientNetTokens(nn.Module):
 
     Args:
         grid_side: h.
+
+    Paper: §2.2.2 (in the place of DINOv2)
     """
 
     width = MAP_CHANNELS[_TOKEN_DEPTH]

@@ -63,6 +63,8 @@ class FeatureDistance(nn.Module):
 
     Args:
         image_side: S; images below 64 are enlarged to it, bicubic.
+
+    Paper: App. A.5 (in the place of LPIPS)
     """
 
     def __init__(self, image_side: int) -> None:

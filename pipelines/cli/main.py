@@ -139,10 +139,10 @@ def _run_experiment(
     status: bool,
     dry_run: bool,
 ) -> None:
+    from pipelines.experiment.own_images import choose
     from pipelines.experiment.run import plan_experiment, run_experiment
     from pipelines.experiment.status import read_status
     from pipelines.experiment.steps import ExperimentConfig
-    from pipelines.own_images import choose
 
     choice = choose(file, settings, size)
 

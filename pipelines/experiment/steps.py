@@ -58,7 +58,7 @@ class ExperimentConfig:
 
     Attributes:
         folder: where everything goes; the steps' folders lie below it.
-        data: folder of class folders that `source` was chosen for, see `pipelines.own_images`; null for none.
+        data: folder of class folders that `source` was chosen for, see `own_images`; null for none.
         source: the images. The steps' own sources refer to it, and differ from it in split and views alone.
         tokenizer, precompute, generators, evaluation: the steps. What one reads that no other makes must be there.
         session: the one Ray cluster of all steps.

@@ -18,9 +18,9 @@ from pipelines.configuration import load_config
 from pipelines.entry import EXIT_USER_ERROR, guard
 from pipelines.evaluate.images import Parts, describe_parts
 from pipelines.experiment.images import check_images
+from pipelines.experiment.own_images import choose
 from pipelines.experiment.run import plan_experiment, run_experiment
 from pipelines.experiment.steps import ExperimentConfig
-from pipelines.own_images import choose
 
 
 def write_classes(root: Path, *, border: int = 0, **counts: int) -> Path:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-import pipelines.own_images as own_images
+import pipelines.experiment.own_images as own_images
 from pipelines.cli.main import app
 from pipelines.configuration import dump_config, load_config
 from pipelines.entry import EXIT_USER_ERROR, guard
 from pipelines.experiment.images import check_images
+from pipelines.experiment.own_images import Looks, choose, expected_minutes
 from pipelines.experiment.run import plan_experiment
 from pipelines.experiment.steps import ExperimentConfig
-from pipelines.own_images import Looks, choose, expected_minutes
 
 GROUNDS = {"black": 0, "white": 250, "photograph": None}
 A_SECOND = {"tokenizer": 1.0, "content": 1.0, "structure": 1.0}
