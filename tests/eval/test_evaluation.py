@@ -86,9 +86,15 @@ def test_features_and_judge_of_a_network_trained_elsewhere(
     ray_session,
     config: EvaluateConfig,
     efficientnet_spec: ExtractorSpec,
+    digits: EvaluationData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert digits.judge is not None
+    sets = {"train": (digits.train, 300), "held_out": (digits.held_out, 100), "judge": (digits.judge, 150)}
+    first = {name: ImageSet(of.images[:count], of.labels[:count]) for name, (of, count) in sets.items()}
+    small = replace(digits, train_views=None, **first)
+    monkeypatch.setattr("pipelines.evaluate.generator.load_data", lambda *_: small)
     one = replace(
         config,
         output=str(tmp_path),
