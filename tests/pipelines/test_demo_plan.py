@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import pipelines.demo as demo
+import pipelines.own_images as own_images
 from nvg.errors import UserError
 from pipelines.cli.main import app
 from pipelines.configuration import load_config
@@ -18,6 +19,14 @@ from pipelines.demo import DemoConfig, check_demo, plan_demo, run_demo
 from pipelines.entry import EXIT_USER_ERROR, guard
 from pipelines.evaluate.images import Parts, describe_parts
 from pipelines.own_images import choose
+
+
+@pytest.fixture(autouse=True)
+def no_steps_are_tried(monkeypatch) -> None:
+    """`expected_minutes` would train each network for some steps."""
+    monkeypatch.setattr(
+        own_images, "_seconds_an_image", lambda config: dict.fromkeys(("tokenizer", "content", "structure"), 0.001)
+    )
 
 
 def write_classes(root: Path, *, border: int = 0, **counts: int) -> Path:
