@@ -279,7 +279,7 @@ def test_submit_starts_a_cluster_and_returns_the_commands_exit_code(tmp_path):
 @pytest.mark.parametrize("name", ["😀 smile", "Würfel 猫 [x] #1", "a: b, {c}"])
 def test_ones_own_images_may_lie_in_a_folder_of_any_name(tmp_path, name, monkeypatch):
     seconds = dict.fromkeys(("tokenizer", "content", "structure"), 0.001)
-    monkeypatch.setattr("pipelines.own_images._seconds_an_image", lambda config: seconds)
+    monkeypatch.setattr("pipelines.experiment.own_images._seconds_an_image", lambda config: seconds)
     write_class_folders(tmp_path / name, {"a": 60, "b": 60})
     result = CliRunner().invoke(app, ["demo", "--data", str(tmp_path / name), "--dry-run"])
     assert result.exit_code == 0, result.output

@@ -33,6 +33,7 @@ FINGERPRINT = "b4a3ae22242730f0fdce2d6dc45c30f0c8c3f02c65b3b7b5bf15f193027dc9a6"
 
 class SevenImages:
     fingerprint = "f" * 64
+    groups = None
 
     def __init__(self) -> None:
         self.class_names = ["0", "1"]
