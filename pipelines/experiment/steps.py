@@ -48,7 +48,8 @@ State = Literal["finished", "begun", "to do", "changed"]
 # Of an evaluation: what moves no number of it, and paths, in whose place stands what lies there.
 _DECIDES_NOTHING = ("session.", "times.", "pool.num_actors", "pool.cpus_per_actor", "pool.max_tries")
 _NAMED_BY_CONTENT = (
-    "tokenizer", "content", "structure", "records", "reference", "extractor_path", "output", "source.path",
+    "tokenizer", "content", "structure", "records", "reference", "extractor_path", "judge.feature_weights", "output",
+    "source.path",
 )  # fmt: skip
 
 
@@ -308,6 +309,8 @@ def made_of(config: EvaluateConfig) -> _MadeOf:
         inputs["records"] = file_hash(Path(config.records) / MANIFEST_FILE)
     if extractor := given_extractor(config):
         inputs["extractor_path"] = extractor.weights_hash()
+    if judge := config.judge.extractor():
+        inputs["judge.feature_weights"] = judge.weights_hash()
     if config.reference:
         inputs["reference"] = file_hash(Path(config.reference))
     else:
