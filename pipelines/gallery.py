@@ -16,6 +16,7 @@ import torch
 
 from cluster.files import write_atomically
 from eval.controlled import Comparison, compare
+from eval.image_files import begin_sample_folder, check_sample_folder
 from eval.pages import page
 from eval.pictures import paint_sequences, painting_rows
 from eval.pictures.drawing import Picture
@@ -27,7 +28,7 @@ from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling import give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config, read_section
-from pipelines.sample import EVALUATION_FILE, DrawConfig, Drawing, for_all, given_maps, open_run, stagewise_picture
+from pipelines.sample import EVALUATION_FILE, DrawConfig, Drawing, open_run, stagewise_picture
 from pipelines.sources import SourceConfig, open_source
 from pipelines.structure_control import Control, ControlConfig, cut_of_run, load_control, tokenized
 
@@ -102,7 +103,7 @@ def draw_gallery(config: GalleryConfig) -> Path:
     Raises:
         UserError: networks are missing or do not fit, a class does not exist, or a picture or mask cannot be used.
     """
-    drawing = open_run(config)
+    output, drawing = Path(config.output).absolute(), open_run(config)
     if not config.classes:
         drawing = replace(drawing, classes=drawing.classes[: config.num_classes])
     sampler = drawing.build()
@@ -110,22 +111,24 @@ def draw_gallery(config: GalleryConfig) -> Path:
     # A spatial tokenizer gives all images the same maps: there is nothing to follow.
     masks = _masks(config, sampler.tokenizer) if sampler.structure is not None else []
     followed = [item.control for item in references] if sampler.structure is not None else []
+    check_sample_folder("output", output)
     groups = {
         "stages": [_painted(sampler, drawing)],
         "masks": [_followed(sampler, drawing, control, config) for control in masks],
         "pictures": [_followed(sampler, drawing, control, config) for control in followed],
         "stagewise": [_stagewise(sampler, drawing, item) for item in references],
     }
-    output = Path(config.output).absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    for name, figures in groups.items():
-        for number, figure in enumerate(figures, start=1):
-            write_atomically(output / f"{name}-{number}.png", figure.picture.light)
-    agreements = [(figure.name, figure.comparison) for figures in groups.values() for figure in figures]
-    followed = {name: found.as_json() for name, found in agreements if found is not None}
-    write_atomically(
-        output / FIGURES_FILE, f"{json.dumps({'run': config.run, 'agreement': followed}, indent=2)}\n".encode()
-    )
+    files = {f"{name}-{number}.png": figure for name in groups for number, figure in enumerate(groups[name], start=1)}
+    begin_sample_folder("output", output, [*files, PAGE_FILE, FIGURES_FILE])
+    for name, figure in files.items():
+        write_atomically(output / name, figure.picture.light)
+    agreement = {
+        name: {"given": figure.name, **figure.comparison.as_json()}
+        for name, figure in files.items()
+        if figure.comparison is not None
+    }
+    facts = {"run": config.run, "agreement": agreement}
+    write_atomically(output / FIGURES_FILE, f"{json.dumps(facts, indent=2)}\n".encode())
     write_atomically(output / PAGE_FILE, _page(config, groups).encode())
     return output / PAGE_FILE
 
@@ -145,12 +148,12 @@ def _followed(sampler: GeneratorSampler, drawing: Drawing, control: Control, con
     labels_B, _, indices_B = drawing.labelled(config.num_per_class)
     images = None if control.image_HWC is None else np.repeat(control.image_HWC[None], len(labels_B), axis=0)
     labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
-    given = for_all(control.given, len(labels))
+    given = control.for_samples(len(labels))
     samples, _, comparison = compare(sampler, labels, indices, given, images_BHWC=images)
     rows = [(drawing.class_names[label], samples.images_BHWC[labels_B == label]) for label in drawing.classes]
     sheet = control_sheet(
         control.source_HWC,
-        given_maps(control.given),
+        control.maps,
         rows,
         source_name=control.source_name,
         agreements=None if comparison is None else comparison.samples.splits,
@@ -171,8 +174,8 @@ def _stagewise(sampler: GeneratorSampler, drawing: Drawing, reference: _Referenc
 
 def _masks(config: GalleryConfig, tokenizer: Tokenizer) -> list[Control]:
     if config.masks:
-        chosen = [ControlConfig(structure_mask=file) for file in config.masks]
-        return [load_control(control, tokenizer, spatial=False) for control in chosen]
+        loaded = [load_control(ControlConfig(structure_mask=file), tokenizer, spatial=False) for file in config.masks]
+        return [replace(control, name=Path(file).name) for file, control in zip(config.masks, loaded, strict=True)]
     drawn = []
     for name, shape in _SHAPES.items():
         mask_HW = _raster(shape)

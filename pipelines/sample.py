@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +31,11 @@ from nvg.bounds import at_least, check_fields
 from nvg.checkpoints import load_config
 from nvg.checkpoints.networks import network_config
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, stage_map
 from nvg.models import ContentGenerator
 from nvg.pixels import ImageArray, Rounding
 from nvg.precision import Precision, resolve_precision
 from nvg.records import read_manifest
-from nvg.sampling import Given, SamplingConfig, capture_passes
+from nvg.sampling import SamplingConfig, capture_passes
 from nvg.tokenizer.tokenizer import SPATIAL
 from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.configuration import read_section
@@ -308,7 +307,7 @@ def _sample_controlled(
         sampler,
         labels,
         indices,
-        for_all(control.given, len(labels)),
+        control.for_samples(len(labels)),
         num_candidates=num_candidates,
         images_BHWC=None if control.image_HWC is None else np.repeat(control.image_HWC[None], len(labels), axis=0),
     )
@@ -337,25 +336,6 @@ def _stages_of_the_first(sampler: GeneratorSampler, count: int) -> bytes:
     return painting_rows(paintings).light
 
 
-def for_all(given: Given, count: int) -> Given:
-    """A prefix of one row for `count` samples."""
-
-    def repeated(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values.expand(count, -1)
-
-    return replace(given, structure_BL=repeated(given.structure_BL), content_ids_BT=repeated(given.content_ids_BT))
-
-
-def given_maps(given: Given) -> list[np.ndarray]:
-    """Maps (side, side) of the stages whose splits are given, 1, 2, …"""
-    assert given.structure_BL is not None
-    layout = StageLayout(given.structure_BL.shape[1])
-    return [
-        stage_map(given.structure_BL[:1], stage, layout.last_stage).view(layout.side, layout.side).numpy()
-        for stage in range(1, given.num_splits + 1)
-    ]
-
-
 def _write_pictures(
     sampler: GeneratorSampler,
     control: Control,
@@ -367,7 +347,7 @@ def _write_pictures(
 ) -> None:
     sheet = control_sheet(
         control.source_HWC,
-        given_maps(control.given),
+        control.maps,
         [("as given", samples.images_BHWC), ("free", free.images_BHWC)],
         source_name=control.source_name,
         agreements=None if comparison is None else comparison.samples.splits,

@@ -17,7 +17,7 @@ from eval.decoding import decode_image
 from eval.image_files import read_npy
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import UserError
-from nvg.granularity import StageLayout
+from nvg.granularity import StageLayout, stage_map
 from nvg.pixels import ImageArray, to_model_range
 from nvg.records import read_manifest
 from nvg.sampling import (
@@ -113,6 +113,27 @@ class Control:
     source_HWC: ImageArray | None = None
     image_HWC: ImageArray | None = None
     bend: float | None = None
+
+    @property
+    def maps(self) -> list[np.ndarray]:
+        """Maps (side, side) of the stages whose splits are given, 1, 2, …"""
+        structure_BL = self.given.structure_BL
+        assert structure_BL is not None
+        layout = StageLayout(structure_BL.shape[1])
+        return [
+            stage_map(structure_BL, stage, layout.last_stage).view(layout.side, layout.side).numpy()
+            for stage in range(1, self.given.num_splits + 1)
+        ]
+
+    def for_samples(self, count: int) -> Given:
+        """The prefix of `count` samples."""
+
+        def repeated(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.expand(count, -1)
+
+        given = self.given
+        structure, contents = repeated(given.structure_BL), repeated(given.content_ids_BT)
+        return replace(given, structure_BL=structure, content_ids_BT=contents)
 
 
 def plan_control(config: ControlConfig) -> str:

@@ -86,6 +86,11 @@ class _Kind:
     distance: str = FID
     input_side: int | None = None
 
+    @property
+    def distance_key(self) -> str:
+        """The key of that score: `fid`, or `fd` where it is not called FID."""
+        return "fid" if self.distance == FID else "fd"
+
 
 _KINDS = {
     SMALL_IMAGE: _Kind(
@@ -204,7 +209,7 @@ class ExtractorSpec:
     @property
     def distance_key(self) -> str:
         """The key of that score: `fid`, or `fd` where it is not called FID."""
-        return "fid" if self.distance == FID else "fd"
+        return _KINDS[self.kind].distance_key
 
     def identity(self) -> dict[str, Any]:
         """What decides its features, as JSON values; raises as `check` does."""
@@ -256,7 +261,7 @@ def scores_of(kind: str) -> tuple[str, ...]:
     """Keys of the scores that compare features of a kind with those of other images."""
     known = _KINDS[kind]
     inception_score = ("inception_score",) if "logit_layer" in known.layers else ()
-    return ("fid" if known.distance == FID else "fd", "precision", "recall", *inception_score)
+    return (known.distance_key, "precision", "recall", *inception_score)
 
 
 def build_extractor(spec: ExtractorSpec, *, device: str = "cpu") -> nn.Module:

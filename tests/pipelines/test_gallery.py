@@ -44,9 +44,12 @@ def test_masks_and_held_out_images_without_being_asked(run, tmp_path):
     assert titles[-1] == "How well samples follow"
     assert page.count("<img") == 8
     agreement = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["agreement"]
-    assert sorted(agreement) == ["0, held out", "1, held out", "a circle", "a rectangle", "stripes"]
-    assert agreement["a circle"]["reconstruction"] is None
-    assert 0.5 <= agreement["0, held out"]["reconstruction"]["mean"] <= 1.0
+    assert {name: found["given"] for name, found in agreement.items()} == {
+        "masks-1.png": "a circle", "masks-2.png": "a rectangle", "masks-3.png": "stripes",
+        "pictures-1.png": "0, held out", "pictures-2.png": "1, held out",
+    }  # fmt: skip
+    assert agreement["masks-1.png"]["reconstruction"] is None
+    assert 0.5 <= agreement["pictures-1.png"]["reconstruction"]["mean"] <= 1.0
 
 
 def test_figures_are_those_of_sample(run, tmp_path):
@@ -62,7 +65,7 @@ def test_figures_are_those_of_sample(run, tmp_path):
         "mask": ControlConfig(structure_mask=str(tmp_path / "mask.png")),
         "picture": ControlConfig(structure_from=str(tmp_path / "picture.png")),
     }
-    for name, control in controls.items():
+    for (name, control), figure in zip(controls.items(), ("masks-1.png", "pictures-1.png"), strict=True):
         sample_images(
             SampleConfig(
                 run=str(run), output=str(tmp_path / name), classes=[3], num_per_class=2, sampling=FEW_STEPS,
@@ -70,7 +73,24 @@ def test_figures_are_those_of_sample(run, tmp_path):
             )
         )  # fmt: skip
         alone = json.loads((tmp_path / name / "adherence.json").read_text())["agreement"]
-        assert alone in agreement.values()
+        assert agreement[figure] == {"given": f"{name}.png", **alone}
+
+
+def test_files_of_one_name_are_two_figures_and_take_the_place_of_an_earlier_gallery(run, tmp_path):
+    masks = [tmp_path / folder / "mask.png" for folder in ("a", "b")]
+    for number, mask in enumerate(masks):
+        mask.parent.mkdir()
+        Image.fromarray(np.tri(32, k=8 * number, dtype=np.uint8) * 255).save(mask)
+    shutil.rmtree(run / "configs")
+    gallery(run, tmp_path / "gallery", num_classes=1)
+    page, files = gallery(run, tmp_path / "gallery", num_classes=1, masks=[*map(str, masks)])
+    assert files == ["masks-1.png", "masks-2.png", "stages-1.png"]
+    agreement = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["agreement"]
+    assert [found["given"] for found in agreement.values()] == ["mask.png", "mask.png"]
+    assert page.count(">mask.png<") == 2
+    (tmp_path / "gallery" / "mine.jpeg").touch()
+    with pytest.raises(UserError, match=r"which holds mine\.jpeg"):
+        gallery(run, tmp_path / "gallery", num_classes=1)
 
 
 def test_a_spatial_tokenizer_has_contents_to_go_on_from_and_no_structure(run, tmp_path):
