@@ -198,6 +198,7 @@ except ClusterError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_meet_with_their_timeout_and_each_with_a_gpu_of_its_own(repository):
     ports = [str(free_port()) for _ in range(3)]
     ranks = []

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 # Minor faults a round, of 20 after 5 to warm up, that takes 20 arrays of 1 MB, writes to them and lets them all go.
 _ROUNDS = """
 import resource, sys
@@ -23,6 +25,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
 """
 
 
+@pytest.mark.slow
 def test_memory_that_was_freed_is_taken_again_without_a_fault():
     faults: dict[str, int] = {}
     starts = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # where glibc begins before it adapts itself

@@ -35,6 +35,7 @@ def gallery(run, output, **settings):
     return page.read_text(), sorted(path.name for path in output.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_masks_and_held_out_images_without_being_asked(run, tmp_path):
     page, files = gallery(run, tmp_path / "gallery", num_classes=2)
     expected = {"masks": 3, "pictures": 2, "stages": 1, "stagewise": 2}
@@ -52,6 +53,7 @@ def test_masks_and_held_out_images_without_being_asked(run, tmp_path):
     assert 0.5 <= agreement["pictures-1.png"]["reconstruction"]["mean"] <= 1.0
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_sample(run, tmp_path):
     """A mask and a picture of one's own; one noise for one sample, whichever command draws it."""
     ramp = np.linspace(0, 255, 16, dtype=np.uint8)
@@ -76,6 +78,7 @@ def test_figures_are_those_of_sample(run, tmp_path):
         assert agreement[figure] == {"given": f"{name}.png", **alone}
 
 
+@pytest.mark.slow
 def test_files_of_one_name_are_two_figures_and_take_the_place_of_an_earlier_gallery(run, tmp_path):
     masks = [tmp_path / folder / "mask.png" for folder in ("a", "b")]
     for number, mask in enumerate(masks):

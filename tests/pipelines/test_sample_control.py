@@ -108,6 +108,7 @@ def test_the_command_end_to_end(run_folder, files):
     assert 0.5 <= facts["agreement"]["free"]["mean"] <= 1
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_block_and_exit_code_2(run_folder, files):
     mask = str(files / "one-colour.png")
     done = run_nvg_sample(f"run={run_folder}", f"output={files / 'out'}", "--structure-mask", mask)
@@ -238,6 +239,7 @@ def test_the_cut_is_that_of_the_records_where_there_are_any(tmp_path, monkeypatc
     assert cut_of_run(tmp_path) == cut
 
 
+@pytest.mark.slow
 def test_several_candidates_have_a_baseline_of_as_many_free_draws(run_folder, files):
     facts = draw(run_folder, files / "out", structure_mask=str(files / "mask.png"), num_candidates=3)
     agreement = facts["agreement"]

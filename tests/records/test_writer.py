@@ -47,6 +47,7 @@ def written(folder: Path, columns: dict[str, str], samples: list[dict[str, Any]]
     return files(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", COLUMNS.values(), ids=COLUMNS.keys())
 def test_files_are_those_of_the_streaming_library(tmp_path, columns):
     from streaming import MDSWriter  # heavy import

@@ -128,12 +128,14 @@ def test_the_page_is_whole_and_fetches_nothing(content: ReportContent, tmp_path:
         assert words in links.text
 
 
+@pytest.mark.slow
 def test_what_users_name_cannot_break_the_page(content: ReportContent) -> None:
     html = render_report(content)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
 
 
+@pytest.mark.slow
 def test_a_report_without_extras_is_possible(content: ReportContent) -> None:
     reason = "the judge reads 36.8% of 57 <b>real</b> images"
     caveats = [caveat(["class_accuracy"], ["generated", "held_out"], reason), caveat(["recall"], [], "left out: few")]

@@ -111,6 +111,7 @@ def test_the_next_input_is_made_during_a_step_and_no_further_one(tmp_path):
     assert feed_threads() == []
 
 
+@pytest.mark.slow
 def test_data_s_is_what_was_waited_for(tmp_path):
     """The least and the most of some steps, so that a busy machine moves nothing."""
 

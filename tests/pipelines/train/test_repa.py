@@ -73,12 +73,14 @@ def test_head_learns_and_is_saved_beside_the_generator(straight):
     assert load_network(ContentGenerator, checkpoint).config.depth == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_gives_the_same_losses(straight, tmp_path, zero_stage):
     run_training(run_config(tmp_path, "deepspeed", zero_stage), aligned_task)
     np.testing.assert_allclose(numbers(tmp_path), numbers(straight), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["plain", "deepspeed"])
 def test_resumed_run_equals_the_straight_one_bitwise(tmp_path, engine):
     run_training(run_config(tmp_path / "straight", engine), aligned_task)

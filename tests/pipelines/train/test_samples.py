@@ -49,6 +49,7 @@ def sheets(root, network_type, **changes):
     return GeneratorSheets(network_type=network_type, model=model, records=records, config=replace(config, **changes))
 
 
+@pytest.mark.slow
 def test_content_paints_on_the_maps_of_records_and_always_the_same(root):
     weights = load_network(ContentGenerator, root / "content").state_dict()
     drawn = sheets(root, ContentGenerator)
