@@ -36,7 +36,7 @@ from pipelines.sources.views import make_views, views_of_file
 _MAP_SUFFIX = ".npy"
 _MOST_LABELS = 256
 _FILES = ("structure_from", "structure_mask", "structure_labels", "fix_content_from", "stagewise_from")
-Cut = Literal["center", "crop"]
+Cut = Literal["center", "crop", "pad"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ class ControlConfig:
         mask_foreground: child of the first split that the mask's foreground becomes. Child 0 is the half that was
             merged at the smaller distance, the more even one; so foregrounds are child 1 unless they are flat.
         view_policy: how images and segmentations are cut: "center" takes the centre square of the whole image, "crop"
-            the centre of the image whose shorter side is 1.125 times as long; null cuts as the run's images were cut.
+            the centre of the image whose shorter side is 1.125 times as long, "pad" keeps its pixels and puts them on
+            the middle of a black square; null cuts as the run's images were cut.
         num_candidates: draws of each sample, of which the one that follows best is kept; 1 is plain sampling.
     """
 
@@ -67,7 +68,7 @@ class ControlConfig:
     stagewise_from: str | None = None
     stages: int | None = at_least(1, None)
     mask_foreground: Literal[0, 1] = 1
-    view_policy: Literal["center", "crop"] | None = None
+    view_policy: Cut | None = None
     num_candidates: int = at_least(1, 1)
 
     def __post_init__(self) -> None:
@@ -155,18 +156,22 @@ def plan_control(config: ControlConfig) -> str:
 
 def cut_of_run(run: Path) -> Cut:
     """How view 0 of the images was cut that a run's networks know: by its records, else by its tokenizer's training."""
-    policy = "center"
+    policy, fit = "center", "resize"
     if (run / "records").is_dir():
-        policy = read_manifest(run / "records")["view_policy"]
+        manifest = read_manifest(run / "records")
+        policy, fit = manifest["view_policy"], manifest.get("fit", fit)
     elif (run / "tokenizer" / "release.json").is_file():
         policy = "crop"
     elif (file := run / "tokenizer" / "config.yaml").is_file():
         try:
-            policy = str.lower(yaml.safe_load(file.read_bytes()).get("source", {}).get("view_policy", policy))
+            source = yaml.safe_load(file.read_bytes()).get("source", {})
+            policy, fit = (str.lower(source.get(key, of)) for key, of in (("view_policy", policy), ("fit", fit)))
         except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{file}: does not say how images were cut ({error}); restore it, or set control.view_policy"
             ) from error
+    if fit == "pad":
+        return "pad"
     return "center" if policy in ("center", "shift") else "crop"
 
 
@@ -292,7 +297,8 @@ def _read_label_image(key: str, file: Path, data: bytes) -> np.ndarray:
 
 def _source(tokenizer: Tokenizer, file: Path, cut: Cut) -> SourceConfig:
     size, channels = tokenizer.config.image_size, tokenizer.config.image_channels
-    return replace(SourceConfig(), path=str(file), image_size=size, image_channels=channels, view_policy=cut)
+    how = {"fit": "pad"} if cut == "pad" else {"view_policy": cut}
+    return replace(SourceConfig(), path=str(file), image_size=size, image_channels=channels, **how)
 
 
 def _read(key: str, path: str) -> tuple[Path, bytes]:
@@ -310,7 +316,10 @@ def _decoded(key: str, file: Path, data: bytes, channels: int) -> Image.Image:
 
 
 def _no_image(key: str, file: Path, error: BadImage) -> UserError:
-    return UserError(f"{key}: {file} is no image that can be read ({error}); give a PNG or JPEG file")
+    return UserError(
+        f"{key}: {file} is no image that can be used ({error}); give a PNG or JPEG file, or set "
+        "control.view_policy=center"
+    )
 
 
 def _read_map(path: str, num_positions: int) -> Tensor:

@@ -214,11 +214,24 @@ def test_images_are_cut_as_the_runs_images_were(tokenizer, files):
     assert np.array_equal(image, cuts[0])
 
 
+def test_a_small_image_keeps_its_pixels_where_the_runs_images_did(tokenizer, files):
+    small_HW = np.arange(100, 244, dtype=np.uint8).reshape(12, 12)
+    Image.fromarray(small_HW).save(files / "small.png")
+    Image.fromarray(small_HW.repeat(2, 0)).save(files / "tall.png")
+    small, tall = (ControlConfig(structure_from=str(files / name)) for name in ("small.png", "tall.png"))
+    image = load_control(small, tokenizer, spatial=False, cut="pad").image_HWC
+    assert image is not None
+    assert np.array_equal(image[..., 0], np.pad(small_HW, 2))
+    with pytest.raises(UserError, match=r"tall\.png.*too large to pad.*control\.view_policy"):
+        load_control(tall, tokenizer, spatial=False, cut="pad")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "cut"),
     [
         ("tokenizer/config.yaml", "source: {view_policy: fresh_crop}", "crop"),
         ("tokenizer/config.yaml", "source: {view_policy: shift}", "center"),
+        ("tokenizer/config.yaml", "source: {view_policy: shift, fit: pad}", "pad"),
         ("tokenizer/config.yaml", "model: {}", "center"),
         ("tokenizer/release.json", "{}", "crop"),
         ("tokenizer/ema.json", "{}", "center"),
@@ -231,11 +244,18 @@ def test_the_cut_is_found_beside_the_tokenizer(tmp_path, file, content, cut):
 
 
 @pytest.mark.parametrize(
-    ("policy", "cut"), [("random_crop", "crop"), ("ten_crop", "crop"), ("center", "center"), ("shift", "center")]
+    ("manifest", "cut"),
+    [
+        ({"view_policy": "random_crop"}, "crop"),
+        ({"view_policy": "ten_crop"}, "crop"),
+        ({"view_policy": "center"}, "center"),
+        ({"view_policy": "shift"}, "center"),
+        ({"view_policy": "shift", "fit": "pad"}, "pad"),
+    ],
 )
-def test_the_cut_is_that_of_the_records_where_there_are_any(tmp_path, monkeypatch, policy, cut):
+def test_the_cut_is_that_of_the_records_where_there_are_any(tmp_path, monkeypatch, manifest, cut):
     (tmp_path / "records").mkdir()
-    monkeypatch.setattr("pipelines.structure_control.read_manifest", lambda folder: {"view_policy": policy})
+    monkeypatch.setattr("pipelines.structure_control.read_manifest", lambda folder: manifest)
     assert cut_of_run(tmp_path) == cut
 
 
@@ -263,13 +283,13 @@ def test_the_foreground_can_be_either_child(tokenizer, files):
     ("control", "message"),
     [
         ({"structure_mask": "missing.png"}, "found no file"),
-        ({"structure_mask": "text.png"}, "no image that can be read"),
+        ({"structure_mask": "text.png"}, "no image that can be used"),
         ({"structure_mask": "one-colour.png"}, "all one colour"),
         ({"structure_mask": "oblong.png"}, r"\(32, 20\).*square"),
         ({"structure_mask": "small.png"}, r"\(3, 3\).*at least 4×4"),
         ({"structure_mask": "mask.png", "stages": 5}, "stages is 5.*1 to 4 splits"),
         ({"structure_from": "missing.png"}, "found no file"),
-        ({"structure_from": "text.png"}, "no image that can be read"),
+        ({"structure_from": "text.png"}, "no image that can be used"),
         ({"structure_from": "image.png", "stages": 5}, "stages is 5.*1 to 4 splits"),
         ({"structure_from": "missing.npy"}, "found no file"),
         ({"structure_from": "text.npy"}, "no .npy file that can be read"),
@@ -277,7 +297,7 @@ def test_the_foreground_can_be_either_child(tokenizer, files):
         ({"structure_from": "floats.npy"}, "holds float64"),
         ({"structure_from": "large.npy"}, "16 positions"),
         ({"structure_labels": "missing.png"}, "structure_labels: found no file"),
-        ({"structure_labels": "text.png"}, "no image that can be read"),
+        ({"structure_labels": "text.png"}, "no image that can be used"),
         ({"structure_labels": "text.npy"}, "no .npy file that can be read"),
         ({"structure_labels": "floats.npy"}, "holds float64"),
         ({"structure_labels": "blended.jpg"}, "is a JPEG, which blends labels"),
@@ -288,7 +308,7 @@ def test_the_foreground_can_be_either_child(tokenizer, files):
         ({"structure_from": "several.npy"}, "is an .npz file; expected one array"),
         ({"structure_labels": "one-colour.png"}, "one label"),
         ({"structure_labels": "palette.png", "stages": 5}, "stages is 5.*1 to 4 splits"),
-        ({"fix_content_from": "text.png", "stages": 2}, "no image that can be read"),
+        ({"fix_content_from": "text.png", "stages": 2}, "no image that can be used"),
         ({"fix_content_from": "image.png", "stages": 6}, "stages is 6.*1 to 5 stages of contents"),
     ],
 )
