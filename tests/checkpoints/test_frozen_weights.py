@@ -60,6 +60,7 @@ def test_dino_is_read_from_both_formats_and_its_key_biases_are_zero(tmp_path):
         assert torch.equal(found["blocks.5.attn.qkv.bias"][:384], tensors["blocks.5.attn.qkv.bias"][:384])
 
 
+@pytest.mark.slow
 def test_missing_damaged_and_foreign_files_are_named(tmp_path, vgg_file):
     with pytest.raises(UserError, match=r"found no file.*dino_deitsmall16_pretrain.pth.*judges.dino_weights"):
         load_dino_features(tmp_path / "absent.pth")

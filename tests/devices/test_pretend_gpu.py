@@ -177,6 +177,7 @@ def test_images_drawn_from_weights_on_disk_are_the_cpus(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_sample_replays_passes_as_graphs_where_asked(tmp_path, monkeypatch):
     """The command alone; what a replay gives is told by tests/sampling/test_graphs.py."""
     save_generators(tmp_path / "run")

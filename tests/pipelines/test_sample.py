@@ -49,6 +49,7 @@ def test_a_class_that_is_asked_for_twice_goes_on_with_other_images(run, tmp_path
     assert len({image.tobytes() for image in twice.values()}) == 6
 
 
+@pytest.mark.slow
 def test_samples_take_the_place_of_those_before_and_of_nothing_else(run, tmp_path, capsys):
     folder = tmp_path / "samples"
     draw(run, folder, classes=[3, 4])

@@ -36,6 +36,7 @@ def image_pairs():
     return first.float(), second.float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["vgg", "alex"])
 def test_distances_and_gradients_are_those_of_the_authors(tmp_path, trunk):
     distance = load_perceptual_distance(write_trunk(tmp_path / "trunk.pth", trunk), trunk)

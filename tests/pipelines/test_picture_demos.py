@@ -1,0 +1,119 @@
+"""The demos on photographs and on figures in colour: cut short in every test run, whole in `make long`.
+
+Both data sets are fetched by name; where that fails, so do these tests.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.experiment.status import read_status
+from pipelines.experiment.steps import STEPS
+from tools.datasets.avatars import make_avatars
+from tools.datasets.fashion_mnist import FILES, find_fashion_mnist
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+
+SHORT = [
+    *("tokenizer.model.base_width=8", "tokenizer.model.codebook_size=64"),
+    *("tokenizer.optimizer.total_images=1280", "tokenizer.optimizer.warmup_images=128"),
+    *("tokenizer.loss.soft_assignment_images=640", "tokenizer.optimizer.ema_half_life_images=128"),
+    *("generators.content.content.width=64", "generators.content.content.depth=2"),
+    *("generators.content.optimizer.total_images=640", "generators.content.optimizer.warmup_images=64"),
+    *("generators.structure.structure.depth=2", "generators.structure.optimizer.total_images=640"),
+    *("generators.structure.optimizer.warmup_images=64", "evaluation.guidance_one=false"),
+    *("evaluation.pool.num_samples=100", "evaluation.pool.chunk_size=50", "evaluation.pool.batch_size=50"),
+]
+# Shares of a rate of real or reconstructed held-out images that the whole demos reach, and of near copies.
+READ_RECONSTRUCTED, PRECISION, RECALL, NEAR_COPIES = 0.98, 0.8, 0.8, 0.07
+
+
+def run(file: str, folder: Path, *settings: str, timeout: float = 800) -> dict[str, Any]:
+    """The scores of an experiment, run as a user does."""
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", file, f"folder={folder}", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert [line.split()[:2] for line in read_status(folder)[1:]] == [[name, "finished"] for name in STEPS]
+    return json.loads((folder / "evaluation" / "results.json").read_text())
+
+
+def keep(file: Path, per_image: int, num_images: int) -> None:
+    """Cut an IDX file off after so many images (or labels, of one byte)."""
+    header = 16 if per_image > 1 else 8
+    data = bytearray(gzip.decompress(file.read_bytes()))
+    data[4:8] = num_images.to_bytes(4, "big")
+    file.write_bytes(gzip.compress(bytes(data[: header + per_image * num_images]), 1))
+
+
+def check_chain(folder: Path, results: dict[str, Any], channels: int) -> None:
+    """What must be so however short a training was."""
+    manifest = json.loads((folder / "records" / "manifest.json").read_text())
+    assert (manifest["num_positions"], manifest["last_stage"], manifest["image_channels"]) == (64, 6, channels)
+    assert results["protocol"]["extractor"]["kind"] == "efficientnet-lite0"
+    assert results["protocol"]["judge"]["kind"] == "linear-probe"
+    assert results["comparable"] is False
+    scores = results["scores"]
+    assert all("fd" in scores[name] and "fid" not in scores[name] for name in ("generated", "held_out"))
+    assert scores["held_out"]["class_accuracy"] > 0.5
+    assert scores["reconstructions"]["class_accuracy"] > 0.2  # of ten classes
+    assert "FD (EfficientNet-Lite0)" in (folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def clothes(tmp_path_factory) -> Path:
+    """The four files of Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("clothes") / "fashion-mnist"
+    find_fashion_mnist(folder)
+    return folder
+
+
+def test_clothes_cut_short(clothes, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in FILES:
+        (few / name).write_bytes((clothes / name).read_bytes())
+        keep(few / name, 784 if "images" in name else 1, 1500 if "train" in name else 200)
+    folder = tmp_path / "run"
+    results = run("demo/fashion.yaml", folder, f"source.path={few}", *SHORT)
+    check_chain(folder, results, channels=1)
+    assert results["caveats"], "200 held-out images carry no judgement, and nothing says so"
+    picture = folder / "clothes.png"
+    Image.fromarray(np.full((28, 28), 200, np.uint8)).save(picture)
+    command = [sys.executable, "-m", "pipelines.cli.main", "sample", f"run={folder}", "num_per_class=1"]
+    settings = [f"output={folder / 'drawn'}", "classes=[Bag, T-shirt/top]", f"control.structure_from={picture}"]
+    subprocess.run([*command, *settings], check=True, capture_output=True, timeout=300)
+    assert len(list((folder / "drawn").rglob("*.png"))) >= 2
+
+
+def test_figures_cut_short(tmp_path):
+    folder = tmp_path / "run"
+    make_avatars(tmp_path / "figures", train=60, judge=12, test=20)
+    results = run("demo/avatars.yaml", folder, f"source.path={tmp_path / 'figures'}", *SHORT)
+    check_chain(folder, results, channels=3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(9000)
+@pytest.mark.parametrize(("name", "read_generated"), [("fashion", 0.95), ("avatars", 0.97)])
+def test_whole(name, read_generated, tmp_path):
+    if name == "fashion":
+        find_fashion_mnist(tmp_path / name)
+    else:
+        make_avatars(tmp_path / name)
+    results = run(f"demo/{name}.yaml", tmp_path / "run", f"source.path={tmp_path / name}", timeout=8900)
+    assert results["caveats"] == []
+    generated, held_out, copies = (results["scores"][part] for part in ("generated", "held_out", "reconstructions"))
+    assert copies["class_accuracy"] >= READ_RECONSTRUCTED * held_out["class_accuracy"]
+    assert generated["class_accuracy"] >= read_generated * held_out["class_accuracy"]
+    assert generated["precision"] >= PRECISION * copies["precision"]
+    assert generated["recall"] >= RECALL * copies["recall"]
+    assert generated["distance_to_training"]["share_nearer_than_95_percent_of_held_out"] <= NEAR_COPIES
