@@ -76,7 +76,8 @@ def load_config(
     Args:
         schema: a dataclass; may nest dataclasses, lists and dicts. One with a class method `read_as` says itself by
             which schema given values are read. A table `UNREAD` names sections, with their schemas, that a file may
-            hold for another command: they must fit, and are left out.
+            hold for another command: they must fit, and are left out. A table `SHARED`
+            names sections, and for each the others ("step.section") that take what they do not say themselves from it.
         file: YAML file (also a name below `configs/`), or None for the defaults alone.
         settings: one after the other, the later wins: texts "key=value" with dotted keys, the value read by the key's
             type ("[1, 2]", "null", "1e-3"), and nested dictionaries, whose values are taken as they are.
@@ -104,7 +105,7 @@ def load_config(
             origin = name
             typed.append(OmegaConf.create(typed_section(schema, content, "", schema)))
         origin = all_origins
-        values = typing.cast(DictConfig, OmegaConf.merge(values, *typed))
+        values = _with_shared(schema, typing.cast(DictConfig, OmegaConf.merge(values, *typed)))
         # One merge into the schema: frozen dataclasses make its nodes read-only, which merge lifts once.
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         return typing.cast(T, OmegaConf.to_object(merged))
@@ -152,6 +153,16 @@ def _setting(setting: Setting) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
+
+
+def _with_shared(schema: type, values: DictConfig) -> DictConfig:
+    """What is given, each section that others take (`SHARED`) copied below what they say themselves."""
+    given = typing.cast(dict[str, Any], OmegaConf.to_container(values, resolve=False))
+    for name, others in getattr(schema, "SHARED", {}).items():
+        for step, section in (other.split(".") for other in others):
+            if isinstance(holder := given.get(step), dict) and isinstance(own := holder.get(section, {}), dict):
+                holder[section] = {**given.get(name, {}), **own}
+    return OmegaConf.create(given)
 
 
 def _explain(schema: type, error: OmegaConfBaseException, values: DictConfig) -> str:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from rich.console import Console
 
@@ -60,10 +60,12 @@ class ExperimentConfig:
     Attributes:
         folder: where everything goes; the steps' folders lie below it.
         data: folder of class folders that `source` was chosen for, see `own_images`; null for none.
-        source: the images. The steps' own sources refer to it, and differ from it in split and views alone.
+        source: the images. A step takes all of it that its own source does not say; that is split and views at most.
         tokenizer, precompute, generators, evaluation: the steps. What one reads that no other makes must be there.
         session: the one Ray cluster of all steps.
     """
+
+    SHARED: ClassVar = {"source": ("tokenizer.source", "precompute.source", "evaluation.source")}
 
     folder: str = "runs/experiment"
     data: str | None = None

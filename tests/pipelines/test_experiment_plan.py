@@ -26,6 +26,33 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> ChainHere:
     return ChainHere(monkeypatch)
 
 
+# --- what the steps share
+
+
+def test_a_step_takes_what_its_own_source_does_not_say(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "extends: demo/digits.yaml\nseed: 3\nsource: {seed: '${seed}', judge_fraction: 0.3}\n"
+        "precompute: {source: {num_views: 4}}\ntokenizer: null\n"
+    )
+    config = load_config(ExperimentConfig, file, ["source.test_fraction=0.25", "evaluation.source.num_views=2"])
+    assert config.tokenizer is None
+    assert config.precompute is not None
+    assert config.evaluation is not None
+    assert config.precompute.source == replace(config.source, num_views=4)
+    assert config.evaluation.source == replace(config.source, num_views=2)
+    assert (config.source.seed, config.source.judge_fraction, config.source.test_fraction) == (3, 0.3, 0.25)
+
+
+def test_a_step_may_name_the_whole_source_or_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for own in ("'${source}'", "{}"):
+        file.write_text(f"extends: demo/digits.yaml\ntokenizer: {{source: {own}}}\n")
+        config = load_config(ExperimentConfig, file, ["source.num_views=4"])
+        assert config.tokenizer is not None
+        assert config.tokenizer.source == config.source
+
+
 # --- the order, and what is refused before anything starts
 
 
