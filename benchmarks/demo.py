@@ -1,6 +1,7 @@
-"""Runs the demo for several seeds and writes what it took and what came out: docs/results/demo.md.
+"""Runs a demo for several seeds and writes what it took and what came out: docs/results/demo.md, pictures.md.
 
     .venv/bin/python benchmarks/demo.py --seeds 0 1 2 --folder runs/benchmark
+    .venv/bin/python benchmarks/demo.py --file demo/fashion.yaml --seeds 0 --output docs/results/fashion.json
 
 Wall time is that of the whole command. Memory is the sum of the proportional set sizes of all its processes (shared
 pages counted once) plus what lies in /dev/shm, which counts mapped shared memory twice: an upper bound. Linux only.
@@ -26,12 +27,15 @@ POLL_S = 10.0  # asking the kernel takes a tenth of a second of a core
 def main() -> None:
     """Measures, then writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--file", default="demo/digits.yaml", help="the experiment")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/demo.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args()
-    runs = [measure(given.folder / f"seed{seed}", [f"seed={seed}", *given.overrides]) for seed in given.seeds]
+    runs = [
+        measure(given.file, given.folder / f"seed{seed}", [f"seed={seed}", *given.overrides]) for seed in given.seeds
+    ]
     given.output.parent.mkdir(parents=True, exist_ok=True)
     machine = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -45,10 +49,10 @@ def main() -> None:
     print_summary(runs)
 
 
-def measure(folder: Path, overrides: list[str]) -> dict[str, object]:
-    """One demo from nothing: seconds, peak bytes, scores."""
+def measure(file: str, folder: Path, overrides: list[str]) -> dict[str, object]:
+    """One experiment from nothing: seconds, peak bytes, scores."""
     shutil.rmtree(folder, ignore_errors=True)
-    command = [str(Path(sys.executable).with_name("nvg")), "demo", f"folder={folder}", *overrides]
+    command = [str(Path(sys.executable).with_name("nvg")), "run", file, f"folder={folder}", *overrides]
     before = shared_memory()
     start = time.monotonic()
     process = subprocess.Popen(command)
