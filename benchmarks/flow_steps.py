@@ -164,8 +164,9 @@ class Study:
 
 def _evaluation_of(run: Path) -> EvaluateConfig:
     """As the run was scored, its networks where the run lies now."""
-    networks = {name: str(run / name) for name in ("tokenizer", "content", "structure")}
-    return load_config(EvaluateConfig, run / "configs" / "evaluation.yaml", [networks])
+    config = load_config(EvaluateConfig, run / "configs" / "evaluation.yaml")
+    here = {name: str(run / name) for name in ("tokenizer", "content", "structure") if getattr(config, name)}
+    return replace(config, **here)
 
 
 def distance_within_class(features_NF: NDArray[np.float32], labels_N: NDArray[np.integer]) -> float:
