@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def check_images(config: ExperimentConfig) -> list[str]:
             if found != expected:
                 expected = f"{expected!r} as source.{key} is: every step divides the same images"
                 raise refuse(f"{name}.source.{key}", found, expected, f"set source.{key} alone")
-    evaluation = config.evaluation
+    path, evaluation = config.source.path, config.evaluation
+    if path and config.origin and steps and "://" not in path and not Path(path).expanduser().exists():
+        raise refuse("source.path", path, "where the images lie, and there is nothing", config.origin)
     if evaluation is not None:
         evaluation.judge.extractor()
     if evaluation is not None and evaluation.pool.num_samples < LEAST_IMAGES:

@@ -60,6 +60,7 @@ class ExperimentConfig:
     Attributes:
         folder: where everything goes; the steps' folders lie below it.
         data: folder of class folders that `source` was chosen for, see `own_images`; null for none.
+        origin: how to come by the images, told where there is nothing at `source.path`.
         source: the images. A step takes all of it that its own source does not say; that is split and views at most.
         tokenizer, precompute, generators, evaluation: the steps. What one reads that no other makes must be there.
         session: the one Ray cluster of all steps.
@@ -70,6 +71,7 @@ class ExperimentConfig:
     folder: str = "runs/experiment"
     data: str | None = None
     seed: int = 0
+    origin: str = ""
     source: SourceConfig = field(default_factory=SourceConfig)
     tokenizer: TokenizerRunConfig | None = None
     precompute: PrecomputeConfig | None = None

@@ -56,6 +56,21 @@ def test_a_step_may_name_the_whole_source_or_none(tmp_path: Path) -> None:
 # --- the order, and what is refused before anything starts
 
 
+@pytest.mark.parametrize(
+    ("file", "ways"),
+    [
+        ("demo/fashion.yaml", ["tools.datasets.fashion_mnist", "apt-get install", "dpkg-deb -x", "the four files"]),
+        ("demo/avatars.yaml", ["tools.datasets.avatars"]),
+    ],
+)
+def test_images_that_are_not_there_are_told_with_all_ways_to_come_by_them(tmp_path: Path, file, ways) -> None:
+    config = load_config(ExperimentConfig, file, [f"source.path={tmp_path / 'nothing'}", f"folder={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match=r"source\.path is .*nothing.*, and there is nothing") as error:
+        plan_experiment(config)
+    assert all(way in str(error.value) for way in ways)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_order_follows_from_paths(tmp_path: Path) -> None:
     plan = make_plan(configured(tmp_path / "run"))
     assert list(plan.steps) == list(STEPS)
