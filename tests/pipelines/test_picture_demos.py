@@ -25,11 +25,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = [
     *("tokenizer.model.base_width=8", "tokenizer.model.codebook_size=64"),
-    *("tokenizer.optimizer.total_images=1280", "tokenizer.optimizer.warmup_images=128"),
-    *("tokenizer.loss.soft_assignment_images=640", "tokenizer.optimizer.ema_half_life_images=128"),
+    *("tokenizer.optimizer.total_images=1024", "tokenizer.optimizer.warmup_images=128"),
+    *("tokenizer.loss.soft_assignment_images=512", "tokenizer.optimizer.ema_half_life_images=128"),
     *("generators.content.content.width=64", "generators.content.content.depth=2"),
-    *("generators.content.optimizer.total_images=640", "generators.content.optimizer.warmup_images=64"),
-    *("generators.structure.structure.depth=2", "generators.structure.optimizer.total_images=640"),
+    *("generators.content.optimizer.total_images=256", "generators.content.optimizer.warmup_images=64"),
+    *("generators.structure.structure.depth=2", "generators.structure.optimizer.total_images=256"),
     *("generators.structure.optimizer.warmup_images=64", "evaluation.guidance_one=false"),
     *("evaluation.pool.num_samples=100", "evaluation.pool.chunk_size=50", "evaluation.pool.batch_size=50"),
 ]
@@ -64,7 +64,7 @@ def check_chain(folder: Path, results: dict[str, Any], channels: int) -> None:
     scores = results["scores"]
     assert all("fd" in scores[name] and "fid" not in scores[name] for name in ("generated", "held_out"))
     assert scores["held_out"]["class_accuracy"] > 0.5
-    assert scores["reconstructions"]["class_accuracy"] > 0.2  # of ten classes
+    assert scores["reconstructions"]["psnr_db"] > 9.5  # 32 steps
     assert "FD (EfficientNet-Lite0)" in (folder / "report.html").read_text()
 
 
@@ -81,15 +81,16 @@ def test_clothes_cut_short(clothes, tmp_path):
     few.mkdir()
     for name in FILES:
         (few / name).write_bytes((clothes / name).read_bytes())
-        keep(few / name, 784 if "images" in name else 1, 1500 if "train" in name else 200)
+        keep(few / name, 784 if "images" in name else 1, 1000 if "train" in name else 150)
     folder = tmp_path / "run"
     results = run("demo/fashion.yaml", folder, f"source.path={few}", *SHORT)
     check_chain(folder, results, channels=1)
-    assert results["caveats"], "200 held-out images carry no judgement, and nothing says so"
+    assert results["scores"]["reconstructions"]["class_accuracy"] > 0.15  # of ten classes
+    assert results["caveats"], "150 held-out images carry no judgement, and nothing says so"
     picture = folder / "clothes.png"
     Image.fromarray(np.full((28, 28), 200, np.uint8)).save(picture)
     command = [sys.executable, "-m", "pipelines.cli.main", "sample", f"run={folder}", "num_per_class=1"]
-    settings = [f"output={folder / 'drawn'}", "classes=[Bag, T-shirt/top]", f"control.structure_from={picture}"]
+    settings = [f"output={folder / 'drawn'}", "classes=[8, 0]", f"control.structure_from={picture}"]
     subprocess.run([*command, *settings], check=True, capture_output=True, timeout=300)
     assert len(list((folder / "drawn").rglob("*.png"))) >= 2
 
