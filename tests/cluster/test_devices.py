@@ -195,6 +195,7 @@ try:
     ranks.join()
 except ClusterError as error:
     print(error)
+dist.destroy_process_group()  # its threads do not outlive the interpreter
 """
 
 
