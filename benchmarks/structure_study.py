@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,10 @@ def tokenizer_scores(folder: Path) -> dict[str, Any]:
     output = folder / "tokenizer-evaluation"
     if not (output / RESULTS_FILE).is_file():
         scored = load_config(EvaluateConfig, folder / "configs" / "evaluation.yaml")
-        source = load_config(type(scored.source), None, [{**vars(scored.source), "split": "test", "num_views": 1}])
         config = EvaluateTokenizerConfig(
             output=str(output),
             tokenizer=str(folder / "tokenizer"),
-            source=source,
+            source=replace(scored.source, split="test", num_views=1),
             extractor_kind=scored.extractor_kind,
             session=scored.session,
         )

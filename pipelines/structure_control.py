@@ -231,7 +231,7 @@ def tokenized(key: str, path: str, tokenizer: Tokenizer, cut: Cut) -> tuple[Imag
     try:
         (image,) = views_of_file(data, config=_source(tokenizer, file, cut), key=path, views=[0])
     except BadImage as error:
-        raise _no_image(key, file, error) from error
+        raise _no_image(key, file, error, cut) from error
     return image, *tokenizer.tokenize(to_model_range(image[None]))
 
 
@@ -265,7 +265,7 @@ def _from_labels(config: ControlConfig, tokenizer: Tokenizer, cut: Cut) -> Contr
     try:
         (cut_HWC,) = make_views(numbers, config=source, key=str(file), views=[0], resample=Image.Resampling.NEAREST)
     except BadImage as error:
-        raise _no_image(key, file, error) from error
+        raise _no_image(key, file, error, cut) from error
     labels = torch.from_numpy(cut_HWC[..., 0].astype(np.int64))
     structure_L = label_structure(labels, tokenizer.config.num_positions)
     num_labels = len(labels.unique())
@@ -315,11 +315,9 @@ def _decoded(key: str, file: Path, data: bytes, channels: int) -> Image.Image:
         raise _no_image(key, file, error) from error
 
 
-def _no_image(key: str, file: Path, error: BadImage) -> UserError:
-    return UserError(
-        f"{key}: {file} is no image that can be used ({error}); give a PNG or JPEG file, or set "
-        "control.view_policy=center"
-    )
+def _no_image(key: str, file: Path, error: BadImage, cut: Cut | None = None) -> UserError:
+    another = ", or set control.view_policy=center, which takes images of any size" if cut == "pad" else ""
+    return UserError(f"{key}: {file} is no image that can be read ({error}); give a PNG or JPEG file{another}")
 
 
 def _read_map(path: str, num_positions: int) -> Tensor:
