@@ -148,12 +148,10 @@ class Study:
     def _scores(self, images_NHWC: ImageArray, labels_N: NDArray[np.integer]) -> dict[str, float]:
         features_NF = extract(self.extractor, images_NHWC).features_NF
         key, classes = self.named.distance_key, len(self.data.class_names)
-        looked_at = self.judge.extractor is not None and self.judge.extractor.identity() == self.named.identity()
+        seen_NF = features_NF if self.judge.looks_with(self.named) else None
         return {
             "num_images": len(images_NHWC),
-            "class_accuracy": class_accuracy(
-                self.judge.read(images_NHWC, features_NF if looked_at else None), labels_N, classes
-            )[0],
+            "class_accuracy": class_accuracy(self.judge.read(images_NHWC, seen_NF), labels_N, classes)[0],
             **score_features(
                 features_NF,
                 None,

@@ -322,9 +322,8 @@ def _score(
             manifold_images=manifold_images,
         )
         if judge is not None:
-            known = judge.extractor is not None and judge.extractor.identity() == spec.identity()
             row["class_accuracy"], row["class_accuracy_by_class"] = class_accuracy(
-                judge.read(images.images, features.features_NF if known else None),
+                judge.read(images.images, features.features_NF if judge.looks_with(spec) else None),
                 images.labels,
                 len(data.class_names),
             )

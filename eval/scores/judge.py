@@ -103,6 +103,10 @@ class Judge:
             return {**{name: getattr(self.config, name) for name in _OF_PIXELS}, **facts}
         return {**facts, "penalty": self.config.probe_penalty, "features": self.extractor.identity()}
 
+    def looks_with(self, extractor: ExtractorSpec) -> bool:
+        """Whether features of this extractor are the ones it reads by."""
+        return self.extractor is not None and self.extractor.identity() == extractor.identity()
+
     def read(self, images_BHWC: ImageArray, features_BF: NDArray[np.float32] | None = None) -> NDArray[np.int64]:
         """Say which class each image shows, int64 (B,).
 

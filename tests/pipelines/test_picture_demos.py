@@ -24,11 +24,11 @@ from tools.datasets.fashion_mnist import FILES, find_fashion_mnist
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = [
-    *("tokenizer.model.base_width=8", "tokenizer.model.codebook_size=64"),
+    "tokenizer.model.base_width=8",
     *("tokenizer.optimizer.total_images=1024", "tokenizer.optimizer.warmup_images=128"),
     *("tokenizer.loss.soft_assignment_images=512", "tokenizer.optimizer.ema_half_life_images=128"),
-    *("generators.content.content.width=64", "generators.content.content.depth=2"),
-    *("generators.content.optimizer.total_images=256", "generators.content.optimizer.warmup_images=64"),
+    *("generators.content.content.depth=2", "generators.content.optimizer.total_images=256"),
+    "generators.content.optimizer.warmup_images=64",
     *("generators.structure.structure.depth=2", "generators.structure.optimizer.total_images=256"),
     *("generators.structure.optimizer.warmup_images=64", "evaluation.guidance_one=false"),
     *("evaluation.pool.num_samples=100", "evaluation.pool.chunk_size=50", "evaluation.pool.batch_size=50"),
