@@ -191,7 +191,9 @@ def _waits(campaign: Campaign) -> None:
                 call()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        at = {f"{Path(one.filename).name}:{one.lineno}" for one in found if "synchroniz" in str(one.message)}
+        at = {
+            f"{Path(one.filename).name}:{one.lineno}" for one in found if "called a synchronizing" in str(one.message)
+        }
         return sorted(at)
 
     latent_BLC = torch.randn(8, 256, 32, device=campaign.device)

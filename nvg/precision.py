@@ -7,8 +7,10 @@ bf16   the matrix products of the generators' blocks are in bfloat16; all else s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -58,6 +60,23 @@ def too_old_for_bf16(device: torch.device) -> str | None:
 def too_old_for_triton(device: torch.device) -> str | None:
     """Why Triton compiles nothing for a GPU, None where it does."""
     return _too_old(device, _LEAST_FOR_TRITON, "Triton")
+
+
+def refused_by_triton(device: torch.device, trial: Callable[[torch.device], str | None]) -> str | None:
+    """Why a kernel written in Triton cannot be used on a GPU, None where it can.
+
+    Args:
+        device: a GPU.
+        trial: runs the kernel there once; None where its result is right, else what is wrong.
+    """
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if old := too_old_for_triton(device):
+        return old
+    try:
+        return trial(device)
+    except (ImportError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:  # no driver
+        return f"Triton does not work: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _too_old(device: torch.device, least: tuple[int, int], what: str) -> str | None:

@@ -106,3 +106,23 @@ def test_the_page_holds_every_prediction(module):
     for row in module.predicted_rows():
         assert f"| {row.part} | {row.what} |" in page
         assert f"| {row.predicted:.3g} {row.unit} |" in page
+
+
+def test_the_page_and_the_presets_hold_what_was_measured(module):
+    """Each number of the file stands in its row of the page; the presets' hours follow from the last speed."""
+    page = (REPOSITORY / "docs" / "results" / "gpu.md").read_text()
+    last = {}
+    for column, run in enumerate(json.loads((REPOSITORY / "docs" / "results" / "gpu.json").read_text())["runs"]):
+        for row in run["rows"]:
+            assert row["passed"] is not False, row["what"]
+            last[row["part"], row["what"]] = row["value"]
+            if row["part"] != "parity":
+                cells = page.partition(f"| {row['part']} | {row['what']} |")[2].partition("\n")[0].split("|")
+                assert cells[column].strip() == module._number(row["value"], row["unit"])
+    for kind in ("content", "structure"):
+        for depth, epochs in ((16, 200), (20, 250), (24, 350)):
+            speed = last["train", f"{kind} d{depth}, compiled"]
+            head = (REPOSITORY / "configs" / kind / f"d{depth}.yaml").read_text()
+            hours = epochs * 1_281_167 / speed / 3600
+            assert f"{speed:.3g} images/s" in head
+            assert f"which is {hours:,.0f} hours" in head

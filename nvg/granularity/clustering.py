@@ -7,7 +7,6 @@ M members of a cluster.
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from nvg.errors import NotFiniteError, UserError
 from nvg.granularity.stages import StageLayout
-from nvg.precision import too_old_for_triton
+from nvg.precision import refused_by_triton
 
 logger = logging.getLogger(__name__)
 
@@ -191,20 +190,21 @@ def _merge_on_device(device: torch.device) -> Callable[[Tensor, int], tuple[Tens
 @cache
 def _triton_merge(device: torch.device) -> Callable[[Tensor, int], tuple[Tensor, Tensor]] | None:
     """Triton's merging where it works on a GPU, tried on 16 positions; where not, it is said once why."""
-    reason = too_old_for_triton(device) if find_spec("triton") else "Triton is not installed"
-    if reason is None:
-        try:
-            from nvg.granularity.triton_clustering import merge_in_triton
+    if reason := refused_by_triton(device, _triton_merges_alike):
+        logger.warning("clustering on %s goes in rounds, several times as slow as in one kernel: %s", device, reason)
+        return None
+    from nvg.granularity.triton_clustering import merge_in_triton
 
-            points_BLC = torch.arange(2 * 16 * 16.0, device=device).sin().view(2, 16, 16)
-            members_BNM, _ = merge_in_triton(points_BLC, 4)
-            if torch.equal(members_BNM, merge_in_rounds(points_BLC, 4)):
-                return merge_in_triton
-            reason = "Triton finds other clusters there than PyTorch"
-        except (ImportError, OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:  # no driver
-            reason = f"Triton does not work: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    logger.warning("clustering on %s goes in rounds, several times as slow as in one kernel: %s", device, reason)
-    return None
+    return merge_in_triton
+
+
+def _triton_merges_alike(device: torch.device) -> str | None:
+    from nvg.granularity.triton_clustering import merge_in_triton
+
+    points_BLC = torch.arange(2 * 16 * 16.0, device=device).sin().view(2, 16, 16)
+    members_BNM, _ = merge_in_triton(points_BLC, 4)
+    alike = torch.equal(members_BNM, merge_in_rounds(points_BLC, 4))
+    return None if alike else "Triton finds other clusters there than PyTorch"
 
 
 def greedy_pairs(distance_BNN: Tensor) -> Tensor:

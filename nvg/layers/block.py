@@ -5,13 +5,21 @@ Legend: N sequences, S tokens, D model width, H heads, P = 32 rotated pairs of a
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvg.layers.rope import HEAD_WIDTH, rotate
+from nvg.layers.rope import HEAD_WIDTH, NORM_EPS, rotate
+from nvg.precision import refused_by_triton
 
-NORM_EPS = 1e-6
+logger = logging.getLogger(__name__)
+
+Turn: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class HeadNorm(nn.Module):
@@ -42,6 +50,42 @@ def normed_and_turned(qk_NS2HD: Tensor, gain_2D: Tensor, table_NSP2: Tensor) -> 
     heads_NSHD = normed.type_as(qk_NS2HD).float().flatten(2, 3)
     query, key = rotate(heads_NSHD, table_NSP2).type_as(qk_NS2HD).view_as(qk_NS2HD).unbind(2)
     return query, key
+
+
+@cache
+def turning_on(device: torch.device) -> Turn:
+    """How queries and keys are normed and turned on a device: in one kernel where Triton works, else in torch.
+
+    Paper: §2.2.2 (structure-aware RoPE)
+    """
+    if device.type != "cuda":
+        return normed_and_turned
+    if reason := refused_by_triton(device, _triton_turns_alike):
+        logger.warning(
+            "queries and keys on %s are turned by PyTorch, with two to three times the traffic: %s", device, reason
+        )
+        return normed_and_turned
+    from nvg.layers.triton_heads import turn_heads
+
+    return turn_heads
+
+
+@torch.enable_grad()
+def _triton_turns_alike(device: torch.device) -> str | None:
+    """Two sequences turned both ways: None, or in which way Triton differs."""
+    from nvg.layers.triton_heads import turn_heads
+
+    number = torch.arange(2 * 9 * 2 * 3 * HEAD_WIDTH, device=device).sin()
+    qk_NS2HD = number.view(2, 9, 2, 3, HEAD_WIDTH).requires_grad_()
+    gain_2D = torch.linspace(0.5, 2, 2 * HEAD_WIDTH, device=device).view(2, HEAD_WIDTH).requires_grad_()
+    angle_NSP = torch.linspace(0, 9, 2 * 9 * 32, device=device).view(2, 9, 32)
+    table_NSP2 = torch.stack([angle_NSP.cos(), angle_NSP.sin()], dim=-1)
+    found = []
+    for turn in (turn_heads, normed_and_turned):
+        query, key = turn(qk_NS2HD, gain_2D, table_NSP2)
+        found.append([query, key, *torch.autograd.grad((query * key.square()).sum(), (qk_NS2HD, gain_2D))])
+    alike = all(torch.allclose(*pair, rtol=1e-4, atol=1e-4) for pair in zip(*found, strict=True))
+    return None if alike else "Triton turns heads otherwise than PyTorch"
 
 
 class Modulation(nn.Module):
@@ -88,7 +132,12 @@ class SingleStreamBlock(nn.Module):
         self.linear_out = nn.Linear(width + self.mlp_width, width)
 
     def forward(
-        self, x_NSD: Tensor, vec_ND: Tensor, table_NSP2: Tensor, branch_scale_N: Tensor | None = None
+        self,
+        x_NSD: Tensor,
+        vec_ND: Tensor,
+        table_NSP2: Tensor,
+        branch_scale_N: Tensor | None = None,
+        turn: Turn = normed_and_turned,
     ) -> Tensor:
         """Applies the block.
 
@@ -97,15 +146,16 @@ class SingleStreamBlock(nn.Module):
             vec_ND: conditioning vector, any float dtype.
             table_NSP2: float32 rotations from `rotary_table`.
             branch_scale_N: drop-path multiplier of the gated branch, one a sequence (0 or 1 / keep rate); None is 1.
+            turn: see `turning_on`.
 
         Returns:
             float32 (N, S, D).
         """
         shift, scale, gate = self.modulation(vec_ND)
-        qkv, mlp = _split_linear(self.linear_in, _as_factor(modulate(x_NSD, shift, scale)), self.mlp_width)
-        qk_NS2HD, value_NS1HD = qkv.unflatten(-1, (3, self.num_heads, HEAD_WIDTH)).split([2, 1], dim=2)
+        heads, mlp = _split_linear(self.linear_in, _as_factor(modulate(x_NSD, shift, scale)), self.mlp_width, turn)
+        qk_NS2HD, value_NS1HD = (part.unflatten(-1, (-1, self.num_heads, HEAD_WIDTH)) for part in heads)
         gain_2D = torch.stack([self.query_norm.gain, self.key_norm.gain])
-        query, key = normed_and_turned(qk_NS2HD, gain_2D, table_NSP2)
+        query, key = turn(qk_NS2HD, gain_2D, table_NSP2)
         # Attention takes views of what lies token by token, and gives back what the next product reads in order.
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value_NS1HD.squeeze(2).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -117,15 +167,21 @@ class SingleStreamBlock(nn.Module):
 def _as_factor(x: Tensor) -> Tensor:
     """The input of several matrix products, rounded once to their precision."""
     kind = x.device.type
-    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return x.to(torch.get_autocast_dtype(kind)) if rounds else x
+    # Not `is_autocast_available`: in torch 2.11 it would cut the compiled block in two.
+    return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
 
 
-def _split_linear(linear: nn.Linear, x: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """linear(x) as two tensors, GELU on the last of them, without the copies of a split in the backward pass."""
+def _split_linear(linear: nn.Linear, x: Tensor, last: int, turn: Turn) -> tuple[tuple[Tensor, ...], Tensor]:
+    """linear(x) as ((queries and keys, values), the rest), GELU on the rest, without the copies of a split backwards.
+
+    A kernel of its own for queries and keys gives their gradient apart; then they are a product of their own, too.
+    """
     first = linear.out_features - last
-    heads = linear.weight.split([first, last]), linear.bias.split([first, last])
-    return F.linear(x, heads[0][0], heads[1][0]), _linear_gelu(x, heads[0][1], heads[1][1])
+    parts = (first // 3 * 2, first // 3)
+    sizes = [first] if turn is normed_and_turned else parts
+    *heads, mlp = zip(linear.weight.split([*sizes, last]), linear.bias.split([*sizes, last]), strict=True)
+    made = [F.linear(x, *weights) for weights in heads]
+    return tuple(made if len(made) == len(parts) else made[0].split(parts, dim=-1)), _linear_gelu(x, *mlp)
 
 
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from nvg.granularity import StageLayout, structure_embedding
 
 HEAD_WIDTH = 64
+NORM_EPS = 1e-6
 THETA = 10_000.0
-STACKING_DEVICES = ("cpu",)  # whose compiled rotation stacks the halves of a pair; see `rotate`
 KIND_WIDTH = 8
 
 
@@ -52,8 +52,8 @@ def _frequencies(width: int, device: torch.device) -> Tensor:
 def rotate(x_NSHD: Tensor, table_NSP2: Tensor) -> Tensor:
     """Turns the interleaved channel pairs of queries or keys, where they lie.
 
-    As a product of complex numbers, or written out where it is compiled: no code is generated for complex numbers. Then
-    a GPU flips the pairs, which is one kernel, and a CPU turns their halves and stacks them, which it vectorises.
+    As a product of complex numbers, or written out where it is compiled: no code is generated for complex numbers. On a
+    GPU where Triton works, `turning_on` gives another way.
 
     Args:
         x_NSHD: float32 heads of width D = 64.
@@ -66,12 +66,8 @@ def rotate(x_NSHD: Tensor, table_NSP2: Tensor) -> Tensor:
     """
     pairs_NSHP2, table_NS1P2 = x_NSHD.unflatten(-1, (-1, 2)), table_NSP2[:, :, None]
     if torch.compiler.is_compiling():
-        if x_NSHD.device.type in STACKING_DEVICES:
-            (first, second), (cos, sin) = pairs_NSHP2.unbind(-1), table_NS1P2.unbind(-1)
-            return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
-        cos, sin = table_NS1P2[..., :1], table_NS1P2[..., 1:]
-        turned = pairs_NSHP2 * cos + pairs_NSHP2.flip(-1) * torch.cat([-sin, sin], dim=-1)
-        return turned.flatten(-2)
+        (first, second), (cos, sin) = pairs_NSHP2.unbind(-1), table_NS1P2.unbind(-1)
+        return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
     product = torch.view_as_complex(pairs_NSHP2) * torch.view_as_complex(table_NS1P2)
     return torch.view_as_real(product).flatten(-2)
 

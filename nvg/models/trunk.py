@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nvg.errors import UserError
 from nvg.granularity import StageLayout
-from nvg.layers import HEAD_WIDTH, SingleStreamBlock, branch_scales, drop_path_rates
+from nvg.layers import HEAD_WIDTH, SingleStreamBlock, Turn, branch_scales, drop_path_rates, turning_on
 
 CONTENT_WIDTH_PER_DEPTH = 64
 STRUCTURE_WIDTH_PER_DEPTH = 32
@@ -86,7 +86,7 @@ class Trunk(nn.Module):
     def compile_blocks(self) -> None:
         """Has each block compiled at its first call; all of them share the code, for each shape of input."""
         for block in self.blocks:
-            block.compile()
+            block.compile(fullgraph=True)
         self.compiled = True
 
     def forward(
@@ -115,15 +115,15 @@ class Trunk(nn.Module):
         precision = nullcontext() if self.matmul_dtype is None else torch.autocast(x_NSD.device.type, self.matmul_dtype)
         with precision:
             scales = None if drop_path_ND is None else branch_scales(drop_path_ND, self.rates)
-            x_NSD = x_NSD.float()
+            x_NSD, turn = x_NSD.float(), turning_on(x_NSD.device)
             for number, block in enumerate(self.blocks):
                 scale_N = None if scales is None else scales[number]
-                x_NSD = self._after(block, x_NSD, vec_ND, table_NSP2, scale_N)
+                x_NSD = self._after(block, x_NSD, vec_ND, table_NSP2, scale_N, turn)
                 if hidden is not None and number + 1 == hidden.after_block:
                     hidden.tokens_NSD = x_NSD
         return x_NSD
 
-    def _after(self, block: nn.Module, *given: Tensor | None) -> Tensor:
+    def _after(self, block: nn.Module, *given: Tensor | Turn | None) -> Tensor:
         try:
             if self.recompute_activations and torch.is_grad_enabled():
                 return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)

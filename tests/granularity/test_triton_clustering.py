@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from nvg import precision
 from nvg.errors import NotFiniteError, UserError
 from nvg.granularity import cluster_latents, clustering, require_clustered
 from nvg.tokenizer import Tokenizer, TokenizerConfig
@@ -123,7 +124,7 @@ def test_where_triton_is_not_the_rounds_are_taken_and_it_is_said_once(
     gpu_without_use, monkeypatch, caplog, reason, capability, installed
 ):
     device = gpu_without_use(capability)
-    monkeypatch.setattr(clustering, "find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(precision, "find_spec", lambda name: name if installed else None)
     with caplog.at_level(logging.WARNING):
         assert [clustering._merge_on_device(device) for _ in range(3)] == [None] * 3
     assert len(caplog.records) == 1
