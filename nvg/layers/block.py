@@ -70,6 +70,7 @@ def turning_on(device: torch.device) -> Turn:
     return turn_heads
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def _triton_turns_alike(device: torch.device) -> str | None:
     """Two sequences turned both ways: None, or in which way Triton differs."""
