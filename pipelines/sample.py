@@ -30,6 +30,7 @@ from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
 from nvg.checkpoints import load_config
 from nvg.checkpoints.networks import network_config
+from nvg.checkpoints.runs import generators, require_tokenizer, weights_folder
 from nvg.errors import UserError
 from nvg.models import ContentGenerator
 from nvg.pixels import ImageArray, Rounding
@@ -37,7 +38,6 @@ from nvg.precision import Precision, resolve_precision
 from nvg.records import read_manifest
 from nvg.sampling import SamplingConfig, capture_passes
 from nvg.tokenizer.tokenizer import SPATIAL
-from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.configuration import read_section
 from pipelines.structure_control import Control, ControlConfig, cut_of_run, load_control, plan_control, tokenized
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from eval.pictures.paintings import paint_sequences
 from eval.pictures.sheets import painting_rows
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import checkpoints_in, generators, newest_valid, require_tokenizer, weights_folder
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.sampling import Given, SamplingConfig, sample
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import checkpoints_in, generators, newest_valid, require_tokenizer, weights_folder
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import SampleSheetConfig
 

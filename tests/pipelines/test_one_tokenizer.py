@@ -17,10 +17,11 @@ from tiny_networks import save_generators, save_tokenizer
 from typer.testing import CliRunner
 
 from nvg.checkpoints import load_weights, save_weights, weights_hash
+from nvg.checkpoints.runs import generators, require_tokenizer, tokenizer_of, training_keys
 from nvg.errors import UserError
 from nvg.tokenizer import TokenizerConfig
 from nvg.training import TokenizerLossConfig
-from pipelines.checkpoints import begin, commit, generators, require_tokenizer, tokenizer_of, training_keys
+from pipelines.checkpoints import begin, commit
 from pipelines.cli.main import app
 from pipelines.evaluate import series
 from pipelines.evaluate.images import load_data, why_seen

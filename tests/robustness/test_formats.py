@@ -22,7 +22,7 @@ from torch import nn
 from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, load_feature_network, save_feature_network
 from eval.image_files import check_sample_folder
 from eval.pages.published import markdown_table
-from nvg.checkpoints import load_network
+from nvg.checkpoints import load_network, runs
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ def test_checkpoints(tmp_path, tally: Tally):
     (folder / "plain.pt").write_bytes(b"weights")
     folder = checkpoints.commit(folder)
     marker = json.loads((folder / "COMPLETE").read_text())
-    run = partial(checkpoints.resolve_checkpoint, folder)
+    run = partial(runs.resolve_checkpoint, folder)
     unread = "a file that the marker does not name is not part of the checkpoint"
     left_out = re.compile(r"files = {}|files\.[a-z]+\.(pt|json) = missing")
     damages = [
@@ -195,10 +195,10 @@ def test_checkpoints(tmp_path, tally: Tally):
     def read() -> None:
         TrainerState.read(folder)
         series.images_seen(folder)
-        checkpoints.require_tokenizer("tokenizer", tokenizer, "ema", checkpoints.generators(folder))
+        runs.require_tokenizer("tokenizer", tokenizer, "ema", runs.generators(folder))
 
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
-    state["data"]["tokenizer_hash"] = checkpoints.weights_hash(tokenizer, "ema")
+    state["data"]["tokenizer_hash"] = runs.weights_hash(tokenizer, "ema")
     put(path, json.dumps(state).encode())
     counts = ("step", "images", "epoch", "images_in_epoch", "ema_images", "world_size")
     free = (*counts, "engine", "seeds.order", "config", "config.optimizer.lr", "accepted", "init_from.init_from")
@@ -214,14 +214,14 @@ def test_checkpoints(tmp_path, tally: Tally):
     keys_file = tmp_path / "training_keys.bin"
     keys_file.write_bytes(np.arange(9, dtype="<u8").tobytes())
     cuts = [Damage(f"{end} bytes", bytes(end), "" if end % 8 or not end else "whole names") for end in range(80)]
-    tally.expect_refusals("checkpoints", keys_file, cuts, partial(checkpoints.training_keys, tmp_path), missing=BEFORE)
+    tally.expect_refusals("checkpoints", keys_file, cuts, partial(runs.training_keys, tmp_path), missing=BEFORE)
     card = {"licence": "text", "rope_ids_dtype": "float32", "tokenizer_hash": "1" * 64, "bytes": 5}
     path = write(tmp_path / "imported" / "release.json", card)
 
     def read_card() -> None:
         found = _import_card(path.parent)
         assert getattr(torch, found.get("rope_ids_dtype") or "float32")
-        checkpoints.tokenizer_of(path.parent)
+        runs.tokenizer_of(path.parent)
 
     lack = ("licence", "rope_ids_dtype", "tokenizer_hash", "bytes")
     damages = json_damages(card, unread=("bytes",), may_lack=lack, may_be=("licence", "tokenizer_hash"))
@@ -336,7 +336,7 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
         tally.expect_refusal(area, f"config.yaml: {content!r}", partial(cut_of_run, run_folder), names=str(config))
     monkeypatch.setattr(study, "resolve_checkpoint", lambda folder: folder)
     save_tokenizer(tmp_path)
-    known = {"weights": checkpoints.weights_hash(tmp_path, "ema"), "scores": {"velocity": 0.5}}
+    known = {"weights": runs.weights_hash(tmp_path, "ema"), "scores": {"velocity": 0.5}}
     path = write(tmp_path / study._HELD_OUT_FILE, known)
     ended: Any = SimpleNamespace(run_folder=str(tmp_path), validation_path=str(tmp_path / "nowhere"))
     damages = json_damages(known, may_be=("scores", "scores.velocity"), may_lack=("scores.velocity",))
