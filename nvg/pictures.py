@@ -21,6 +21,7 @@ from nvg.pixels import ImageArray
 Cut = Literal["center", "crop", "pad"]
 CROP_RATIO = 1.125  # shorter side before a crop, in sides of the square
 _MOST_PIXELS = 1 << 26
+_MODES = ("L", "RGB", "RGBA")
 _LANCZOS_LOBES = 3.0
 _WEIGHT_BITS = 22  # of Pillow's integer weights: what 32 bits leave above a byte and two bits of overshoot
 
@@ -75,6 +76,20 @@ def cut_labels(labels_HW: Any, size: int, cut: Cut, *, name: str = "labels") -> 
     return _centre(framed, size)[..., 0]
 
 
+def mask_levels(mask: Any, name: str = "mask") -> NDArray[Any]:
+    """A drawn mask as numbers (H, W): of a picture the grey of its colours, of true and false white and black.
+
+    Raises:
+        UserError: neither numbers (H, W) nor a picture.
+    """
+    levels = np.asarray(mask)
+    if levels.dtype == np.bool_:
+        levels = levels.astype(np.uint8) * np.uint8(255)
+    if levels.ndim == 2 and levels.size and np.issubdtype(levels.dtype, np.number) and not np.iscomplexobj(levels):
+        return levels
+    return _with_channels(_checked(mask if levels.dtype != np.uint8 else levels, name), 1)[..., 0]
+
+
 def _framed_side(size: int, cut: str, name: str) -> int:
     if cut not in get_args(Cut):
         raise refuse("cut", cut, f"one of {', '.join(get_args(Cut))}, for {name}")
@@ -83,6 +98,9 @@ def _framed_side(size: int, cut: str, name: str) -> int:
 
 def _checked(picture: Any, name: str) -> ImageArray:
     """The picture as uint8 (H, W, C)."""
+    mode = getattr(picture, "mode", None)  # of Pillow: a palette's numbers and CMYK would be taken for levels
+    if isinstance(mode, str) and mode not in _MODES:
+        raise UserError(f"{name}: found a picture of mode {mode}; expected {', '.join(_MODES)}; convert('RGB') it")
     levels = np.asarray(picture)
     levels_HWC = levels[..., None] if levels.ndim == 2 else levels
     if levels.dtype != np.uint8 or levels_HWC.ndim != 3 or levels_HWC.shape[-1] not in (1, 3, 4) or not levels.size:
@@ -180,7 +198,7 @@ def _pad(values_HWC: NDArray[Any], size: int, name: str) -> NDArray[Any]:
     if max(height, width) > size:
         raise UserError(
             f"{name}: too large to pad: {width}x{height} pixels, expected at most {size} a side, as this model's "
-            'training images were padded; give a smaller one, or cut="center"'
+            'training images were padded; give a smaller one, or set cut="center" (control.view_policy=center)'
         )
     square = np.zeros((size, size, values_HWC.shape[-1]), values_HWC.dtype)
     top, left = (size - height) // 2, (size - width) // 2

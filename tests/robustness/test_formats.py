@@ -23,6 +23,7 @@ from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, lo
 from eval.image_files import check_sample_folder
 from eval.pages.published import markdown_table
 from nvg.checkpoints import load_network, runs
+from nvg.folders import cut_of
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
@@ -40,7 +41,6 @@ from pipelines.sources import SkippedInput, SourceConfig
 from pipelines.sources.class_names import class_names_of, class_names_of_labels
 from pipelines.sources.folders import _read_label_file
 from pipelines.sources.tars import _expected_counts
-from pipelines.structure_control import cut_of_run
 from pipelines.train.deepspeed_settings import _merge_user_file
 from pipelines.train.state import TrainerState
 
@@ -328,12 +328,19 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     for name, content, _ in json_damages(note):
         put(claim, content)
         tally.expect_refusal(area, f"claim: {name}", clean, tolerated=passed)
-    run_folder = tmp_path / "run"
-    config = run_folder / "tokenizer" / "config.yaml"
-    config.parent.mkdir(parents=True)
-    for content in (b"", b"a: [", b"source: 5", b"source: [a]", b"\xff", b"- a", b"source:\n  view_policy: {}", b"5"):
-        put(config, content)
-        tally.expect_refusal(area, f"config.yaml: {content!r}", partial(cut_of_run, run_folder), names=str(config))
+    trained = tmp_path / "run" / "trainer.json"
+    trained.parent.mkdir(parents=True)
+    for content in (
+        b"",
+        b"[",
+        b'{"data": 5}',
+        b'{"data": {"fit": 1}}',
+        b"\xff",
+        b"[]",
+        b'{"data": {"view_policy": {}}}',
+    ):
+        put(trained, content)
+        tally.expect_refusal(area, f"trainer.json: {content!r}", partial(cut_of, trained.parent), names=str(trained))
     monkeypatch.setattr(study, "resolve_checkpoint", lambda folder: folder)
     save_tokenizer(tmp_path)
     known = {"weights": runs.weights_hash(tmp_path, "ema"), "scores": {"velocity": 0.5}}
