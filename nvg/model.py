@@ -171,7 +171,7 @@ class Model:
         Raises:
             UserError: one is no picture, or cannot be cut so.
 
-        Paper: Alg. 1
+        Paper: Alg. 1 lines 1, 9
         """
         several = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
         if not several:
@@ -237,7 +237,7 @@ class Model:
         Raises:
             UserError: a class does not exist, or the networks or what is given do not fit.
 
-        Paper: Alg. 2
+        Paper: Alg. 2, §3.2
         """
         if self.structure is None and self.tokenizer.config.structure == SPATIAL:
             layout = self.tokenizer.dequantizer.layout
@@ -309,6 +309,7 @@ def load(
     Raises:
         UserError: there is no model, parts are missing or damaged or do not belong together, or evaluations differ.
     """
+    place = resolve_device(device)
     own = settings if isinstance(settings, SamplingConfig) else None
     name = settings if isinstance(settings, str) else None
     parts, found = find_model(
@@ -319,7 +320,6 @@ def load(
     notices = [*parts.licences, *([chosen.note] if chosen.note else [])]
     for notice in notices:
         logger.warning("%s", notice)
-    place = resolve_device(device)
     model = assemble(parts, sampling=chosen.sampling, device=place, precision=resolve_precision(precision, place))
     return replace(model, scored_by=chosen.scored_by, notices=notices, _settings=chosen)
 

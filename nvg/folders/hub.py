@@ -115,8 +115,9 @@ def _explained(hub: ModuleType, repo_id: str, revision: str | None) -> Iterator[
         raise _unreachable(where, repo_id, error) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
+        said = " ".join(str(error).split())
         advice = "give a token with the right to do it" if status in (401, 403) else "try again later"
-        raise UserError(f"{where} refuses ({status}) what was asked about {repo_id}: {error}; {advice}") from error
+        raise UserError(f"{where} refuses ({status}) what was asked about {repo_id}: {said}; {advice}") from error
     except (OSError, TimeoutError) as error:  # requests' errors are of the first kind
         raise _unreachable(where, repo_id, error) from error
 

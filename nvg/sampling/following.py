@@ -116,7 +116,7 @@ def follow(
     return follow_contents(tokenizer, image_HWC, stages)
 
 
-def require_own_structure(tokenizer: Tokenizer) -> None:
+def _require_own_structure(tokenizer: Tokenizer) -> None:
     """Refuse to give maps to networks whose maps are the same for every image; a UserError says what works."""
     if tokenizer.config.structure == SPATIAL:
         raise UserError(
@@ -128,7 +128,7 @@ def require_own_structure(tokenizer: Tokenizer) -> None:
 def tokenized_image(tokenizer: Tokenizer, image_HWC: ImageArray) -> tuple[Tensor, Tensor]:
     """Sequence of one uint8 image of the tokenizer's size: content ids (1, T) and finest map (1, L), on the CPU.
 
-    Paper: Alg. 1
+    Paper: Alg. 1 lines 1, 9
     """
     device = tokenizer.dequantizer.codebook.device
     content_ids_BT, structure_BL = tokenizer.tokenize(to_model_range(image_HWC[None]).to(device))
@@ -148,7 +148,7 @@ def follow_image(tokenizer: Tokenizer, image_HWC: ImageArray, stages: int | None
 
     Paper: §3.2, Fig. 6
     """
-    require_own_structure(tokenizer)
+    _require_own_structure(tokenizer)
     _, structure_BL = tokenized_image(tokenizer, image_HWC)
     given = give_structure(structure_BL, _last_stage(tokenizer) if stages is None else stages)
     return Control(name="structure of an image", given=given, source_HWC=image_HWC, image_HWC=image_HWC)
@@ -167,7 +167,7 @@ def follow_map(tokenizer: Tokenizer, map_: Any, stages: int | None = None) -> Co
 
     Paper: §3.2
     """
-    require_own_structure(tokenizer)
+    _require_own_structure(tokenizer)
     structure_BL = torch.from_numpy(np.asarray(map_).astype(np.int64)).reshape(1, -1)
     check_given_structure(structure_BL, tokenizer.config.num_positions)
     given = give_structure(structure_BL, _last_stage(tokenizer) if stages is None else stages)
@@ -188,8 +188,8 @@ def follow_mask(tokenizer: Tokenizer, mask_HW: NDArray[Any], stages: int | None 
 
     Paper: §3.2
     """
-    require_own_structure(tokenizer)
-    mask = mask_structure(torch.from_numpy(mask_HW), tokenizer.config.num_positions, foreground=foreground)
+    _require_own_structure(tokenizer)
+    mask = mask_structure(torch.from_numpy(np.array(mask_HW)), tokenizer.config.num_positions, foreground=foreground)
     levels = mask_HW if mask_HW.dtype == np.uint8 else (mask.share_L.view(_side(tokenizer), -1).numpy() * 255)
     return Control(
         name=f"mask, foreground as child {foreground}",
@@ -217,8 +217,10 @@ def follow_labels(
 
     Paper: Alg. 1, §3.2
     """
-    require_own_structure(tokenizer)
+    _require_own_structure(tokenizer)
     label_HW = np.asarray(label_HW)
+    if not np.issubdtype(label_HW.dtype, np.integer):
+        raise UserError(f"{name}: found {label_HW.dtype}; expected integers, one value for each label; convert them")
     values, number_HW = np.unique(label_HW, return_inverse=True)
     if label_HW.ndim != 2 or not 0 < len(values) <= _MOST_LABELS:
         raise UserError(
