@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,12 +286,12 @@ def test_there_is_one_place_that_draws_samples():
     assert callers == ["nvg/model.py"]
 
 
-def test_the_page_shows_what_works(run, monkeypatch, given):
+def test_the_page_shows_what_works(run, given):
     """The first example of docs/python.md, on this run."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0].replace('"runs/demo"', repr(str(run)))
     picture, mask = (np.asarray(Image.open(given[name])) for name in ("picture", "mask"))
-    names = {"picture": picture, "mask": mask}
+    names: dict[str, Any] = {"picture": picture, "mask": mask}
     exec(program, names)
     assert names["drawn"].labels.tolist() == [3] * 4 + [7] * 4
     assert names["again"].labels.tolist() == [8]

@@ -62,5 +62,10 @@ def find_model(
             raise UserError(f"{where} holds no {MODEL_FILE}: it is no NVG model; expected what `push_to_hub` writes")
     if (folder / MODEL_FILE).is_file():
         return find_export(folder)
+    if not (folder / "content").exists() and not (folder / "tokenizer").exists():
+        raise UserError(
+            f"{folder.absolute()} holds neither {MODEL_FILE}, as an exported model does, nor content and tokenizer, as "
+            "a run does; give another folder, or export the model again"
+        )
     parts = find_run(folder, weights)
     return parts, scored_settings(parts, evaluation) if scored else None

@@ -119,9 +119,7 @@ def _scores(settings: Settings) -> str:
     if settings.results is None:
         return "No evaluation has scored these weights."
     results = settings.results
-    scores: dict[str, dict[str, Any]] = {
-        name: row for name, row in results.get("scores", {}).items() if isinstance(row, dict) and name in _SETS
-    }
+    scores: dict[str, dict[str, Any]] = {name: row for name, row in results["scores"].items() if name in _SETS}
     shown = [key for key in _SCORES if any(isinstance(row.get(key), (int, float)) for row in scores.values())]
     caveats: list[dict[str, Any]] = results.get("caveats", [])
     doubtful = {(name, key) for caveat in caveats for name in caveat["sets"] for key in caveat["scores"]}
@@ -135,11 +133,12 @@ def _scores(settings: Settings) -> str:
 
 
 def _protocol(results: dict[str, Any]) -> list[str]:
-    protocol: dict[str, Any] = results.get("protocol", {})
+    protocol: dict[str, Any] = results["protocol"]
     extractor, reference = protocol.get("extractor", {}), protocol.get("reference", {})
     lines = []
     if extractor:
-        lines.append(f"features: {extractor.get('kind')}, SHA-256 `{extractor.get('sha256', 'unknown')}`")
+        what = f"{extractor.get('kind')}, SHA-256 `{extractor.get('sha256', 'unknown')}`"
+        lines.append(f"features: {what}; scores compare with those in the same features alone")
     if reference:
         what = reference.get("file") or f"{reference.get('images')} images, split {reference.get('split')}"
         lines.append(f"reference: {what}, SHA-256 `{reference.get('sha256')}`")

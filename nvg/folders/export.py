@@ -1,7 +1,7 @@
 """An exported folder: a model on its own, to be handed on.
 
-    model.json                                what the model is, with the SHA-256 of each weight file
-    tokenizer, content, structure             weights as safetensors, each with the JSON that describes it
+    model.json                                what the model is, with the SHA-256 of each weight file; written last
+    weights/tokenizer, content, structure     safetensors, each with the JSON that describes it
     results.json                              of the evaluation that scored it, where one has
     README.md                                 the model card
 
@@ -22,12 +22,12 @@ from nvg.checkpoints import file_hash, load_config
 from nvg.checkpoints.runs import RELEASE_FILE
 from nvg.errors import UserError
 from nvg.folders.card import model_card
-from nvg.folders.run import RESULTS_FILE, Parts, Settings, Weights
+from nvg.folders.run import RESULTS_FILE, Parts, Settings, Weights, read_evaluation
 from nvg.json_files import make, read_json
 from nvg.pictures import Cut
 from nvg.sampling import SamplingConfig
 
-MODEL_FILE, CARD_FILE = "model.json", "README.md"
+MODEL_FILE, CARD_FILE, WEIGHTS_FOLDER = "model.json", "README.md", "weights"
 _KIND, _SCHEMA_VERSION = "nvg-model", 1
 _ADVICE = "export the run again, or download the whole folder"
 
@@ -72,16 +72,17 @@ def write_export(folder: Path, parts: Parts, settings: Settings) -> Path:
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MODEL_FILE).is_file())):
         raise refuse("folder", str(folder), "a folder that is empty, missing, or an earlier export", "name another one")
-    if any(folder / kind == source.resolve() for kind, (source, _) in parts.by_name.items()):
+    inside = folder / WEIGHTS_FOLDER
+    if any(inside / kind == source.resolve() for kind, (source, _) in parts.by_name.items()):
         raise refuse("folder", str(folder), "another one than the model was loaded from", "name another one")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL_FILE).unlink(missing_ok=True)  # it comes last: a folder without it is no model
     networks = {}
     for kind, (source, name) in parts.by_name.items():
         load_config(source, kind, name)
-        networks[kind] = {"weights": name, "sha256": _copy_network(source, folder / kind, name)}
+        networks[kind] = {"weights": name, "sha256": _copy_network(source, inside / kind, name)}
     if parts.structure is None:
-        shutil.rmtree(folder / "structure", ignore_errors=True)
+        shutil.rmtree(inside / "structure", ignore_errors=True)
     model = {
         "kind": _KIND,
         "schema_version": _SCHEMA_VERSION,
@@ -113,14 +114,15 @@ def find_export(folder: Path) -> tuple[Parts, Settings]:
     networks = model["networks"]
     for kind, network in networks.items():
         _check_network(folder, kind, network)
-    structure = folder / "structure" if "structure" in networks else None
+    inside = folder / WEIGHTS_FOLDER
+    structure = inside / "structure" if "structure" in networks else None
     results = None
     if model["scored_by"] is not None:
-        results = read_json(folder / RESULTS_FILE, dict[str, Any], "the results of the model's evaluation", _ADVICE)
+        results = read_evaluation(folder / RESULTS_FILE)
     parts = Parts(
         folder=folder,
-        tokenizer=folder / "tokenizer",
-        content=folder / "content",
+        tokenizer=inside / "tokenizer",
+        content=inside / "content",
         structure=structure,
         weights=networks["content"]["weights"],
         tokenizer_weights=networks["tokenizer"]["weights"],
@@ -135,7 +137,7 @@ def find_export(folder: Path) -> tuple[Parts, Settings]:
 
 
 def _check_network(folder: Path, kind: str, network: dict[str, str]) -> None:
-    file = folder / kind / f"{network['weights']}.safetensors"
+    file = folder / WEIGHTS_FOLDER / kind / f"{network['weights']}.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing; {folder / MODEL_FILE} expects it; {_ADVICE}")
     found = file_hash(file)
@@ -149,7 +151,7 @@ def _check_network(folder: Path, kind: str, network: dict[str, str]) -> None:
 def _copy_network(source: Path, target: Path, name: str) -> str:
     """Weights, their description and the licence notice beside them; the hash of the weights."""
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    target.mkdir(parents=True)
     for file in (f"{name}.safetensors", "config.json", RELEASE_FILE):
         if (source / file).is_file():
             shutil.copyfile(source / file, target / file)

@@ -16,7 +16,7 @@ from nvg.checkpoints import load_config, weights_hash
 from nvg.checkpoints.networks import network_config
 from nvg.checkpoints.runs import RELEASE_FILE, TRAINER_FILE, generators, require_tokenizer, weights_folder
 from nvg.errors import UserError
-from nvg.json_files import make, read_json
+from nvg.json_files import Count, check_form, make, read_json
 from nvg.models import ContentGenerator
 from nvg.pictures import Cut
 from nvg.records import read_manifest
@@ -101,6 +101,30 @@ class _Trained(TypedDict):
 
 class _Release(TypedDict):
     licence: NotRequired[str]
+
+
+class _Scores(TypedDict):
+    num_images: NotRequired[Count]
+
+
+class _Caveat(TypedDict):
+    scores: list[str]
+    sets: list[str]
+    reason: str
+
+
+class _Protocol(TypedDict):
+    extractor: NotRequired[dict[str, Any]]
+    reference: NotRequired[dict[str, Any]]
+
+
+class _Results(TypedDict):
+    """What is read of the results of an evaluation of generators."""
+
+    scores: dict[str, _Scores]
+    protocol: _Protocol
+    caveats: NotRequired[list[_Caveat]]
+    not_comparable_because: NotRequired[list[str]]
 
 
 def find_run(run: Path, weights: Weights = "ema") -> Parts:
@@ -204,12 +228,18 @@ def evaluations(run: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: one is damaged.
     """
-    found = {}
-    for path in sorted(run.glob(f"*/{RESULTS_FILE}")):
-        results = read_json(path, dict[str, Any], "the results of an evaluation", "evaluate again, or remove it")
-        if _sampler(results) is not None:
-            found[path.parent.name] = results
-    return found
+    read = {path.parent.name: read_evaluation(path) for path in sorted(run.glob(f"*/{RESULTS_FILE}"))}
+    return {name: results for name, results in read.items() if results is not None}
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """The results of an evaluation of generators; None for those of something else. Raises UserError for damage."""
+    advice = "evaluate again, or remove it"
+    results = read_json(path, dict[str, Any], "the results of an evaluation", advice)
+    if _sampler(results) is None:
+        return None
+    check_form(results, _Results, str(path), advice)
+    return results
 
 
 def _sampler(results: dict[str, Any]) -> dict[str, Any] | None:

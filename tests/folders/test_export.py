@@ -56,8 +56,8 @@ def files_of(folder: Path) -> list[str]:
 
 def test_saved_and_loaded_it_draws_the_same(run, exported):
     first, second = nvg.load(run), nvg.Model.from_pretrained(exported)
-    for control in ({}, {"structure_mask": np.tri(16)}):
-        one, other = (model.sample([3, "7"], per_class=2, seed=5, **control) for model in (first, second))
+    for mask in (None, np.tri(16)):
+        one, other = (model.sample([3, "7"], per_class=2, seed=5, structure_mask=mask) for model in (first, second))
         assert np.array_equal(one.images, other.images)
     assert (second.sampling, second.scored_by, second.notices) == (FEW, "evaluation", [])
     again = second.save_pretrained(exported.parent / "again")
@@ -68,12 +68,12 @@ def test_saved_and_loaded_it_draws_the_same(run, exported):
 
 def test_what_lies_in_the_folder(run, exported):
     networks = [
-        f"{kind}/{file}"
+        f"weights/{kind}/{file}"
         for kind in ("content", "structure", "tokenizer")
         for file in ("config.json", "ema.safetensors")
     ]
     assert files_of(exported) == sorted(["README.md", "model.json", "results.json", *networks])
-    assert weights_hash(exported / "content", "ema") == weights_hash(run / "content", "ema")
+    assert weights_hash(exported / "weights" / "content", "ema") == weights_hash(run / "content", "ema")
     assert json.loads((exported / "results.json").read_text()) == json.loads(
         (run / "evaluation" / "results.json").read_text()
     )
@@ -86,12 +86,12 @@ def test_the_card_says_what_the_results_say(exported):
         "| real held-out images | 297 | 0.400 | 0.900 | 0.990 |",
         "* † precision: few images",
         "* not comparable with published scores: features are our own",
-        f"* features: nvg-small-image, SHA-256 `{'e' * 64}`",
+        f"* features: nvg-small-image, SHA-256 `{'e' * 64}`; scores compare with those in the same features alone",
         f"* reference: 1000 images, split train, SHA-256 `{'f' * 64}`",
         "* `num_flow_steps`: 2",
         "* classes (10): 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
         "* content generator: depth 2, width 64, ema weights",
-        f"* SHA-256 of the content's weights: `{weights_hash(exported / 'content', 'ema')}`",
+        f"* SHA-256 of the content's weights: `{weights_hash(exported / 'weights/content', 'ema')}`",
     ):
         assert line in card.splitlines(), (line, card)
     assert "Settings with which it was scored" in card
@@ -117,15 +117,15 @@ def test_a_licence_goes_along_and_is_shown(run, tmp_path, caplog):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlicense: other\n")
     assert NOTICE in card
-    assert json.loads((folder / "content" / "release.json").read_text())["licence"] == NOTICE
+    assert json.loads((folder / "weights" / "content" / "release.json").read_text())["licence"] == NOTICE
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(run, exported, tmp_path):
-    (exported / "structure" / "old.txt").touch()
+    (exported / "weights" / "structure" / "old.txt").touch()
     save_tokenizer(tmp_path / "spatial" / "tokenizer", structure="spatial")
     save_generators(tmp_path / "spatial")
     nvg.load(tmp_path / "spatial").save_pretrained(exported)
-    assert not (exported / "structure").exists()
+    assert not (exported / "weights" / "structure").exists()
     assert not (exported / "results.json").exists()
     assert nvg.load(exported).structure is None
     full = tmp_path / "full"
@@ -140,16 +140,26 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(run, exported, tmp_pa
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "content" / "ema.safetensors").unlink(), r"content/ema\.safetensors is missing"),
-        (lambda folder: (folder / "content" / "config.json").unlink(), r"content/config\.json is missing"),
+        (
+            lambda folder: (folder / "weights/content/ema.safetensors").unlink(),
+            r"content/ema\.safetensors is missing",
+        ),
+        (lambda folder: (folder / "weights/content/config.json").unlink(), r"content/config\.json is missing"),
         (lambda folder: (folder / "results.json").unlink(), r"results\.json: found no such file"),
+        (
+            lambda folder: (folder / "model.json").unlink(),
+            r"holds neither model\.json, as an exported model does",
+        ),
         (lambda folder: (folder / "model.json").write_text("{"), r"model\.json: not valid JSON"),
         (lambda folder: (folder / "model.json").write_text("{}"), r"model\.json: key kind is missing"),
         (lambda folder: _edit(folder, "schema_version", 2), r"schema_version is 2; expected one of 1"),
         (lambda folder: _edit(folder, "cut", "left"), r"cut is 'left'"),
         (lambda folder: _edit(folder, "class_names", ["a"]), r"num_classes is 1 in the data; expected 10"),
         (lambda folder: _edit(folder, "sampling", {"top_p_last": 2}), r"sampling: sampling.top_p_last is 2"),
-        (lambda folder: (folder / "content").rename(folder / "away"), r"content/ema\.safetensors is missing"),
+        (
+            lambda folder: (folder / "weights/content").rename(folder / "weights/away"),
+            r"content/ema\.safetensors is missing",
+        ),
     ],
 )
 def test_an_incomplete_or_damaged_folder_is_refused(exported, damage, message):
@@ -165,7 +175,7 @@ def _edit(folder: Path, key: str, value: object) -> None:
 
 @pytest.mark.parametrize("kind", ["tokenizer", "content", "structure"])
 def test_a_folder_of_mixed_models_is_refused(exported, kind):
-    file = exported / kind / "ema.safetensors"
+    file = exported / "weights" / kind / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(
         UserError, match=rf"{kind}/ema\.safetensors has the hash .*: it is damaged, or of another model"

@@ -48,7 +48,7 @@ def test_pushed_and_loaded_it_draws_the_same(model, hub):
     assert url.startswith(f"{hub.url}/me/digits/commit/")
     repository = hub.repositories["me/digits"]
     assert repository.private
-    assert {"README.md", "model.json", "content/ema.safetensors"} <= set(repository.files)
+    assert {"README.md", "model.json", "weights/content/ema.safetensors"} <= set(repository.files)
     loaded = nvg.load("me/digits", token=READER)
     assert np.array_equal(loaded.sample([3, 7], seed=4).images, model.sample([3, 7], seed=4).images)
     assert any("nvg" in agent for agent in hub.user_agents)
@@ -61,7 +61,7 @@ def test_a_second_push_leaves_nothing_of_the_first(model, hub, tmp_path):
     save_tokenizer(tmp_path / "spatial" / "tokenizer", structure="spatial")
     save_generators(tmp_path / "spatial")
     nvg.load(tmp_path / "spatial", settings=FEW).push_to_hub("me/digits", token=WRITER)
-    assert not [file for file in hub.repositories["me/digits"].files if file.startswith("structure")]
+    assert not [file for file in hub.repositories["me/digits"].files if "structure" in file]
     assert nvg.load("me/digits").structure is None
 
 
@@ -106,11 +106,11 @@ def test_a_hub_that_cannot_be_reached(model, hub, monkeypatch):
 def test_repositories_that_are_no_model_or_half_of_one(model, hub):
     model.push_to_hub("me/digits", token=WRITER, private=False)
     files = hub.repositories["me/digits"].files
-    weights = files.pop("content/ema.safetensors")
+    weights = files.pop("weights/content/ema.safetensors")
     hub.repositories["me/digits"].commits += 1
     with pytest.raises(UserError, match=r"content/ema\.safetensors is missing"):
         nvg.load("me/digits")
-    files["content/ema.safetensors"] = weights[:-4] + b"\0\0\0\1"
+    files["weights/content/ema.safetensors"] = weights[:-4] + b"\0\0\0\1"
     hub.repositories["me/digits"].commits += 1
     with pytest.raises(UserError, match="it is damaged, or of another model"):
         nvg.load("me/digits")

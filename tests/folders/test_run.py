@@ -151,6 +151,11 @@ def test_parts_of_other_runs_are_refused(run):
         nvg.load(run)
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds neither model\.json, .*, nor content and tokenizer, as a run does"):
+        nvg.load(tmp_path)
+
+
 @pytest.mark.parametrize("missing", ["tokenizer", "content", "structure"])
 def test_a_part_that_is_missing_is_named(run, missing):
     (run / missing).rename(run / "away")

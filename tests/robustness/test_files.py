@@ -120,8 +120,8 @@ def test_arrays_of_images_and_maps(amount: int, tally: Tally, tmp_path):
         np.save(file, values)
         damages.append(Damage(str(values), file.getvalue()))
     tokenizer = load_network(Tokenizer, save_tokenizer(tmp_path / "tokenizer"))
-    look = partial(load_control, ControlConfig(structure_from=str(path)), tokenizer)
-    tally.expect_refusals("npy of maps", path, damages, look, names="structure")
+    follow = partial(load_control, ControlConfig(structure_from=str(path)), tokenizer)
+    tally.expect_refusals("npy of maps", path, damages, follow, names="structure")
     tally.check("npy of maps", at_least=500)
 
 

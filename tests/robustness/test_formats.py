@@ -19,13 +19,17 @@ from robustness import Tally
 from tiny_networks import save_generators, save_tokenizer
 from torch import nn
 
+import nvg
 from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, load_feature_network, save_feature_network
 from eval.image_files import check_sample_folder
 from eval.pages.published import markdown_table
 from nvg.checkpoints import load_network, runs
-from nvg.folders import cut_of
+from nvg.folders import cut_of, find_model, find_run, scored_settings
+from nvg.folders.card import model_card
+from nvg.model import assemble
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
+from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer
 from pipelines import checkpoints
 from pipelines.ablate import study
@@ -384,3 +388,60 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
     run = partial(_expected_counts, str(tmp_path))
     tally.expect_refusals(area, path, damages, run, tolerated="compared with what shards hold")
     tally.check(area, at_least=900)
+
+
+def test_models_to_hand_on(tally: Tally, tmp_path):
+    """`model.json`, and the results that sampling settings and model cards are made of."""
+    area = "exported models"
+    save_tokenizer(tmp_path / "run" / "tokenizer")
+    save_generators(tmp_path / "run")
+    parts = find_run(tmp_path / "run")
+    hashes = {f"{kind}_sha256": digest for kind, digest in parts.hashes().items()}
+    sampler = {**hashes, "sampling": {"num_flow_steps": 2}}
+    results = {
+        "scores": {"generated": {"num_images": 200, "fid": 1.5, "precision": 0.5}},
+        "caveats": [{"scores": ["fid"], "sets": ["generated"], "reason": "few images"}],
+        "not_comparable_because": ["other features"],
+        "protocol": {
+            "extractor": {"kind": "small", "sha256": "0"},
+            "reference": {"images": 5, "split": "train", "sha256": "1"},
+            "samples": {"sampler": sampler},
+            "rounding": "release",
+        },
+    }
+    path = write(tmp_path / "run" / "evaluation" / "results.json", results)
+    folder = nvg.load(tmp_path / "run").save_pretrained(tmp_path / "model")
+    model = json.loads((folder / "model.json").read_text())
+    lack = ("scored_by", "networks.structure", "data", *(f"sampling.{key}" for key in model["sampling"]))
+    free = (
+        "scored_by",
+        "class_names",
+        "licences",
+        "data",
+        "sampling",
+        *(f"sampling.{key}" for key in model["sampling"]),
+    )
+    damages = json_damages(model, may_lack=lack, may_be=free, unread=("data.",))
+
+    def load() -> None:
+        assemble(find_model(folder)[0], sampling=SamplingConfig(), device="cpu", precision="fp32")
+
+    tally.expect_refusals(area, folder / "model.json", damages, load, names="")
+    other = "the weights count as unscored, which is said"
+    unread = ("scores.generated.fid", "scores.generated.precision", "protocol.rounding", "protocol.extractor.")
+    unread += ("protocol.reference.",)
+    damages = [
+        damage if damage.tolerated else damage._replace(tolerated=other)
+        for damage in json_damages(
+            results,
+            may_lack=("caveats", "not_comparable_because", "protocol.extractor", "protocol.reference"),
+            may_be=("caveats.reason", "scores", "caveats.scores", "caveats.sets", "scores.generated.num_images"),
+            unread=unread,
+        )
+    ]
+
+    def read() -> None:
+        model_card(parts, scored_settings(parts))
+
+    tally.expect_refusals(area, path, damages, read, names="", missing=other)
+    tally.check(area, at_least=300)

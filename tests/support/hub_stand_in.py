@@ -105,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._note()
         api = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/([\w.-]+)|/tree/[^?]+)?(?:\?.*)?", self.path)
         file = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/[\w.-]+/(.+)", self.path)
-        name = (api or file or [None, ""])[1]
+        found = api or file
+        name = found[1] if found else ""
         repository = self.hub.repositories.get(name)
         if repository is None or (repository.private and self._token() not in (READER, WRITER)):
             return self._refuse(401 if self._token() is None else 404, "Repository not found", "RepoNotFound")
