@@ -43,7 +43,7 @@ from nvg.tokenizer.tokenizer import SPATIAL
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Model:
     """Tokenizer and both generators, on one device and in evaluation mode, and how they are sampled.
 
@@ -70,6 +70,14 @@ class Model:
     notices: list[str] = field(default_factory=list)
     parts: Parts | None = None
     _settings: Settings | None = None
+
+    def __repr__(self) -> str:
+        config, scored = self.tokenizer.config, f"scored by {self.scored_by}" if self.scored_by else "unscored"
+        colour = "grey" if config.image_channels == 1 else "colour"
+        size = f"{config.image_size}×{config.image_size} {colour}"
+        return (
+            f"<nvg.Model: {len(self.class_names)} classes, {size}, {self.num_stages} stages, {scored}, {self.device}>"
+        )
 
     @classmethod
     def from_pretrained(cls, where: str | Path, **options: Any) -> Model:

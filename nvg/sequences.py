@@ -20,7 +20,7 @@ from nvg.pixels import ImageArray
 from nvg.tiles import enlarge, lay_out, map_colours
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Sequences:
     """Sequences of some images, on the CPU, and the way back to pixels.
 
@@ -38,6 +38,9 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.content_ids)
+
+    def __repr__(self) -> str:
+        return f"<nvg.{type(self).__name__}: {len(self)} of {self.num_stages} stages>"
 
     @property
     def num_stages(self) -> int:
@@ -92,7 +95,7 @@ class Sequences:
         return lay_out([coloured, canvases])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Samples(Sequences):
     """Drawn images with their sequences.
 

@@ -122,6 +122,8 @@ def test_what_is_drawn_is_plain_and_whole(model):
     assert drawn.grid().shape == (2 * 64 + 3 * 5, 3 * 64 + 4 * 5, 1)
     assert drawn.stages(5).shape == (2 * 64 + 3 * 5, 5 * 64 + 6 * 5, 3)
     assert np.array_equal(drawn.grid()[5:69, 5:69], drawn.images[0].repeat(4, 0).repeat(4, 1))
+    assert repr(drawn) == "<nvg.Samples: 6 of 5 stages>"
+    assert repr(model) == "<nvg.Model: 10 classes, 16×16 grey, 5 stages, unscored, cpu>"
     assert model.sample(8).images.shape == (1, 16, 16, 1)
     assert model.sample().labels.tolist() == list(range(10))
     assert model.sample(np.int64(8)).labels.tolist() == [8]

@@ -83,6 +83,8 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | None = Non
 def _library(what: str) -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors  # neither is there before it is imported
     except ImportError:
         raise UserError(
             f"huggingface_hub is not installed, which is needed to {what}; `pip install huggingface_hub`, or give a "

@@ -150,3 +150,15 @@ def test_the_environment_names_hub_and_token(model, tmp_path):
         assert done.returncode == 0, done.stderr
         assert int(done.stdout.split()[-1]) == model.sample(3).images.sum()
         assert hub.repositories["me/digits"].private
+
+
+def test_a_mistyped_folder_is_one_message(tmp_path):
+    """In a process of its own, where nothing else has imported a part of the library."""
+    program = "import nvg\ntry: nvg.load('runs/demmo')\nexcept ValueError as error: print(error)"
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(
+        f"found no folder {tmp_path}/runs/demmo, and http://127.0.0.1:9 cannot be reached for"
+    )
+    assert done.returncode == 0, done.stderr
