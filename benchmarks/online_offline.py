@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import weights_folder
 from nvg.pixels import to_model_range
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer, quantize_for_training
-from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sources import ImageSource, open_source

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.pictures.plots import loss_curves
-from pipelines.checkpoints import resolve_checkpoint
+from nvg.checkpoints.runs import resolve_checkpoint
 from pipelines.run_folder import read_metrics
 from pipelines.train.state import TrainerState
 

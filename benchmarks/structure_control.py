@@ -24,11 +24,11 @@ from eval.controlled import ControlledSamples, compare, draw_best, draw_samples
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from eval.scores.adherence import encode_images, measure, split_agreement
 from eval.scores.judge import Judge, class_accuracy, train_judge
+from nvg.checkpoints.runs import weights_folder
 from nvg.granularity import StageLayout
 from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling import give_contents, give_structure, mask_structure
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.sources import load_images, open_source

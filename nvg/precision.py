@@ -11,15 +11,30 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from nvg.bounds import refuse
+from nvg.errors import UserError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 _LEAST_FOR_BF16 = (8, 0)  # compute capability of the first GPU (A100) with tensor cores for bfloat16 and TF32
 _LEAST_FOR_TRITON = (7, 0)
+
+
+def resolve_device(wanted: Device) -> str:
+    """What a setting stands for in this machine, "cpu" or "cuda"; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for, and there is none.
+    """
+    if wanted not in get_args(Device):
+        raise refuse("device", wanted, f"one of {', '.join(get_args(Device))}")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: found cuda, torch sees no GPU here; use auto or cpu")
+    return "cpu" if wanted == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
 def resolve_precision(wanted: Precision | None, device: str, *, key: str = "precision") -> Precision:

@@ -5,85 +5,31 @@
     checkpoints/step-XXXXXXXX/       renamed in one step
     checkpoints/latest               text file with the folder's name, moved last
 
-A folder without a marker, or whose files differ from it, is never loaded: the one before is. Loading
-compares the hashes of the whole folder first, because DeepSpeed's own files are pickles and are only
-trusted as our own, unchanged.
-
-A checkpoint also says what it was made of: generators the tokenizer of their records, tokenizers the names of their
-images. Whoever puts networks together compares.
+What is whole, and is read again, `nvg.checkpoints.runs` says: it compares the hashes of the whole folder first, because
+DeepSpeed's own files are pickles and are only trusted as our own, unchanged.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
-
-import numpy as np
+from typing import Any
 
 from cluster.files import sync_path, write_atomically
-from nvg.checkpoints import file_hash, load_config, weights_hash
-from nvg.errors import UserError
-from nvg.json_files import Count, read_json
+from nvg.checkpoints import file_hash
+from nvg.checkpoints.runs import MARKER_FILE, STEP_PREFIX, checkpoint_name, checkpoints_in, step_of
 
-_MARKER = "COMPLETE"
 _LATEST = "latest"
-_PREFIX = "step-"
-TRAINER_FILE, RELEASE_FILE, TRAINING_KEYS_FILE = "trainer.json", "release.json", "training_keys.bin"
-logger = logging.getLogger(__name__)
-
-
-class _Sealed(TypedDict):
-    bytes: Count
-    sha256: str
-
-
-class _Marker(TypedDict):
-    files: dict[str, _Sealed]
-
-
-class _OfTrainer(TypedDict):
-    data: _OfRelease
-
-
-class _OfRelease(TypedDict):
-    """What names the tokenizer of a generator."""
-
-    tokenizer_hash: str
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` steps."""
-    return f"{_PREFIX}{step:08d}"
-
-
-def _step_of(folder: Path) -> int | None:
-    """Step in a checkpoint folder's name; None for temporary and set-aside ones."""
-    digits = folder.name.removeprefix(_PREFIX)
-    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdecimal() else None
-
-
-def checkpoints_in(checkpoints: Path) -> list[Path]:
-    """The committed checkpoints of a run, newest first: the one answer to whether a run has begun.
-
-    What a killed save or a conversion left, and what was set aside, is none. A folder that is there may be damaged.
-    """
-    if not checkpoints.is_dir():
-        return []
-    return sorted((path for path in checkpoints.iterdir() if _step_of(path) is not None), reverse=True)
 
 
 def begin(checkpoints: Path, step: int) -> Path:
     """Make the temporary folder `step-XXXXXXXX.tmp` (main rank), removing what a killed run left."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    for left_over in checkpoints.glob(f"{_PREFIX}*.tmp"):
+    for left_over in checkpoints.glob(f"{STEP_PREFIX}*.tmp"):
         shutil.rmtree(left_over)
     temporary = temporary_folder(checkpoints, step)
     temporary.mkdir()
@@ -123,7 +69,7 @@ def commit(temporary: Path, sealed: Sequence[dict[str, dict[str, Any]]] = ()) ->
     files |= seal(temporary, [path for path in written if path.relative_to(temporary).as_posix() not in files])
     for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
         sync_path(folder)
-    write_atomically(temporary / _MARKER, json.dumps({"files": files}, indent=1, sort_keys=True).encode())
+    write_atomically(temporary / MARKER_FILE, json.dumps({"files": files}, indent=1, sort_keys=True).encode())
     final = temporary.with_suffix("")
     if final.exists():  # a damaged one of the same step: set aside, not mixed
         _set_aside(final)
@@ -140,60 +86,6 @@ def _set_aside(folder: Path) -> None:
     os.replace(folder, target)
 
 
-def find_damage(folder: Path, *, hashes: bool = True) -> str | None:
-    """Why a checkpoint folder must not be loaded; None when it is whole.
-
-    Args:
-        hashes: also read every file and compare its hash, not only sizes.
-    """
-    if not (folder / _MARKER).is_file():
-        return f"{_MARKER} is missing"
-    try:
-        marker: Any = read_json(folder / _MARKER, _Marker, "the marker of a whole checkpoint", "")
-    except UserError:
-        return f"{_MARKER} is not readable"
-    for name, expected in marker["files"].items():
-        path = folder / name
-        if "\0" in name or not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes, expected {expected['bytes']}"
-        if hashes and file_hash(path) != expected["sha256"]:
-            return f"{name} has another sha256 than at saving"
-    return None
-
-
-def newest_valid(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint.
-
-    Args:
-        checkpoints: may be missing. `latest` is not evidence: a kill between rename and its move leaves it one behind,
-            so the folders themselves are judged.
-        report: called with one line per damaged folder.
-
-    Returns:
-        None when there is none at all.
-
-    Raises:
-        UserError: there are checkpoints but every one is damaged.
-    """
-    damaged: dict[Path, str] = {}
-    for folder in checkpoints_in(checkpoints):
-        reason = find_damage(folder)
-        if reason is None:
-            return folder
-        damaged[folder] = reason
-        report(f"checkpoint {folder} is damaged ({reason}); using the one before")
-    if damaged:  # left where they are: the next start must not take the empty folder for a new run
-        raise UserError(
-            f"every checkpoint in {checkpoints} is damaged:\n  "
-            + "\n  ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
-            + "\nremove them to start anew"
-        )
-    return None
-
-
 def set_aside_newer(checkpoint: Path) -> None:
     """Rename the damaged ones after the newest whole checkpoint to `….damaged`, so that nobody takes them up again.
 
@@ -204,104 +96,6 @@ def set_aside_newer(checkpoint: Path) -> None:
             _set_aside(folder)
 
 
-def resolve_checkpoint(path: Path | str) -> Path:
-    """The newest valid checkpoint of a run folder or of its `checkpoints` folder, or the given one.
-
-    Raises:
-        UserError: nothing valid is there; says what was found.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"no run or checkpoint at {path}: the folder does not exist")
-    if _step_of(path) is not None or (path / _MARKER).exists():
-        reason = find_damage(path)
-        if reason is not None:
-            raise UserError(f"checkpoint {path} is damaged: {reason}; give the run folder to use an older one")
-        return path
-    warnings: list[str] = []
-    folder = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path, warnings.append)
-    if folder is None:
-        raise UserError(f"{path} holds no checkpoint; expected {path}/checkpoints/{_PREFIX}XXXXXXXX")
-    return folder
-
-
-def weights_folder(key: str, path: str) -> Path:
-    """The folder with safetensors files meant by the setting `key`: of a run, a checkpoint, or the weights themselves.
-
-    Raises:
-        UserError: nothing usable is there.
-    """
-    folder = Path(path).expanduser().absolute()
-    if not folder.is_dir():
-        raise UserError(f"{key}: found no folder {folder}, expected a training run, a checkpoint or weights")
-    if any(folder.glob("*.safetensors")) and not (folder / "checkpoints").is_dir():
-        return folder
-    return resolve_checkpoint(folder)
-
-
-def tokenizer_of(folder: str | Path) -> str | None:
-    """sha256 of the weights of the tokenizer that made a generator's records; None where its folder does not say."""
-    for file, form in ((TRAINER_FILE, _OfTrainer), (RELEASE_FILE, _OfRelease)):
-        with suppress(UserError):
-            found: Any = read_json(Path(folder) / file, form, "what a generator was made with", "")
-            return found["data"]["tokenizer_hash"] if form is _OfTrainer else found["tokenizer_hash"]
-    return None
-
-
-def generators(*folders: str | Path) -> dict[str, str | None]:
-    """What `require_tokenizer` compares of generators in some folders; an empty name is none."""
-    return {f"the generator in {folder}": tokenizer_of(folder) for folder in folders if folder}
-
-
-def require_tokenizer(key: str, folder: str | Path, weights: str, made_with: Mapping[str, str | None]) -> None:
-    """Refuse a tokenizer that is not the one with which everything it is used with was made.
-
-    Args:
-        key: setting that names the tokenizer.
-        folder: of its weights.
-        weights: which of them, "ema" or "model".
-        made_with: what was made with a tokenizer, in words, to that tokenizer's hash; None where it does not say, which
-            is accepted and said once.
-
-    Raises:
-        UserError: something was made with another one, or there are no weights of a tokenizer.
-    """
-    load_config(folder, "tokenizer", weights)
-    found = weights_hash(folder, weights)
-    other = [f"\n  {what}: {made:.12}…" for what, made in made_with.items() if made not in (None, found)]
-    if other:
-        raise UserError(
-            f"{key} is {folder}, whose {weights} weights have the hash {found:.12}…; expected the tokenizer with which "
-            f"these were made:{''.join(other)}\ngive that one; or, to go on with this one, precompute the records and "
-            "train the generators anew"
-        )
-    for what in (what for what, made in made_with.items() if made is None):
-        _say_unknown(what)
-
-
-@cache
-def _say_unknown(what: str) -> None:
-    logger.warning("%s: nothing says with which tokenizer it was trained; taken as it is", what)
-
-
-def training_keys(folder: str | Path) -> np.ndarray | None:
-    """uint64 hashes of the names of a tokenizer's training images; None where its folder does not say.
-
-    Raises:
-        UserError: the file is cut off.
-    """
-    path = Path(folder) / TRAINING_KEYS_FILE
-    if not path.exists():
-        return None
-    data = path.read_bytes()
-    if not data or len(data) % 8:
-        raise UserError(
-            f"{path}: found {len(data)} bytes, expected 8 for each training image; copy it again, or remove it: "
-            "whether scored images were trained on is then not known"
-        )
-    return np.frombuffer(data, "<u8").copy()
-
-
 def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) -> None:
     """Delete old checkpoints (main rank, after a commit).
 
@@ -310,7 +104,7 @@ def prune(checkpoints: Path, *, keep_last: int, keep_every_steps: int | None) ->
         keep_every_steps: those at multiples of this stay for good.
     """
     for folder in checkpoints_in(checkpoints)[keep_last:]:
-        step = _step_of(folder)
+        step = step_of(folder)
         if keep_every_steps is not None and step is not None and step % keep_every_steps == 0:
             continue
         # Renamed first: a delete that is cut off must not leave something that looks like a checkpoint.

@@ -24,13 +24,14 @@ from eval.pictures.sheets import control_sheet
 from eval.pool.samplers import GeneratorSampler
 from nvg.bounds import at_least
 from nvg.granularity import StageLayout
-from nvg.pixels import ImageArray, to_model_range
-from nvg.sampling import give_structure, mask_structure
+from nvg.pixels import ImageArray
+from nvg.sampling import give_structure
+from nvg.sampling.following import Control, follow_mask, tokenized_image
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config, read_section
 from pipelines.sample import EVALUATION_FILE, DrawConfig, Drawing, open_run, stagewise_picture
 from pipelines.sources import SourceConfig, open_source
-from pipelines.structure_control import Control, ControlConfig, cut_of_run, load_control, tokenized
+from pipelines.structure_control import ControlConfig, load_control, read_picture
 
 PAGE_FILE, FIGURES_FILE = "gallery.html", "gallery.json"
 _MOST_PAINTINGS = 8
@@ -174,14 +175,11 @@ def _stagewise(sampler: GeneratorSampler, drawing: Drawing, reference: _Referenc
 
 def _masks(config: GalleryConfig, tokenizer: Tokenizer) -> list[Control]:
     if config.masks:
-        loaded = [load_control(ControlConfig(structure_mask=file), tokenizer, spatial=False) for file in config.masks]
+        loaded = [load_control(ControlConfig(structure_mask=file), tokenizer) for file in config.masks]
         return [replace(control, name=Path(file).name) for file, control in zip(config.masks, loaded, strict=True)]
     drawn = []
     for name, shape in _SHAPES.items():
-        mask_HW = _raster(shape)
-        mask = mask_structure(torch.from_numpy(mask_HW), tokenizer.config.num_positions, foreground=1)
-        given = give_structure(mask.structure_L[None], 1)
-        drawn.append(Control(name=name, given=given, source_name="mask", source_HWC=mask_HW[..., None], bend=mask.bend))
+        drawn.append(replace(follow_mask(tokenizer, _raster(shape)), name=name))
     return drawn
 
 
@@ -201,8 +199,11 @@ def _raster(shape: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray
 def _references(config: GalleryConfig, drawing: Drawing, tokenizer: Tokenizer) -> list[_Reference]:
     if not config.pictures:
         return _held_out(Path(config.run), drawing, tokenizer)
-    cut = cut_of_run(Path(config.run))
-    return [_Reference(Path(file).name, *tokenized("pictures", file, tokenizer, cut)) for file in config.pictures]
+    images = [read_picture("pictures", file, tokenizer, drawing.cut) for file in config.pictures]
+    names = [Path(file).name for file in config.pictures]
+    return [
+        _Reference(name, image, *tokenized_image(tokenizer, image)) for name, image in zip(names, images, strict=True)
+    ]
 
 
 def _held_out(run: Path, drawing: Drawing, tokenizer: Tokenizer) -> list[_Reference]:
@@ -216,7 +217,7 @@ def _held_out(run: Path, drawing: Drawing, tokenizer: Tokenizer) -> list[_Refere
     for label in drawing.classes:
         for index in np.flatnonzero(source.labels == label)[:1].tolist():
             image = source.read(index, 0)
-            sequence = tokenizer.tokenize(to_model_range(image[None]))
+            sequence = tokenized_image(tokenizer, image)
             found.append(_Reference(f"{drawing.class_names[label]}, held out", image, *sequence, label))
     return found
 

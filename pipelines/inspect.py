@@ -14,10 +14,10 @@ from eval.pictures.paintings import Painting, paint_records, paint_tokenized
 from eval.pictures.sheets import painting_rows
 from nvg.bounds import at_least, check_fields
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import require_tokenizer, weights_folder
 from nvg.errors import UserError
 from nvg.records import RecordDataset
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import require_tokenizer, weights_folder
 from pipelines.precompute.plan import SOURCES_FILE, read_sources
 from pipelines.sources import SourceConfig, open_source
 

@@ -35,11 +35,11 @@ from nvg.checkpoints.release_networks import (
     tokenizer_of_release,
     tokenizer_to_release,
 )
+from nvg.checkpoints.runs import RELEASE_FILE, generators, require_tokenizer, tokenizer_of, weights_folder
 from nvg.errors import UserError
 from nvg.json_files import read_json
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import RELEASE_FILE, generators, require_tokenizer, tokenizer_of, weights_folder
 
 LICENCE_NOTICE = (
     "The authors of the paper publish their weights under a licence that forbids commercial use. It also holds for the "

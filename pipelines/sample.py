@@ -7,9 +7,7 @@ both follow. Enter by `sample_images`.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,18 +26,16 @@ from eval.pictures.drawing import Picture
 from eval.pictures.sheets import control_sheet, stagewise_sheet
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
-from nvg.checkpoints import load_config
-from nvg.checkpoints.networks import network_config
+from nvg.class_names import number_samples
 from nvg.errors import UserError
-from nvg.models import ContentGenerator
+from nvg.folders import find_run
+from nvg.pictures import Cut
 from nvg.pixels import ImageArray, Rounding
-from nvg.precision import Precision, resolve_precision
-from nvg.records import read_manifest
+from nvg.precision import Device, Precision, resolve_device, resolve_precision
 from nvg.sampling import SamplingConfig, capture_passes
-from nvg.tokenizer.tokenizer import SPATIAL
-from pipelines.checkpoints import generators, require_tokenizer, weights_folder
+from nvg.sampling.following import Control, tokenized_image
 from pipelines.configuration import read_section
-from pipelines.structure_control import Control, ControlConfig, cut_of_run, load_control, plan_control, tokenized
+from pipelines.structure_control import ControlConfig, load_control, plan_control, read_picture
 
 GRID_FILE, STAGES_FILE, CONTROL_FILE, ADHERENCE_FILE = "grid.png", "stages.png", "control.png", "adherence.json"
 STAGEWISE_FILE = "stagewise.png"
@@ -73,7 +69,7 @@ class DrawConfig:
     seed: int = at_least(0, 0)
     weights: Literal["ema", "model"] = "ema"
     rounding: Rounding = "round"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     precision: Precision | None = None
     compile: bool = False
     cuda_graphs: bool = False
@@ -135,6 +131,7 @@ class Drawing:
         spec: its networks and settings.
         class_names: of all classes, by label.
         classes: labels asked for.
+        cut: how pictures are cut, as the run's images were.
     """
 
     spec: GeneratorSpec
@@ -142,6 +139,7 @@ class Drawing:
     classes: list[int]
     device: str
     cuda_graphs: bool
+    cut: Cut
 
     def build(self) -> GeneratorSampler:
         """Load the networks onto the device."""
@@ -151,15 +149,8 @@ class Drawing:
         return sampler
 
     def labelled(self, num_per_class: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What is drawn, class by class.
-
-        Returns:
-            labels; number of each image within its class; sample indices: the k-th image of class c is sample
-            c + k · classes of the evaluation pool, whichever classes are asked for.
-        """
-        labels_B, counters = np.repeat(self.classes, num_per_class), defaultdict(count)
-        numbers_B = np.array([next(counters[label]) for label in labels_B.tolist()])  # a class asked for twice goes on
-        return labels_B, numbers_B, labels_B + numbers_B * len(self.class_names)
+        """What is drawn, class by class; see `number_samples`."""
+        return number_samples(self.classes, num_per_class, len(self.class_names))
 
 
 def open_run(config: DrawConfig) -> Drawing:
@@ -168,22 +159,20 @@ def open_run(config: DrawConfig) -> Drawing:
     Raises:
         UserError: networks are missing or do not fit, a class does not exist, or there is no such device.
     """
-    run = Path(config.run)
-    names, tokenizer_weights = _names_and_weights(run, config.weights)
+    parts = find_run(Path(config.run), config.weights)
+    names = parts.class_names
     classes = config.classes or list(range(len(names)))
     if odd := [label for label in classes if not 0 <= label < len(names)]:
         raise UserError(f"classes: found {odd}, expected ids from 0 to {len(names) - 1} ({', '.join(names[:20])})")
-    device = _device(config.device)
+    device = resolve_device(config.device)
     if config.cuda_graphs and device == "cpu":
         raise UserError("cuda_graphs: found true on a CPU, expected a GPU, which alone has them; leave cuda_graphs out")
-    tokenizer = weights_folder("run", str(run / "tokenizer"))
-    spatial = load_config(tokenizer, "tokenizer", tokenizer_weights).get("structure") == SPATIAL
     spec = GeneratorSpec(
-        tokenizer=str(tokenizer),
-        content=str(weights_folder("run", str(run / "content"))),
-        structure="" if spatial else str(weights_folder("run", str(run / "structure"))),
+        tokenizer=str(parts.tokenizer),
+        content=str(parts.content),
+        structure=str(parts.structure or ""),
         weights=config.weights,
-        tokenizer_weights=tokenizer_weights,
+        tokenizer_weights=parts.tokenizer_weights,
         num_classes=len(names),
         sampling=config.sampling,
         seed=config.seed,
@@ -191,8 +180,7 @@ def open_run(config: DrawConfig) -> Drawing:
         precision=resolve_precision(config.precision, device),
         compile=config.compile,
     )
-    require_tokenizer("run", tokenizer, tokenizer_weights, generators(spec.content, spec.structure))
-    return Drawing(spec, names, classes, device, config.cuda_graphs)
+    return Drawing(spec, names, classes, device, config.cuda_graphs, parts.cut)
 
 
 def sample_images(config: SampleConfig) -> Path:
@@ -204,7 +192,7 @@ def sample_images(config: SampleConfig) -> Path:
     Raises:
         UserError: networks are missing or do not fit, a class does not exist, or what is given cannot be used.
     """
-    run, drawing = Path(config.run), open_run(config)
+    drawing = open_run(config)
     names, classes = drawing.class_names, drawing.classes
     labels, numbers, indices = drawing.labelled(config.num_per_class)
     output = Path(config.output).absolute()
@@ -212,13 +200,12 @@ def sample_images(config: SampleConfig) -> Path:
     check_sample_folder("output", output)
     sampler, control = drawing.build(), None
     if config.control.stagewise_from:
-        picture = _stagewise(sampler, config, labels, indices, [names[label] for label in labels])
+        picture = _stagewise(sampler, config, drawing.cut, labels, indices, [names[label] for label in labels])
         _begin(config, output, [STAGEWISE_FILE])
         write_atomically(output / STAGEWISE_FILE, picture)
         return output / STAGEWISE_FILE
     if config.control.active:
-        is_spatial = sampler.structure is None
-        control = load_control(config.control, sampler.tokenizer, spatial=is_spatial, cut=cut_of_run(run))
+        control = load_control(config.control, sampler.tokenizer, cut=drawing.cut)
     pictures = [GRID_FILE, STAGES_FILE, *([] if control is None else [CONTROL_FILE, ADHERENCE_FILE])]
     _begin(config, output, [*files, *pictures])
     if control is not None:
@@ -236,22 +223,6 @@ def sample_images(config: SampleConfig) -> Path:
     return output / GRID_FILE
 
 
-def _device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: found cuda, torch sees no GPU here; use auto or cpu")
-    return "cpu" if wanted == "cpu" or not torch.cuda.is_available() else "cuda"
-
-
-def _names_and_weights(run: Path, weights: str) -> tuple[list[str], Literal["ema", "model"]]:
-    """Class names and the tokenizer's weights as in the records; without any (imported weights) numbers, and "ema"."""
-    if (run / "records").is_dir():
-        manifest = read_manifest(run / "records")
-        return list(manifest["class_names"]), manifest.get("tokenizer_weights", "ema")
-    folder = weights_folder("run", str(run / "content"))
-    content = network_config(ContentGenerator, load_config(folder, "content", weights), folder)
-    return [str(label) for label in range(content.num_classes)], "ema"
-
-
 def _begin(config: SampleConfig, output: Path, files: list[str]) -> None:
     """Make the folder, and take out of it what an earlier run of the command left and this one does not write."""
     if num_removed := begin_sample_folder("output", output, files):
@@ -259,7 +230,12 @@ def _begin(config: SampleConfig, output: Path, files: list[str]) -> None:
 
 
 def _stagewise(
-    sampler: GeneratorSampler, config: SampleConfig, labels_B: np.ndarray, indices_B: np.ndarray, names: list[str]
+    sampler: GeneratorSampler,
+    config: SampleConfig,
+    cut: Cut,
+    labels_B: np.ndarray,
+    indices_B: np.ndarray,
+    names: list[str],
 ) -> bytes:
     """The figure of stage-wise control, PNG."""
     assert config.control.stagewise_from is not None
@@ -268,9 +244,10 @@ def _stagewise(
             f"classes and num_per_class ask for {len(names)} samples; expected at most {_MOST_STAGEWISE} in the figure "
             "of control.stagewise_from; change classes or num_per_class"
         )
-    cut = config.control.view_policy or cut_of_run(Path(config.run))
-    _, ids_1T, structure_1L = tokenized("control.stagewise_from", config.control.stagewise_from, sampler.tokenizer, cut)
-    return stagewise_picture(sampler, labels_B, indices_B, names, ids_1T, structure_1L).light
+    key, cut = "control.stagewise_from", config.control.view_policy or cut
+    image_HWC = read_picture(key, config.control.stagewise_from, sampler.tokenizer, cut)
+    sequence = tokenized_image(sampler.tokenizer, image_HWC)
+    return stagewise_picture(sampler, labels_B, indices_B, names, *sequence).light
 
 
 def stagewise_picture(

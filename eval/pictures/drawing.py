@@ -1,4 +1,4 @@
-"""Drawing ground of all pictures: two themes, mosaics of tiles, colours of structure maps.
+"""Drawing ground of all pictures: two themes, mosaics of tiles.
 
 Every picture is drawn twice, for light and for dark pages, on a transparent ground.
 """
@@ -13,13 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from nvg.pixels import ImageArray
+from nvg.tiles import enlarge
 
 DPI = 200
 _CSS_PIXELS_PER_INCH = 96
-_TILE = 64  # pixels a tile is enlarged to at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +80,6 @@ def to_png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def to_rgb(images_BHWC: ImageArray) -> ImageArray:
-    """Grey or colour uint8 images as uint8 RGB."""
-    return np.repeat(images_BHWC, 3, axis=-1) if images_BHWC.shape[-1] == 1 else images_BHWC
-
-
-def enlarge(image_HWC: ImageArray, *, least: int = _TILE) -> ImageArray:
-    """Repeat every pixel a whole number of times until the side is at least `least`."""
-    factor = max(1, -(-least // max(image_HWC.shape[:2])))
-    return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
 def _rounded(tile_HW3: ImageArray) -> ImageArray:
     """A tile as RGBA with softly rounded corners."""
     height, width = tile_HW3.shape[:2]
@@ -140,43 +128,3 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
     )
     axes.patch.set_alpha(0.0)
     return axes
-
-
-def map_colours(map_ss: NDArray[np.integer], stage: int) -> ImageArray:
-    """Colour a structure map so that its hierarchy can be seen.
-
-    The hue circle is divided as the clusters are: the two children of a cluster share its part of the circle.
-    So colours at stage i + 1 are shades of the colours at stage i, and neighbouring numbers differ in
-    lightness as well.
-
-    Args:
-        map_ss: cluster numbers 0..2^stage - 1.
-        stage: i.
-
-    Returns:
-        uint8 RGB image, one pixel per position.
-    """
-    number = map_ss.astype(np.float64)
-    share = (number + 0.5) / (1 << stage)
-    hue = np.deg2rad(-55 + 340 * share)
-    lightness = 0.73 + 0.045 * np.where(map_ss % 2 == 1, 1.0, -1.0) * (stage > 0)
-    chroma = 0.118 if stage > 0 else 0.02
-    return _oklch(lightness, np.full_like(number, chroma), hue)
-
-
-def _oklch(lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDArray[np.float64]) -> ImageArray:
-    """OKLCH to sRGB bytes: equal steps of hue look equally far apart."""
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    linear = np.stack(
-        [
-            4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short,
-            -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short,
-            -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short,
-        ],
-        axis=-1,
-    ).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * encoded).astype(np.uint8)

@@ -19,19 +19,17 @@ from eval.pictures.drawing import (
     Picture,
     Theme,
     both_themes,
-    enlarge,
-    map_colours,
     mosaic,
     new_figure,
     place,
     show,
     to_png,
-    to_rgb,
     white_figure,
 )
 from eval.pictures.paintings import Painting
 from nvg.errors import UserError
 from nvg.pixels import ImageArray, check_images
+from nvg.tiles import enlarge, map_colours, to_rgb
 
 _PAGE_WIDTH = 7.6
 _LARGEST_TILE = 1.1

@@ -7,7 +7,7 @@ Shapes: labels_B int64, sample_indices_B int64, images_BHWC uint8, canvases_BSLC
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,13 +17,12 @@ from torch import Tensor
 from nvg.bounds import at_least, check_fields, refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
-from nvg.granularity import spatial_structure
-from nvg.models import ContentGenerator, StructureGenerator
-from nvg.pixels import ImageArray, to_uint8
-from nvg.precision import Precision, resolve_precision, settle_precision
-from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
+from nvg.folders import Parts
+from nvg.model import assemble, check_structure
+from nvg.pixels import ImageArray
+from nvg.precision import Precision, resolve_precision
+from nvg.sampling import Given, SampledSequence, SamplingConfig
 from nvg.tokenizer import Tokenizer
-from nvg.tokenizer.tokenizer import SPATIAL
 
 _ALWAYS_SO = ("structure_guidance_at", "last_stage")  # left out: samples drawn before there was a choice stay known
 
@@ -121,7 +120,20 @@ class GeneratorSpec:
         Raises:
             UserError: it is missing or too many, or the tokenizer's weights are missing.
         """
-        _check_structure(self, load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights))
+        check_structure(self.parts, load_network(Tokenizer, self.tokenizer, name=self.tokenizer_weights))
+
+    @property
+    def parts(self) -> Parts:
+        """The networks, as a model is put together of them; classes are numbers here."""
+        return Parts(
+            folder=Path(self.content),
+            tokenizer=Path(self.tokenizer),
+            content=Path(self.content),
+            structure=Path(self.structure) if self.structure else None,
+            weights=self.weights,
+            tokenizer_weights=self.tokenizer_weights,
+            class_names=[str(label) for label in range(self.num_classes)],
+        )
 
     def build(self, device: str = "cpu") -> GeneratorSampler:
         """Load the networks.
@@ -133,56 +145,34 @@ class GeneratorSpec:
 
 
 class GeneratorSampler:
-    """Algorithm 2 and the decoder, in the precision of the spec: a process draws in one."""
+    """A model in the precision of a spec, from which samples of its seed are drawn: a process draws in one."""
 
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
-        settle_precision(resolve_precision(spec.precision, device), device)
         self.spec = spec
+        self.model = assemble(
+            spec.parts,
+            sampling=spec.sampling,
+            device=device,
+            precision=resolve_precision(spec.precision, device),
+            rounding=spec.rounding,
+            compile=spec.compile,
+        )
         self.device = torch.device(device)
-        self.tokenizer = load_network(Tokenizer, spec.tokenizer, name=spec.tokenizer_weights).to(self.device)
-        self.content = load_network(ContentGenerator, spec.content, name=spec.weights).to(self.device)
-        _check_structure(spec, self.tokenizer)
-        self.structure = None
-        if spec.structure:
-            self.structure = load_network(StructureGenerator, spec.structure, name=spec.weights).to(self.device)
-        for network in (self.content, self.structure):
-            if network is not None and spec.precision == "bf16":
-                network.trunk.matmul_dtype = torch.bfloat16
-            if network is not None and spec.compile:
-                network.trunk.compile_blocks()
-        known = self.content.config.num_classes
-        if known != spec.num_classes:
-            raise UserError(
-                f"num_classes is {spec.num_classes} in the data; expected {known}, on which the content generator in "
-                f"{spec.content} was trained; evaluate with its data set"
-            )
+        self.tokenizer, self.content, self.structure = self.model.tokenizer, self.model.content, self.model.structure
 
     @torch.inference_mode()
     def draw_sequences(self, labels_B: Tensor, sample_indices_B: Tensor, given: Given | None = None) -> SampledSequence:
-        """Draw visual granularity sequences: ids, maps and the canvas after every stage.
+        """Draw visual granularity sequences; see `Model.draw`.
 
         Args:
             labels_B: int64 classes asked for.
             sample_indices_B: int64 indices in the whole set.
-            given: prefix that is fixed instead of drawn; without a structure generator its maps are the spatial ones.
+            given: prefix that is fixed instead of drawn.
 
         Raises:
             UserError: the blocks cannot be compiled here.
         """
-        if self.structure is None:
-            layout = self.tokenizer.dequantizer.layout
-            maps_BL = spatial_structure(layout.num_positions).repeat(len(labels_B), 1)
-            given = replace(given or Given(), structure_BL=maps_BL, num_splits=layout.last_stage)
-        return sample(
-            content=self.content,
-            structure=self.structure,
-            dequantizer=self.tokenizer.dequantizer,
-            labels_B=labels_B,
-            sample_indices_B=sample_indices_B,
-            seed=self.spec.seed,
-            config=self.spec.sampling,
-            given=given,
-        )
+        return self.model.draw(labels_B, sample_indices_B, seed=self.spec.seed, given=given)
 
     @torch.inference_mode()
     def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
@@ -191,25 +181,7 @@ class GeneratorSampler:
         Raises:
             UserError: values that are not finite; names the samples.
         """
-        final_BLC = self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1]
-        images_BCHW = self.tokenizer.decode(final_BLC)
-        bad_B = ~images_BCHW.isfinite().flatten(1).all(dim=1).cpu()
-        if bool(bad_B.any()):
-            raise UserError(
-                f"samples {sample_indices_B[bad_B][:5].tolist()}: found values that are not finite; the tokenizer or "
-                f"the generators in {self.spec.content} and {self.spec.structure} have diverged, give older ones"
-            )
-        return to_uint8(images_BCHW, self.spec.rounding)
-
-
-def _check_structure(spec: GeneratorSpec, tokenizer: Tokenizer) -> None:
-    kind = tokenizer.config.structure
-    if (kind == SPATIAL) == bool(spec.structure):
-        advice = "its maps are known: leave the generator out" if spec.structure else "give its generator's weights"
-        raise UserError(
-            f"structure: found {spec.structure or 'nothing'}, the tokenizer in {spec.tokenizer} has {kind} structure; "
-            f"{advice}"
-        )
+        return self.model.decode(self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1], sample_indices_B)
 
 
 def _hash(key: str, folder: str, weights: str) -> str:

@@ -2,6 +2,7 @@
 
 files             a folder of safetensors and the JSON file that says what they are
 networks          networks back from such folders
+runs              which checkpoint of a training is whole, and what it was made of
 frozen_weights    files of VGG, DINO, DINOv2, EfficientNet: read from where they lie, never fetched
 release_files     tensors of the authors' checkpoints, read without trusting them
 release_names     their names ↔ ours

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nvg.checkpoints.files import load_weights
 from nvg.errors import UserError
@@ -54,7 +55,10 @@ def build_network(
 ) -> Network:
     """A network in evaluation mode from its config and its tensors, which are of the file `where`; see `check_fit`."""
     try:
-        with torch.device("meta"):  # of whatever size: no memory is spent before the tensors are known to be there
+        with (
+            torch.device("meta"),
+            _NothingDrawn(),
+        ):  # of whatever size: no memory is spent before the tensors are known to be there
             described = network_type(config)
     except RuntimeError as error:
         raise UserError(f"{where}: its description is of no possible network ({error}); restore it") from error
@@ -62,6 +66,18 @@ def build_network(
     network = network_type(config)
     network.load_state_dict(tensors)
     return network.eval()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out what would be written into tensors without storage: PyTorch spends a second on learning to do it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")  # `torch.nn.init` names it
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and isinstance(target, Tensor) and target.is_meta:
+            return target
+        return func(*args, **kwargs)
 
 
 def read_network(network_type: type[nn.Module], folder: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:

@@ -5,6 +5,7 @@ schedules  guidance and top-p over stages, flow times: `SamplingConfig`
 noise      the random numbers of a sample
 graphs     forward passes as CUDA graphs, for few images: `capture_passes`
 control    prefixes that are given: a mask, maps, first contents
+following  the same from pictures and arrays as a user has them: `follow`
 """
 
 from nvg.sampling.control import (

@@ -31,6 +31,7 @@ from eval.pool.samplers import GeneratorSpec
 from eval.results import threads
 from eval.scores import class_accuracy, frechet_distance, train_judge
 from nvg.checkpoints import load_network, weights_hash
+from nvg.checkpoints.runs import generators, require_tokenizer, resolve_checkpoint, weights_folder
 from nvg.errors import UserError
 from nvg.json_files import read_json
 from nvg.models import ContentGenerator, StructureGenerator
@@ -40,7 +41,6 @@ from nvg.tokenizer import Dequantizer
 from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
 from pipelines.ablate.plan import AblateConfig, AblationPlan, Cell, make_plan
 from pipelines.ablate.report import Reference, write_result
-from pipelines.checkpoints import generators, require_tokenizer, resolve_checkpoint, weights_folder
 from pipelines.evaluate.images import load_data
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics

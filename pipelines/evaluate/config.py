@@ -16,10 +16,10 @@ from eval.reference import ScoreConfig
 from eval.scores.judge import JudgeConfig
 from eval.scores.manifold import LEAST_IMAGES
 from nvg.bounds import at_least, refuse
+from nvg.checkpoints.runs import generators, require_tokenizer, weights_folder
 from nvg.pixels import Rounding
 from nvg.precision import Precision, resolve_precision
 from nvg.sampling import SamplingConfig
-from pipelines.checkpoints import generators, require_tokenizer, weights_folder
 from pipelines.sources import SourceConfig
 
 REPORT_FILE = "report.html"

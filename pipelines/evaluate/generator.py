@@ -13,8 +13,8 @@ from eval.evaluation import Evaluation, EvaluationData, evaluate
 from eval.pages.page import caveat_notes, score_rows
 from eval.pages.report import ReportContent, write_report
 from eval.results import RESULTS_FILE
+from nvg.checkpoints.runs import require_tokenizer, training_keys
 from nvg.records import read_manifest
-from pipelines.checkpoints import require_tokenizer, training_keys
 from pipelines.evaluate.against import plan_against, run_against
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
 from pipelines.evaluate.images import TOKENIZER_TRAINED_ON, describe_features, describe_source, load_data

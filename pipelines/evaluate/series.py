@@ -23,9 +23,9 @@ from cluster.session import cluster_session
 from eval.pages import page
 from eval.pictures.plots import scatter
 from nvg.bounds import at_least, positive, refuse
+from nvg.checkpoints.runs import TRAINER_FILE, newest_valid
 from nvg.json_files import Count, parse_json, read_json
 from nvg.sampling import SamplingConfig
-from pipelines.checkpoints import TRAINER_FILE, newest_valid
 from pipelines.evaluate.against import draw_against, open_against, print_against
 from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 

@@ -18,10 +18,10 @@ from eval.scores.reconstruction import check_lpips
 from eval.tokenizer_evaluation import reconstruction_picture, reconstruction_protocol, reconstruction_scores
 from nvg.bounds import at_least
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import training_keys, weights_folder
 from nvg.pixels import Rounding
 from nvg.precision import resolve_precision
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import training_keys, weights_folder
 from pipelines.evaluate.config import Weights, make_folder, require
 from pipelines.evaluate.images import (
     TOKENIZER_TRAINED_ON,

@@ -22,10 +22,10 @@ from eval.features.extractors import given_extractor
 from eval.pages.page import time_text
 from eval.results import RESULTS_FILE
 from nvg.checkpoints import file_hash, weights_hash
+from nvg.checkpoints.runs import checkpoints_in
 from nvg.errors import Changed
 from nvg.json_files import read_json
 from nvg.records import MANIFEST_FILE
-from pipelines.checkpoints import checkpoints_in
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
 from pipelines.evaluate.generator import run_evaluate
 from pipelines.evaluate.images import open_parts

@@ -22,11 +22,11 @@ from cluster.progress import ProgressBars
 from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
+from nvg.checkpoints.runs import weights_folder
 from nvg.errors import Changed, UserError
 from nvg.precision import settle_precision
 from nvg.records import MAX_UINT16_VALUES, read_manifest
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import weights_folder
 from pipelines.precompute.beside import open_repa_stream
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.inputs import describe_changed, find_changed, known, read_inputs, replace_inputs

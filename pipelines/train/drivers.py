@@ -26,8 +26,8 @@ from cluster.process import stop_process
 from cluster.progress import ProgressBars
 from cluster.session import SessionConfig, cluster_session
 from eval.pages.page import time_text
+from nvg.checkpoints.runs import checkpoint_name, find_damage, resolve_checkpoint
 from nvg.errors import UserError
-from pipelines.checkpoints import checkpoint_name, find_damage, resolve_checkpoint
 from pipelines.configuration import dump_config, load_config
 from pipelines.entry import EXIT_STOPPED, TrainingStopped
 from pipelines.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, read_metrics

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.ranks import Ranks, device_for_deepspeed, settle_deepspeed
+from nvg.checkpoints.runs import checkpoints_in
 from nvg.errors import UserError
 from nvg.training import PlainEngine, parameter_groups
-from pipelines.checkpoints import checkpoints_in
 from pipelines.train.config import OptimizerConfig, RunConfig
 from pipelines.train.deepspeed_settings import deepspeed_dict
 

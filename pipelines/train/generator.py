@@ -21,6 +21,7 @@ from torch import Tensor
 from nvg.bounds import refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.checkpoints.networks import check_fit, read_network
+from nvg.checkpoints.runs import checkpoints_in, weights_folder
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
 from nvg.records import MANIFEST_FILE, RecordDataset
@@ -38,7 +39,6 @@ from pipelines.batches.records import (
     open_repa_source,
     repa_target,
 )
-from pipelines.checkpoints import checkpoints_in, weights_folder
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import RunConfig, SampleSheetConfig
 from pipelines.train.costs import flops_per_image, tokens_per_image

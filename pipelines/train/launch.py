@@ -24,8 +24,8 @@ from cluster.devices import WITHOUT_GPU
 from cluster.ranks import FOR_EVER_S, Ranks, leave_process_group
 from cluster.session import ClusterError, SessionConfig, ascii_name, cluster_session
 from nvg.bounds import refuse
+from nvg.checkpoints.runs import resolve_checkpoint
 from nvg.errors import UserError
-from pipelines.checkpoints import resolve_checkpoint
 from pipelines.entry import EXIT_STOPPED, TrainingStopped, program
 from pipelines.train.config import LaunchConfig, RunConfig
 from pipelines.train.interrupt import ask_to_stop, on_stop_signals, request_in, stopped_text

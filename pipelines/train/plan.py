@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nvg.checkpoints.runs import checkpoints_in
 from nvg.errors import UserError
 from nvg.records import DINOV2, EFFICIENTNET, MANIFEST_FILE, read_manifest
-from pipelines.checkpoints import checkpoints_in
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 
 if TYPE_CHECKING:

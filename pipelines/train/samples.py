@@ -14,12 +14,13 @@ from torch import Tensor
 from eval.pictures.paintings import paint_sequences
 from eval.pictures.sheets import painting_rows
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import checkpoints_in, generators, newest_valid, require_tokenizer, weights_folder
 from nvg.errors import UserError
+from nvg.model import Model
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
-from nvg.sampling import Given, SamplingConfig, sample
+from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import checkpoints_in, generators, newest_valid, require_tokenizer, weights_folder
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import SampleSheetConfig
 
@@ -103,14 +104,17 @@ class GeneratorSheets:
         tokenizer = load_network(Tokenizer, tokenizer_folder).to(device)
         num_images, num_classes = self.config.num_images, content.config.num_classes
         labels_B = torch.arange(num_images) * max(1, num_classes // num_images) % num_classes
-        drawn = sample(
+        model = Model(
+            tokenizer=tokenizer,
             content=content,
             structure=structure,
-            dequantizer=tokenizer.dequantizer,
-            labels_B=labels_B,
-            sample_indices_B=torch.arange(num_images),
+            class_names=list(map(str, range(num_classes))),
+            sampling=SamplingConfig(),
+        )
+        drawn = model.draw(
+            labels_B,
+            torch.arange(num_images),
             seed=self.config.seed,
-            config=SamplingConfig(),
             given=None if structure is not None else self._given(labels_B),
         )
         paintings = paint_sequences(tokenizer, drawn, labels_B, _ROUNDING, count=num_images)

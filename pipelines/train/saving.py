@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.ranks import Ranks, environment_of_no_rank
-from nvg.checkpoints import load_weights, save_weights
+from nvg.checkpoints import load_weights, runs, save_weights
 from nvg.errors import Changed, UserError
 from pipelines import checkpoints
 from pipelines.run_folder import CHECKPOINTS_FOLDER
@@ -87,7 +87,7 @@ def save_checkpoint(run_checkpoints: Path, state: TrainerState, step: Step) -> P
         message = checkpoints.no_space_message(temporary, error)
         shutil.rmtree(temporary, ignore_errors=True)  # gives the space back; the message tells what happened
         raise (NoSpaceError if together else UserError)(message) from error
-    return run_checkpoints / checkpoints.checkpoint_name(state.step)
+    return run_checkpoints / runs.checkpoint_name(state.step)
 
 
 def _begin(run_checkpoints: Path, step: int) -> str | None:
@@ -117,7 +117,7 @@ def _write_weights(folder: Path, state: TrainerState, step: Step) -> None:
     if alignment is not None:
         save_weights(folder, alignment.head.state_dict(), asdict(alignment.head.config), "repa", name="repa")
     if task.training_keys is not None:
-        task.training_keys.astype("<u8").tofile(folder / checkpoints.TRAINING_KEYS_FILE)
+        task.training_keys.astype("<u8").tofile(folder / runs.TRAINING_KEYS_FILE)
     state.write(folder)
 
 
@@ -229,7 +229,7 @@ def compare_newest(
         Changed: configuration, data or engine are others than those of the checkpoint.
         UserError: all checkpoints are damaged.
     """
-    folder = checkpoints.newest_valid(run_checkpoints, logger.warning)
+    folder = runs.newest_valid(run_checkpoints, logger.warning)
     if folder is None:
         return None
     state = TrainerState.read(folder)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nvg.checkpoints.runs import TRAINER_FILE
 from nvg.errors import Changed, UserError
 from nvg.json_files import Count, make, read_json
 from nvg.records import DINOV2
-from pipelines.checkpoints import TRAINER_FILE
 
 SCHEMA_VERSION = 1
 # What held before a setting existed: states without it were made so.

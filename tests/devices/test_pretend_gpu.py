@@ -20,11 +20,11 @@ from tiny_networks import save_generators, save_tokenizer
 from eval.pictures import paintings
 from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import find_damage
 from nvg.errors import UserError
 from nvg.sampling import SamplingConfig, graphs, sample
 from nvg.tokenizer import Tokenizer, TokenizerConfig
 from nvg.training import TokenizerLossConfig
-from pipelines.checkpoints import find_damage
 from pipelines.entry import TrainingStopped
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.plan import DatasetFolder

@@ -17,8 +17,8 @@ from eval.image_sets import ImageSet
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.scores.judge import JudgeConfig
+from nvg.checkpoints.runs import weights_folder
 from nvg.errors import UserError
-from pipelines.checkpoints import weights_folder
 from pipelines.configuration import ConfigError, load_config
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.generator import codebook_usage, plan_evaluate, run_evaluate

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from tiny_training import build_task, tiny_config
 
+from nvg.checkpoints import runs
+from nvg.checkpoints.runs import resolve_checkpoint
 from nvg.errors import UserError
 from pipelines import checkpoints
-from pipelines.checkpoints import resolve_checkpoint
 from pipelines.run_folder import read_metrics
 from pipelines.train.launch import run_training
 from pipelines.train.state import TrainerState
@@ -24,7 +25,7 @@ def run_folder(tmp_path):
 
 
 def checkpoint(run_folder, step):
-    return run_folder / "checkpoints" / checkpoints.checkpoint_name(step)
+    return run_folder / "checkpoints" / runs.checkpoint_name(step)
 
 
 def test_resolve_takes_run_and_checkpoint_folders(run_folder):
@@ -140,7 +141,7 @@ def test_changed_data_are_refused_by_name(run_folder):
 def test_retention(tmp_path):
     run_training(tiny_config(tmp_path, checkpoint_every_steps=1, keep_last=2, keep_every_steps=5), build_task)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
-    assert kept == [checkpoints.checkpoint_name(step) for step in (5, 10, 11, 12)]
+    assert kept == [runs.checkpoint_name(step) for step in (5, 10, 11, 12)]
 
 
 def test_full_disk_keeps_older_checkpoints(tmp_path, monkeypatch):

@@ -17,10 +17,12 @@ from tiny_networks import save_generators, save_tokenizer
 from typer.testing import CliRunner
 
 from nvg.checkpoints import load_weights, save_weights, weights_hash
+from nvg.checkpoints.runs import generators, require_tokenizer, tokenizer_of, training_keys
 from nvg.errors import UserError
+from nvg.folders import cut_of
 from nvg.tokenizer import TokenizerConfig
 from nvg.training import TokenizerLossConfig
-from pipelines.checkpoints import begin, commit, generators, require_tokenizer, tokenizer_of, training_keys
+from pipelines.checkpoints import begin, commit
 from pipelines.cli.main import app
 from pipelines.evaluate import series
 from pipelines.evaluate.images import load_data, why_seen
@@ -99,7 +101,7 @@ def test_a_run_is_drawn_with_the_weights_of_the_tokenizer_that_made_its_records(
     assert isinstance(nvg(*words), UserError)
     (run / "records").mkdir()
     manifest = {"class_names": list("0123456789"), "tokenizer_weights": "model"}
-    monkeypatch.setattr("pipelines.sample.read_manifest", lambda _folder: manifest)
+    monkeypatch.setattr("nvg.folders.run.read_manifest", lambda _folder: manifest)
     assert nvg(*words) is None
 
 
@@ -149,3 +151,10 @@ def test_a_tokenizer_knows_the_names_of_its_images_and_scores_of_them_are_warned
     assert f"that the tokenizer was trained on ({', '.join(seen[:3])}, …)" in line
     assert why_seen(held_out[0], {"the tokenizer was trained on": training_keys(tmp_path)}) == []
     assert "nothing says which images the tokenizer was trained on: those scored may be among them" in caplog.text
+
+
+def test_a_training_of_padded_images_says_so_to_whoever_cuts_a_picture(tmp_path):
+    config = tiny_tokenizer_run(SourceConfig(split="test", image_size=16, fit="pad"), tmp_path / "padded")
+    assert cut_of(train_tokenizer(config)) == "pad"
+    plain = tiny_tokenizer_run(SourceConfig(split="test"), tmp_path / "plain")
+    assert cut_of(train_tokenizer(plain)) == "center"

@@ -25,12 +25,12 @@ from typer.testing import CliRunner
 
 from nvg.checkpoints import load_config, load_network, load_weights, save_weights, weights_hash
 from nvg.checkpoints.release_files import read_release_file
+from nvg.checkpoints.runs import tokenizer_of
 from nvg.errors import UserError
 from nvg.granularity import cluster_latents, stage_map, structure_embedding
 from nvg.models import ContentGenerator, RepaHead, StructureGenerator
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer, quantize_ids
-from pipelines.checkpoints import tokenizer_of
 from pipelines.cli.main import app
 from pipelines.release import (
     LICENCE_NOTICE,

@@ -109,7 +109,8 @@ def test_settings_are_those_the_run_was_scored_with(run, tmp_path):
 
 def test_files_are_called_by_label_and_number_whatever_the_classes_are_called(run, tmp_path, monkeypatch):
     names = ["crane", "dog", "crane", "x" * 252, "[red]a<b>&", "$\\foo$", "../CON", "猫", "é/e", "k\\udce4se"]
-    monkeypatch.setattr("pipelines.sample._names_and_weights", lambda *_: (names, "ema"))
+    monkeypatch.setattr("nvg.folders.run.read_manifest", lambda _folder: {"class_names": names})
+    (run / "records").mkdir()
     drawn = draw(run, tmp_path / "samples", classes=list(range(7)))
     assert sorted(drawn) == [f"{label}-{number:03d}.png" for label in range(7) for number in range(2)]
     assert (tmp_path / "samples/grid.png").is_file()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from nvg.checkpoints import load_network
 from nvg.errors import UserError
+from nvg.folders import cut_of
 from nvg.granularity import spatial_structure
 from nvg.tokenizer import Tokenizer
 from pipelines.cli.main import app
@@ -20,7 +21,7 @@ from pipelines.configuration import load_config
 from pipelines.sample import SampleConfig, plan_sample, sample_images
 from pipelines.sources import SourceConfig
 from pipelines.sources.views import make_view, make_views
-from pipelines.structure_control import ControlConfig, cut_of_run, load_control
+from pipelines.structure_control import ControlConfig, load_control
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_segmentation_from_the_command_line(run_folder, files):
 
 @pytest.mark.parametrize("name", ["palette.png", "colours.png", "wide.png", "labels.npy", "one-bit.png"])
 def test_labels_are_the_values_as_stored(tokenizer, files, name):
-    control = load_control(ControlConfig(structure_labels=str(files / name)), tokenizer, spatial=False)
+    control = load_control(ControlConfig(structure_labels=str(files / name)), tokenizer)
     assert control.given.structure_BL is not None
     first = (control.given.structure_BL >> 3).view(4, 4)
     assert first[0].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
@@ -188,7 +189,7 @@ def test_a_segmentation_is_cut_as_its_image_is(tokenizer, files, policy):
     labels[:, 8 + 17 :] = 1
     Image.fromarray(labels).save(files / "oblong-labels.png")
     control = load_control(
-        ControlConfig(structure_labels=str(files / "oblong-labels.png"), view_policy=policy), tokenizer, spatial=False
+        ControlConfig(structure_labels=str(files / "oblong-labels.png"), view_policy=policy), tokenizer
     )
     assert control.source_HWC is not None
     assert control.source_HWC.shape == (16, 16, 1)
@@ -200,16 +201,14 @@ def test_a_segmentation_is_cut_as_its_image_is(tokenizer, files, policy):
 def test_images_are_cut_as_the_runs_images_were(tokenizer, files):
     picture, cuts = Image.open(files / "image.png"), []
     for policy in ("center", "crop"):
-        control = load_control(
-            ControlConfig(structure_from=str(files / "image.png")), tokenizer, spatial=False, cut=policy
-        )
+        control = load_control(ControlConfig(structure_from=str(files / "image.png")), tokenizer, cut=policy)
         expected = make_view(picture, config=replace(SourceConfig(), view_policy=policy), key="", view=0)
         assert control.image_HWC is not None
         assert np.array_equal(control.image_HWC, expected)
         cuts.append(expected)
     assert not np.array_equal(*cuts)
     own = ControlConfig(fix_content_from=str(files / "image.png"), stages=2, view_policy="center")
-    image = load_control(own, tokenizer, spatial=False, cut="crop").image_HWC
+    image = load_control(own, tokenizer, cut="crop").image_HWC
     assert image is not None
     assert np.array_equal(image, cuts[0])
 
@@ -219,28 +218,27 @@ def test_a_small_image_keeps_its_pixels_where_the_runs_images_did(tokenizer, fil
     Image.fromarray(small_HW).save(files / "small.png")
     Image.fromarray(small_HW.repeat(2, 0)).save(files / "tall.png")
     small, tall = (ControlConfig(structure_from=str(files / name)) for name in ("small.png", "tall.png"))
-    image = load_control(small, tokenizer, spatial=False, cut="pad").image_HWC
+    image = load_control(small, tokenizer, cut="pad").image_HWC
     assert image is not None
     assert np.array_equal(image[..., 0], np.pad(small_HW, 2))
     with pytest.raises(UserError, match=r"tall\.png.*too large to pad.*control\.view_policy"):
-        load_control(tall, tokenizer, spatial=False, cut="pad")
+        load_control(tall, tokenizer, cut="pad")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "cut"),
     [
-        ("tokenizer/config.yaml", "source: {view_policy: fresh_crop}", "crop"),
-        ("tokenizer/config.yaml", "source: {view_policy: shift}", "center"),
-        ("tokenizer/config.yaml", "source: {view_policy: shift, fit: pad}", "pad"),
-        ("tokenizer/config.yaml", "model: {}", "center"),
-        ("tokenizer/release.json", "{}", "crop"),
-        ("tokenizer/ema.json", "{}", "center"),
+        ("trainer.json", '{"data": {"view_policy": "fresh_crop"}}', "crop"),
+        ("trainer.json", '{"data": {"view_policy": "shift"}}', "center"),
+        ("trainer.json", '{"data": {"view_policy": "shift", "fit": "pad"}}', "pad"),
+        ("trainer.json", "{}", "center"),
+        ("release.json", "{}", "crop"),
+        ("ema.json", "{}", "center"),
     ],
 )
 def test_the_cut_is_found_beside_the_tokenizer(tmp_path, file, content, cut):
-    (tmp_path / "tokenizer").mkdir()
     (tmp_path / file).write_text(content)
-    assert cut_of_run(tmp_path) == cut
+    assert cut_of(tmp_path) == cut
 
 
 @pytest.mark.parametrize(
@@ -253,10 +251,9 @@ def test_the_cut_is_found_beside_the_tokenizer(tmp_path, file, content, cut):
         ({"view_policy": "shift", "fit": "pad"}, "pad"),
     ],
 )
-def test_the_cut_is_that_of_the_records_where_there_are_any(tmp_path, monkeypatch, manifest, cut):
-    (tmp_path / "records").mkdir()
-    monkeypatch.setattr("pipelines.structure_control.read_manifest", lambda folder: manifest)
-    assert cut_of_run(tmp_path) == cut
+def test_the_cut_is_that_of_the_records_where_there_are_any(tmp_path, manifest, cut):
+    (tmp_path / "trainer.json").write_text('{"data": {"view_policy": "fresh_crop"}}')
+    assert cut_of(tmp_path, manifest) == cut
 
 
 @pytest.mark.slow
@@ -268,9 +265,7 @@ def test_several_candidates_have_a_baseline_of_as_many_free_draws(run_folder, fi
 
 def test_the_foreground_can_be_either_child(tokenizer, files):
     one, other = (
-        load_control(
-            ControlConfig(structure_mask=str(files / "mask.png"), mask_foreground=child), tokenizer, spatial=False
-        )
+        load_control(ControlConfig(structure_mask=str(files / "mask.png"), mask_foreground=child), tokenizer)
         for child in (1, 0)
     )
     assert one.given.structure_BL is not None
@@ -318,12 +313,13 @@ def test_unusable_files_are_refused(tokenizer, files, control, message):
     ]
     config = load_config(SampleConfig, None, overrides).control
     with pytest.raises(UserError, match=message):
-        load_control(config, tokenizer, spatial=False)
+        load_control(config, tokenizer)
 
 
-def test_spatial_structure_cannot_be_given(tokenizer, files):
+def test_spatial_structure_cannot_be_given(files):
+    spatial = load_network(Tokenizer, save_tokenizer(files / "spatial", structure="spatial"))
     with pytest.raises(UserError, match="no structure to give"):
-        load_control(ControlConfig(structure_mask=str(files / "mask.png")), tokenizer, spatial=True)
+        load_control(ControlConfig(structure_mask=str(files / "mask.png")), spatial)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from made_records import NUM_IMAGES, manifest_of, write_records
 from PIL import Image
 from released_checkpoints import save_lightning
 from robustness import Tally
+from tiny_networks import save_tokenizer
 
 from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
 from eval.image_files import FolderImages, NpzImages, open_images
@@ -29,10 +30,11 @@ from nvg.checkpoints.frozen_weights import read_tensors
 from nvg.checkpoints.release_files import read_release_file, read_release_note
 from nvg.models import RepaHead, RepaHeadConfig
 from nvg.records import JPEG_COLUMNS, JpegDataset, RecordDataset, ShardWriter
+from nvg.tokenizer import Tokenizer
 from pipelines.batches.records import _decoded
 from pipelines.precompute.inputs import INPUTS_FILE, read_inputs, write_inputs
 from pipelines.precompute.verify import verify_records
-from pipelines.structure_control import _read_map
+from pipelines.structure_control import ControlConfig, load_control
 
 pytestmark = pytest.mark.slow  # half a minute of `make test`, not of `make quick`
 long = [pytest.mark.long, pytest.mark.timeout(3600)]
@@ -117,7 +119,9 @@ def test_arrays_of_images_and_maps(amount: int, tally: Tally, tmp_path):
         file = io.BytesIO()
         np.save(file, values)
         damages.append(Damage(str(values), file.getvalue()))
-    tally.expect_refusals("npy of maps", path, damages, lambda: _read_map(str(path), 16), names="structure")
+    tokenizer = load_network(Tokenizer, save_tokenizer(tmp_path / "tokenizer"))
+    follow = partial(load_control, ControlConfig(structure_from=str(path)), tokenizer)
+    tally.expect_refusals("npy of maps", path, damages, follow, names="structure")
     tally.check("npy of maps", at_least=500)
 
 

@@ -19,12 +19,17 @@ from robustness import Tally
 from tiny_networks import save_generators, save_tokenizer
 from torch import nn
 
+import nvg
 from eval.features.small_network import FeatureNetwork, FeatureNetworkConfig, load_feature_network, save_feature_network
 from eval.image_files import check_sample_folder
 from eval.pages.published import markdown_table
-from nvg.checkpoints import load_network
+from nvg.checkpoints import load_network, runs
+from nvg.folders import cut_of, find_model, find_run, scored_settings
+from nvg.folders.card import model_card
+from nvg.model import assemble
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import RecordDataset
+from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer
 from pipelines import checkpoints
 from pipelines.ablate import study
@@ -40,7 +45,6 @@ from pipelines.sources import SkippedInput, SourceConfig
 from pipelines.sources.class_names import class_names_of, class_names_of_labels
 from pipelines.sources.folders import _read_label_file
 from pipelines.sources.tars import _expected_counts
-from pipelines.structure_control import cut_of_run
 from pipelines.train.deepspeed_settings import _merge_user_file
 from pipelines.train.state import TrainerState
 
@@ -178,7 +182,7 @@ def test_checkpoints(tmp_path, tally: Tally):
     (folder / "plain.pt").write_bytes(b"weights")
     folder = checkpoints.commit(folder)
     marker = json.loads((folder / "COMPLETE").read_text())
-    run = partial(checkpoints.resolve_checkpoint, folder)
+    run = partial(runs.resolve_checkpoint, folder)
     unread = "a file that the marker does not name is not part of the checkpoint"
     left_out = re.compile(r"files = {}|files\.[a-z]+\.(pt|json) = missing")
     damages = [
@@ -195,10 +199,10 @@ def test_checkpoints(tmp_path, tally: Tally):
     def read() -> None:
         TrainerState.read(folder)
         series.images_seen(folder)
-        checkpoints.require_tokenizer("tokenizer", tokenizer, "ema", checkpoints.generators(folder))
+        runs.require_tokenizer("tokenizer", tokenizer, "ema", runs.generators(folder))
 
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
-    state["data"]["tokenizer_hash"] = checkpoints.weights_hash(tokenizer, "ema")
+    state["data"]["tokenizer_hash"] = runs.weights_hash(tokenizer, "ema")
     put(path, json.dumps(state).encode())
     counts = ("step", "images", "epoch", "images_in_epoch", "ema_images", "world_size")
     free = (*counts, "engine", "seeds.order", "config", "config.optimizer.lr", "accepted", "init_from.init_from")
@@ -214,14 +218,14 @@ def test_checkpoints(tmp_path, tally: Tally):
     keys_file = tmp_path / "training_keys.bin"
     keys_file.write_bytes(np.arange(9, dtype="<u8").tobytes())
     cuts = [Damage(f"{end} bytes", bytes(end), "" if end % 8 or not end else "whole names") for end in range(80)]
-    tally.expect_refusals("checkpoints", keys_file, cuts, partial(checkpoints.training_keys, tmp_path), missing=BEFORE)
+    tally.expect_refusals("checkpoints", keys_file, cuts, partial(runs.training_keys, tmp_path), missing=BEFORE)
     card = {"licence": "text", "rope_ids_dtype": "float32", "tokenizer_hash": "1" * 64, "bytes": 5}
     path = write(tmp_path / "imported" / "release.json", card)
 
     def read_card() -> None:
         found = _import_card(path.parent)
         assert getattr(torch, found.get("rope_ids_dtype") or "float32")
-        checkpoints.tokenizer_of(path.parent)
+        runs.tokenizer_of(path.parent)
 
     lack = ("licence", "rope_ids_dtype", "tokenizer_hash", "bytes")
     damages = json_damages(card, unread=("bytes",), may_lack=lack, may_be=("licence", "tokenizer_hash"))
@@ -328,15 +332,22 @@ def test_lists_and_notes_of_commands(tmp_path, tally: Tally, monkeypatch):
     for name, content, _ in json_damages(note):
         put(claim, content)
         tally.expect_refusal(area, f"claim: {name}", clean, tolerated=passed)
-    run_folder = tmp_path / "run"
-    config = run_folder / "tokenizer" / "config.yaml"
-    config.parent.mkdir(parents=True)
-    for content in (b"", b"a: [", b"source: 5", b"source: [a]", b"\xff", b"- a", b"source:\n  view_policy: {}", b"5"):
-        put(config, content)
-        tally.expect_refusal(area, f"config.yaml: {content!r}", partial(cut_of_run, run_folder), names=str(config))
+    trained = tmp_path / "run" / "trainer.json"
+    trained.parent.mkdir(parents=True)
+    for content in (
+        b"",
+        b"[",
+        b'{"data": 5}',
+        b'{"data": {"fit": 1}}',
+        b"\xff",
+        b"[]",
+        b'{"data": {"view_policy": {}}}',
+    ):
+        put(trained, content)
+        tally.expect_refusal(area, f"trainer.json: {content!r}", partial(cut_of, trained.parent), names=str(trained))
     monkeypatch.setattr(study, "resolve_checkpoint", lambda folder: folder)
     save_tokenizer(tmp_path)
-    known = {"weights": checkpoints.weights_hash(tmp_path, "ema"), "scores": {"velocity": 0.5}}
+    known = {"weights": runs.weights_hash(tmp_path, "ema"), "scores": {"velocity": 0.5}}
     path = write(tmp_path / study._HELD_OUT_FILE, known)
     ended: Any = SimpleNamespace(run_folder=str(tmp_path), validation_path=str(tmp_path / "nowhere"))
     damages = json_damages(known, may_be=("scores", "scores.velocity"), may_lack=("scores.velocity",))
@@ -377,3 +388,60 @@ def test_class_names_labels_and_counts(tmp_path, tally: Tally):
     run = partial(_expected_counts, str(tmp_path))
     tally.expect_refusals(area, path, damages, run, tolerated="compared with what shards hold")
     tally.check(area, at_least=900)
+
+
+def test_models_to_hand_on(tally: Tally, tmp_path):
+    """`model.json`, and the results that sampling settings and model cards are made of."""
+    area = "exported models"
+    save_tokenizer(tmp_path / "run" / "tokenizer")
+    save_generators(tmp_path / "run")
+    parts = find_run(tmp_path / "run")
+    hashes = {f"{kind}_sha256": digest for kind, digest in parts.hashes().items()}
+    sampler = {**hashes, "sampling": {"num_flow_steps": 2}}
+    results = {
+        "scores": {"generated": {"num_images": 200, "fid": 1.5, "precision": 0.5}},
+        "caveats": [{"scores": ["fid"], "sets": ["generated"], "reason": "few images"}],
+        "not_comparable_because": ["other features"],
+        "protocol": {
+            "extractor": {"kind": "small", "sha256": "0"},
+            "reference": {"images": 5, "split": "train", "sha256": "1"},
+            "samples": {"sampler": sampler},
+            "rounding": "release",
+        },
+    }
+    path = write(tmp_path / "run" / "evaluation" / "results.json", results)
+    folder = nvg.load(tmp_path / "run").save_pretrained(tmp_path / "model")
+    model = json.loads((folder / "model.json").read_text())
+    lack = ("scored_by", "networks.structure", "data", *(f"sampling.{key}" for key in model["sampling"]))
+    free = (
+        "scored_by",
+        "class_names",
+        "licences",
+        "data",
+        "sampling",
+        *(f"sampling.{key}" for key in model["sampling"]),
+    )
+    damages = json_damages(model, may_lack=lack, may_be=free, unread=("data.",))
+
+    def load() -> None:
+        assemble(find_model(folder)[0], sampling=SamplingConfig(), device="cpu", precision="fp32")
+
+    tally.expect_refusals(area, folder / "model.json", damages, load, names="")
+    other = "the weights count as unscored, which is said"
+    unread = ("scores.generated.fid", "scores.generated.precision", "protocol.rounding", "protocol.extractor.")
+    unread += ("protocol.reference.",)
+    damages = [
+        damage if damage.tolerated else damage._replace(tolerated=other)
+        for damage in json_damages(
+            results,
+            may_lack=("caveats", "not_comparable_because", "protocol.extractor", "protocol.reference"),
+            may_be=("caveats.reason", "scores", "caveats.scores", "caveats.sets", "scores.generated.num_images"),
+            unread=unread,
+        )
+    ]
+
+    def read() -> None:
+        model_card(parts, scored_settings(parts))
+
+    tally.expect_refusals(area, path, damages, read, names="", missing=other)
+    tally.check(area, at_least=300)

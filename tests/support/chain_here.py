@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.files import write_atomically
-from pipelines.checkpoints import resolve_checkpoint
+from nvg.checkpoints.runs import resolve_checkpoint
 from pipelines.configuration import load_config
 from pipelines.experiment import run as running
 from pipelines.experiment import steps

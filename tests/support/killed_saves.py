@@ -15,12 +15,13 @@ from unittest import mock
 
 from tiny_training import build_task, tiny_config
 
+from nvg.checkpoints import runs
 from pipelines import checkpoints
 from pipelines.train import saving
 from pipelines.train.launch import run_training
 
 STEP = 8
-NAME = checkpoints.checkpoint_name(STEP)
+NAME = runs.checkpoint_name(STEP)
 
 
 def kill() -> None:
@@ -69,11 +70,11 @@ def train(folder: Path, patch: Any = None) -> int:
 
 def main(root: Path) -> None:
     assert train(root / "straight") == 0
-    last = Path("checkpoints", checkpoints.checkpoint_name(12))
+    last = Path("checkpoints", runs.checkpoint_name(12))
     for place, patch in PLACES.items():
         folder = root / place.replace(" ", "-")
         killed = train(folder, patch) == -signal.SIGKILL
-        newest = checkpoints.newest_valid(folder / "checkpoints", print)
+        newest = runs.newest_valid(folder / "checkpoints", print)
         again = train(folder)
         files = ("model.safetensors", "ema.safetensors")
         same = all(

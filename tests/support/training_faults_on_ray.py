@@ -28,7 +28,7 @@ from record_training import NUM_STEPS, record_config
 from tiny_networks import save_tokenizer
 
 from cluster.session import SessionConfig, cluster_session
-from pipelines.checkpoints import resolve_checkpoint
+from nvg.checkpoints.runs import resolve_checkpoint
 from pipelines.configuration import dump_config
 from pipelines.entry import EXIT_STOPPED
 from pipelines.precompute.config import PrecomputeConfig

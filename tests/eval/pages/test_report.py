@@ -16,13 +16,14 @@ from eval.evaluation import EvaluationMaterial
 from eval.image_sets import ImageSet
 from eval.pages.page import score_rows, time_text
 from eval.pages.report import ReportContent, render_report, write_report
-from eval.pictures.drawing import DPI, map_colours, mosaic
+from eval.pictures.drawing import DPI, mosaic
 from eval.pictures.paintings import Painting, paint_images, paint_samples
 from eval.pictures.plots import loss_curves, smooth, usage_bars
 from eval.pictures.sheets import nearest_sheet, painting_rows, real_beside_generated, reconstruction_sheet, sample_grid
 from eval.pool.pool import PoolConfig
 from eval.pool.samplers import GeneratorSpec
 from eval.results import caveat
+from nvg.tiles import map_colours
 
 
 class Links(HTMLParser):

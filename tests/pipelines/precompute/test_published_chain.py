@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from nvg.checkpoints.runs import weights_folder
 from nvg.tokenizer import Dinov2Features
-from pipelines.checkpoints import weights_folder
 from pipelines.configuration import load_config
 from pipelines.precompute.beside import open_repa_stream
 from pipelines.precompute.config import PrecomputeConfig

@@ -13,8 +13,8 @@ from tiny_training import build_task, run, tiny_config
 
 from cluster.devices import WITHOUT_GPU
 from cluster.session import ClusterError, free_port
+from nvg.checkpoints.runs import find_damage
 from nvg.errors import UserError
-from pipelines.checkpoints import find_damage
 from pipelines.run_folder import read_metrics
 from pipelines.train.config import LaunchConfig
 from pipelines.train.launch import run_training

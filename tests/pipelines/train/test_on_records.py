@@ -16,11 +16,11 @@ from record_training import NUM_STEPS, build_task_killed_once, launch, losses, r
 from tiny_networks import CODEBOOK_SIZE, save_tokenizer
 
 from nvg.checkpoints import load_network
+from nvg.checkpoints.runs import find_damage, tokenizer_of
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import read_manifest
 from pipelines.batches.config import DataConfig
-from pipelines.checkpoints import find_damage, tokenizer_of
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.precompute.job import precompute
 from pipelines.run_folder import read_metrics

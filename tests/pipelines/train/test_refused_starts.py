@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tiny_training import build_task, tiny_config
 from typer.testing import CliRunner
 
+from nvg.checkpoints.runs import checkpoints_in
 from nvg.errors import UserError
-from pipelines.checkpoints import checkpoints_in
 from pipelines.cli.main import app
 from pipelines.run_folder import read_metrics
 from pipelines.train import drivers

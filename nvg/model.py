@@ -1,0 +1,393 @@
+"""One object for the whole model: pictures in, sequences and samples out, as plain arrays.
+
+    import nvg
+    model = nvg.load("runs/demo")
+    drawn = model.sample(["3", 7], per_class=4, seed=0)
+
+Every sample of this project is drawn by `Model.draw`: those of evaluations, of `nvg sample`, of trainings.
+Legend: B samples, L positions, C latent channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nvg.bounds import refuse
+from nvg.checkpoints import load_network
+from nvg.class_names import labels_of, number_samples
+from nvg.errors import UserError
+from nvg.folders import Parts, Settings, find_model, hub, write_export
+from nvg.folders.run import Weights
+from nvg.granularity import spatial_structure
+from nvg.models import ContentGenerator, StructureGenerator
+from nvg.pictures import Cut, cut_picture
+from nvg.pixels import ImageArray, Rounding, to_model_range, to_uint8
+from nvg.precision import Device, Precision, resolve_device, resolve_precision, settle_precision
+from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
+from nvg.sampling.following import follow
+from nvg.sequences import Samples, Sequences, sequences_of
+from nvg.tokenizer import Tokenizer
+from nvg.tokenizer.tokenizer import SPATIAL
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Model:
+    """Tokenizer and both generators, on one device and in evaluation mode, and how they are sampled.
+
+    Attributes:
+        tokenizer, content: the networks.
+        structure: likewise; None where the tokenizer's structure is spatial, the same for every image.
+        class_names: by label.
+        sampling: guidance, top-p, flow steps; those the run was scored with, where `scored_by` names an evaluation.
+        rounding: from network output to bytes, see `nvg.pixels.to_uint8`.
+        cut: how pictures are cut to the tokenizer's square, see `nvg.pictures.cut_picture`.
+        scored_by: folder name of the evaluation that scored these weights with these settings; None where none has.
+        notices: what was said at loading: licences of imported weights, and settings that nothing has scored.
+        parts: the folders it was loaded from; None for networks put together in memory.
+    """
+
+    tokenizer: Tokenizer
+    content: ContentGenerator
+    structure: StructureGenerator | None
+    class_names: list[str]
+    sampling: SamplingConfig
+    rounding: Rounding = "round"
+    cut: Cut = "center"
+    scored_by: str | None = None
+    notices: list[str] = field(default_factory=list)
+    parts: Parts | None = None
+    _settings: Settings | None = None
+
+    def __repr__(self) -> str:
+        config, scored = self.tokenizer.config, f"scored by {self.scored_by}" if self.scored_by else "unscored"
+        colour = "grey" if config.image_channels == 1 else "colour"
+        size = f"{config.image_size}×{config.image_size} {colour}"
+        return (
+            f"<nvg.Model: {len(self.class_names)} classes, {size}, {self.num_stages} stages, {scored}, {self.device}>"
+        )
+
+    @classmethod
+    def from_pretrained(cls, where: str | Path, **options: Any) -> Model:
+        """The same as `load`, under the name that others give it."""
+        return load(where, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.tokenizer.dequantizer.codebook.device
+
+    @property
+    def num_stages(self) -> int:
+        """K + 1: stage 0 paints one token, the last one a token for each position of the latent."""
+        return self.tokenizer.dequantizer.layout.num_stages
+
+    def sample(
+        self,
+        classes: str | int | Sequence[str | int] | None = None,
+        *,
+        per_class: int = 1,
+        seed: int = 0,
+        settings: SamplingConfig | None = None,
+        structure_from: Any = None,
+        structure_mask: Any = None,
+        structure_labels: Any = None,
+        fix_content_from: Any = None,
+        stages: int | None = None,
+        mask_foreground: int = 1,
+        cut: Cut | None = None,
+    ) -> Samples:
+        """Draw images of chosen classes. The same class, number and seed give the image of `nvg sample`.
+
+        At most one of the four arguments that follow `settings` gives what the samples follow; the rest is drawn.
+
+        Args:
+            classes: a text is the name of a class, a number its label; one or several; None draws all. A class that is
+                named twice goes on with other images.
+            per_class: images of each class named.
+            seed: of all samples.
+            settings: guidance, top-p, flow steps; None takes `sampling`.
+            structure_from: picture whose structure maps are given, uint8 (H, W[, C]) of any size or a picture of
+                Pillow; or a finest map, int64 with L entries.
+            structure_mask: square drawn mask, numbers (H, W) whose highest value is foreground, or a picture.
+            structure_labels: segmentation, integers (H, W), one value for each label.
+            fix_content_from: picture whose contents of stages 0..M-1 are given, with its structure up to stage M.
+            stages: M. Of structure_from the first M splits (default: all), of structure_mask likewise (default: 1), of
+                structure_labels likewise (default: as many as tell the labels apart), of fix_content_from as said.
+            mask_foreground: child of the first split that the mask's foreground becomes, 0 or 1.
+            cut: of pictures and segmentations to the tokenizer's square; None cuts as the training images were.
+
+        Raises:
+            UserError: there is no such class, or what is given cannot be used.
+
+        Paper: Alg. 2, §3.2
+        """
+        labels = labels_of(classes, self.class_names)
+        if index(per_class) < 1:
+            raise refuse("per_class", per_class, "1 or more")
+        if index(seed) < 0:
+            raise refuse("seed", seed, "0 or more")
+        control = follow(
+            self.tokenizer,
+            structure_from=structure_from,
+            structure_mask=structure_mask,
+            structure_labels=structure_labels,
+            fix_content_from=fix_content_from,
+            stages=stages,
+            mask_foreground=mask_foreground,
+            cut=cut or self.cut,
+        )
+        labels_B, _, indices_B = number_samples(labels, per_class, len(self.class_names))
+        with torch.inference_mode():
+            drawn = self.draw(
+                torch.from_numpy(labels_B),
+                torch.from_numpy(indices_B),
+                seed=seed,
+                settings=settings,
+                given=None if control is None else control.for_samples(len(labels_B)),
+            )
+            images = self.decode(drawn.canvases_BSLC[:, -1], indices_B)
+        return Samples(
+            **sequences_of(drawn.content_ids_BT, drawn.structure_BL, drawn.canvases_BSLC),
+            decoder=self.decode,
+            images=images,
+            labels=labels_B,
+            indices=indices_B,
+            class_names=self.class_names,
+            per_class=per_class,
+        )
+
+    def encode(self, pictures: Any, *, cut: Cut | None = None) -> Sequences:
+        """Visual granularity sequences of pictures.
+
+        Args:
+            pictures: one picture, uint8 (H, W[, C]) of any size or a picture of Pillow, or a list of such.
+            cut: to the tokenizer's square; None cuts as the training images were.
+
+        Raises:
+            UserError: one is no picture, or cannot be cut so.
+
+        Paper: Alg. 1 lines 1, 9
+        """
+        several = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+        if not several:
+            raise refuse("pictures", pictures, "at least one picture")
+        size, channels = self.tokenizer.config.image_size, self.tokenizer.config.image_channels
+        images_BHWC = np.stack([cut_picture(picture, size, channels, cut or self.cut) for picture in several])
+        with torch.inference_mode():
+            ids_BT, structure_BL = self.tokenizer.tokenize(to_model_range(images_BHWC).to(self.device))
+            canvases_BSLC = self.tokenizer.dequantizer.canvases(ids_BT, structure_BL)
+        return Sequences(**sequences_of(ids_BT, structure_BL, canvases_BSLC), decoder=self.decode)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model into a folder of its own, with a model card; `load` reads it again, with the same samples.
+
+        Args:
+            folder: empty or missing, or an earlier export, whose files are replaced.
+
+        Raises:
+            UserError: the folder holds something else, or the model was put together in memory.
+        """
+        if self.parts is None:
+            raise UserError("this model was put together in memory; expected one of nvg.load, whose files are copied")
+        settings = self._settings
+        if settings is None or settings.sampling != self.sampling:  # a user's own: nothing has scored these
+            settings = Settings(sampling=self.sampling)
+        return write_export(Path(folder), self.parts, settings)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Put the model into a repository of the Hugging Face hub, as `save_pretrained` writes it.
+
+        Args:
+            repo_id: `owner/name`; made where there is none.
+            private: of a new repository; one that is there stays as it is.
+            token: with the right to write; None takes the one `huggingface_hub` knows.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            UserError: `huggingface_hub` is not installed, there is no token, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.upload(self.save_pretrained(Path(folder) / "model"), repo_id, private=private, token=token)
+
+    def draw(
+        self,
+        labels_B: Tensor,
+        sample_indices_B: Tensor,
+        *,
+        seed: int,
+        settings: SamplingConfig | None = None,
+        given: Given | None = None,
+    ) -> SampledSequence:
+        """Draw sequences: ids, maps and the canvas after every stage, on the model's device.
+
+        Args:
+            labels_B: int64 classes asked for.
+            sample_indices_B: int64 indices among all samples of the seed.
+            seed: 0 <= seed < 2^63.
+            settings: None takes `sampling`.
+            given: prefix that is fixed instead of drawn; where structure is spatial its maps are the spatial ones.
+
+        Raises:
+            UserError: a class does not exist, or the networks or what is given do not fit.
+
+        Paper: Alg. 2, §3.2
+        """
+        if self.structure is None and self.tokenizer.config.structure == SPATIAL:
+            layout = self.tokenizer.dequantizer.layout
+            maps_BL = spatial_structure(layout.num_positions).repeat(len(labels_B), 1)
+            given = replace(given or Given(), structure_BL=maps_BL, num_splits=layout.last_stage)
+        return sample(
+            content=self.content,
+            structure=self.structure,
+            dequantizer=self.tokenizer.dequantizer,
+            labels_B=labels_B,
+            sample_indices_B=sample_indices_B,
+            seed=seed,
+            config=settings or self.sampling,
+            given=given,
+        )
+
+    def decode(self, canvas_BLC: Tensor, sample_indices_B: NDArray[np.int64] | Tensor | None = None) -> ImageArray:
+        """Canvases of any stage as images.
+
+        Args:
+            canvas_BLC: float32, on any device.
+            sample_indices_B: whose they are, for the message.
+
+        Returns:
+            uint8 (B, H, W, channels).
+
+        Raises:
+            UserError: values that are not finite; names the samples.
+        """
+        with torch.inference_mode():
+            images_BCHW = self.tokenizer.decode(canvas_BLC.to(self.device))
+        bad_B = ~images_BCHW.isfinite().flatten(1).all(dim=1).cpu().numpy()
+        if bad_B.any():
+            numbers = np.arange(len(bad_B)) if sample_indices_B is None else np.asarray(sample_indices_B)
+            raise UserError(
+                f"samples {numbers[bad_B][:5].tolist()}: found values that are not finite; the tokenizer or the "
+                f"generators{self._origin} have diverged, give older ones"
+            )
+        return to_uint8(images_BCHW, self.rounding)
+
+    @property
+    def _origin(self) -> str:
+        return "" if self.parts is None else f" in {self.parts.content} and {self.parts.structure or 'none'}"
+
+
+def load(
+    where: str | Path,
+    *,
+    settings: str | SamplingConfig | None = None,
+    weights: Weights = "ema",
+    device: Device = "auto",
+    precision: Precision | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Model:
+    """A model from a run folder, an exported folder, or a repository of the Hugging Face hub.
+
+    It needs PyTorch alone. Licences of imported weights, and settings that nothing has scored, are logged as warnings.
+
+    Args:
+        where: a folder, or `owner/name` where there is no such folder.
+        settings: how it is sampled; a text names one of the run's evaluations, by its folder. None takes the settings
+            that the weights were scored with, or the defaults where nothing has scored them.
+        weights: which weights of a run's generators, "ema" or "model".
+        device: "auto" takes a GPU where there is one.
+        precision: "bf16", "tf32" or "fp32"; None is bf16 on a GPU and fp32 on a CPU.
+        revision, token: of a repository.
+
+    Raises:
+        UserError: there is no model, parts are missing or damaged or do not belong together, or evaluations differ.
+    """
+    place = resolve_device(device)
+    own = settings if isinstance(settings, SamplingConfig) else None
+    name = settings if isinstance(settings, str) else None
+    parts, found = find_model(
+        where, weights=weights, evaluation=name, scored=own is None, revision=revision, token=token
+    )
+    chosen = Settings(sampling=own) if own is not None else found
+    assert chosen is not None
+    notices = [*parts.licences, *([chosen.note] if chosen.note else [])]
+    for notice in notices:
+        logger.warning("%s", notice)
+    model = assemble(parts, sampling=chosen.sampling, device=place, precision=resolve_precision(precision, place))
+    return replace(model, scored_by=chosen.scored_by, notices=notices, _settings=chosen)
+
+
+def assemble(
+    parts: Parts,
+    *,
+    sampling: SamplingConfig,
+    device: str,
+    precision: Precision,
+    rounding: Rounding = "round",
+    compile: bool = False,
+) -> Model:
+    """Load networks that are known to fit onto a device; a process computes in one precision.
+
+    Args:
+        parts: their folders.
+        sampling, rounding: see `Model`.
+        device: "cpu" or "cuda".
+        precision: see `nvg.precision`.
+        compile: True compiles the generators' blocks, once for all.
+
+    Raises:
+        UserError: weights are missing or damaged, or know another number of classes.
+    """
+    settle_precision(precision, device)
+    tokenizer = load_network(Tokenizer, parts.tokenizer, name=parts.tokenizer_weights).to(device)
+    content = load_network(ContentGenerator, parts.content, name=parts.weights).to(device)
+    check_structure(parts, tokenizer)
+    structure = None
+    if parts.structure is not None:
+        structure = load_network(StructureGenerator, parts.structure, name=parts.weights).to(device)
+    for network in (content, structure):
+        if network is not None and precision == "bf16":
+            network.trunk.matmul_dtype = torch.bfloat16
+        if network is not None and compile:
+            network.trunk.compile_blocks()
+    if content.config.num_classes != len(parts.class_names):
+        raise UserError(
+            f"num_classes is {len(parts.class_names)} in the data; expected {content.config.num_classes}, on which the "
+            f"content generator in {parts.content} was trained; evaluate with its data set"
+        )
+    return Model(
+        tokenizer=tokenizer,
+        content=content,
+        structure=structure,
+        class_names=parts.class_names,
+        sampling=sampling,
+        rounding=rounding,
+        cut=parts.cut,
+        parts=parts,
+    )
+
+
+def check_structure(parts: Parts, tokenizer: Tokenizer) -> None:
+    """Raises UserError unless there is a structure generator exactly where the tokenizer needs one."""
+    kind = tokenizer.config.structure
+    if (kind == SPATIAL) == (parts.structure is not None):
+        advice = "its maps are known: leave the generator out" if parts.structure else "give its generator's weights"
+        raise UserError(
+            f"structure: found {parts.structure or 'nothing'}, the tokenizer in {parts.tokenizer} has {kind} "
+            f"structure; {advice}"
+        )
