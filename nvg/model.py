@@ -34,7 +34,7 @@ from nvg.models import ContentGenerator, StructureGenerator
 from nvg.pictures import Cut, cut_picture
 from nvg.pixels import ImageArray, Rounding, to_model_range, to_uint8
 from nvg.precision import Device, Precision, resolve_device, resolve_precision, settle_precision
-from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
+from nvg.sampling import Given, SampledSequence, SamplingConfig, Watch, sample
 from nvg.sampling.following import follow
 from nvg.sequences import Samples, Sequences, sequences_of
 from nvg.tokenizer import Tokenizer
@@ -232,6 +232,7 @@ class Model:
         seed: int,
         settings: SamplingConfig | None = None,
         given: Given | None = None,
+        watch: Watch | None = None,
     ) -> SampledSequence:
         """Draw sequences: ids, maps and the canvas after every stage, on the model's device.
 
@@ -241,6 +242,7 @@ class Model:
             seed: 0 <= seed < 2^63.
             settings: None takes `sampling`.
             given: prefix that is fixed instead of drawn; where structure is spatial its maps are the spatial ones.
+            watch: sees copies of canvas and map after every stage, see `nvg.sampling.sample`.
 
         Raises:
             UserError: a class does not exist, or the networks or what is given do not fit.
@@ -260,6 +262,7 @@ class Model:
             seed=seed,
             config=settings or self.sampling,
             given=given,
+            watch=watch,
         )
 
     def decode(self, canvas_BLC: Tensor, sample_indices_B: NDArray[np.int64] | Tensor | None = None) -> ImageArray:

@@ -19,7 +19,7 @@ from nvg.sampling.control import (
     score_structure,
 )
 from nvg.sampling.graphs import capture_passes
-from nvg.sampling.sampler import Given, SampledSequence, gumbel_scores, integrate_flow, sample
+from nvg.sampling.sampler import Given, SampledSequence, Watch, gumbel_scores, integrate_flow, sample
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "MaskStructure",
     "SampledSequence",
     "SamplingConfig",
+    "Watch",
     "capture_passes",
     "check_given_structure",
     "draw_tokens",

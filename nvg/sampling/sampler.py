@@ -6,7 +6,9 @@ S = K + 1 stages, V codebook size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -26,6 +28,8 @@ _MOST_SEQUENCES_PAIRED = 64
 # What a thread of a CPU computes at a time, the widest activation of a block, has to stay in its cache.
 _CACHE_BYTES = 4 * 2**20
 _LEAST_AT_ONCE = 4
+# Looks on: rows of the batch, stage, its canvas (rows, L, C) and its map (rows, L), both copies.
+Watch = Callable[[slice, int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def sample(
     seed: int,
     config: SamplingConfig,
     given: Given | None = None,
+    watch: Watch | None = None,
 ) -> SampledSequence:
     """Generates one sequence per label.
 
@@ -88,6 +93,7 @@ def sample(
         seed: of the whole set, 0 <= seed < 2^63.
         config: guidance, top-p and flow steps.
         given: prefix that is fixed instead of drawn.
+        watch: is called after every stage of the rows that are drawn together; what it raises ends the drawing.
 
     Returns:
         one sequence a label, on the device of the dequantizer.
@@ -115,7 +121,8 @@ def sample(
             canvas_channels=dequantizer.config.latent_channels if content.config.needs_noise else 0,
         )
         labels = labels_B[rows].to(device)
-        parts.append(_draw(content, structure, dequantizer, labels, noise, config, given.part(rows, device)))
+        look = None if watch is None else partial(watch, rows)
+        parts.append(_draw(content, structure, dequantizer, labels, noise, config, given.part(rows, device), look))
     return SampledSequence(
         *(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True))
     )
@@ -138,6 +145,7 @@ def _draw(
     noise: SampleNoise,
     config: SamplingConfig,
     given: Given,
+    watch: Callable[[int, Tensor, Tensor], None] | None,
 ) -> SampledSequence:
     """Algorithm 2 for samples that fit together, all of them and what is given on one device."""
     layout = dequantizer.layout
@@ -153,6 +161,8 @@ def _draw(
         canvas_BLC = canvas_BLC + dequantizer.contribution(codes_BUC, structure_BL, stage)
         ids.append(ids_BU)
         canvases.append(canvas_BLC)
+        if watch is not None:
+            watch(stage, canvas_BLC.clone(), structure_BL.clone())
         if stage == layout.last_stage:
             break
         if given.structure_BL is not None and stage < given.num_splits:
