@@ -17,7 +17,7 @@ from torch import Tensor
 from nvg.bounds import refuse
 from nvg.granularity import StageLayout, stage_map
 from nvg.pixels import ImageArray
-from nvg.tiles import enlarge, lay_out, map_colours
+from nvg.tiles import lay_out, stage_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -86,13 +86,8 @@ class Sequences:
         """
         if not 0 <= index(row) < len(self):
             raise refuse("row", row, f"0 to {len(self) - 1}, one of the {len(self)} images")
-        images = list(self.decoder(self.canvases[row]))
-        side = enlarge(images[0]).shape[0]
-        coloured = [enlarge(map_colours(self.maps(stage)[row], stage), least=side) for stage in range(len(images))]
-        canvases = [enlarge(image, least=side) for image in images]
-        if coloured[0].shape[:2] != canvases[0].shape[:2]:  # a side that the grid does not divide
-            coloured = [_scaled(tile, side) for tile in coloured]
-        return lay_out([coloured, canvases])
+        maps = [self.maps(stage)[row] for stage in range(self.num_stages)]
+        return stage_rows(maps, list(self.decoder(self.canvases[row])))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -123,9 +118,3 @@ def sequences_of(content_ids: Tensor, structure: Tensor, canvases: Tensor) -> di
     """The three tensors as `Sequences` holds them, copied to the CPU out of any inference mode."""
     found = {"content_ids": content_ids, "structure": structure, "canvases": canvases}
     return {name: torch.from_numpy(tensor.cpu().numpy().copy()) for name, tensor in found.items()}
-
-
-def _scaled(tile_HWC: ImageArray, side: int) -> ImageArray:
-    """A square tile at another side, each pixel the nearest one."""
-    places = np.arange(side) * len(tile_HWC) // side
-    return tile_HWC[places][:, places]

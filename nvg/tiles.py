@@ -39,6 +39,24 @@ def lay_out(rows: Sequence[Sequence[ImageArray]]) -> ImageArray:
     return ground
 
 
+def stage_rows(maps: Sequence[NDArray[np.integer]], images: Sequence[ImageArray]) -> ImageArray:
+    """How a picture was painted: above the structure map of every stage, below its canvas decoded.
+
+    Args:
+        maps: (side, side) of stages 0, 1, …
+        images: uint8 (H, W, 1) or (H, W, 3), as many.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    side = enlarge(images[0]).shape[0]
+    coloured = [enlarge(map_colours(map_ss, stage), least=side) for stage, map_ss in enumerate(maps)]
+    canvases = [enlarge(image, least=side) for image in images]
+    if coloured[0].shape[:2] != canvases[0].shape[:2]:  # a side that the grid does not divide
+        coloured = [_scaled(tile, side) for tile in coloured]
+    return lay_out([coloured, canvases])
+
+
 def to_rgb(images_BHWC: ImageArray) -> ImageArray:
     """Grey or colour uint8 images as uint8 RGB."""
     return np.repeat(images_BHWC, 3, axis=-1) if images_BHWC.shape[-1] == 1 else images_BHWC
@@ -70,6 +88,12 @@ def map_colours(map_ss: NDArray[np.integer], stage: int) -> ImageArray:
     lightness = 0.73 + 0.045 * np.where(map_ss % 2 == 1, 1.0, -1.0) * (stage > 0)
     chroma = 0.118 if stage > 0 else 0.02
     return _oklch(lightness, np.full_like(number, chroma), hue)
+
+
+def _scaled(tile_HWC: ImageArray, side: int) -> ImageArray:
+    """A square tile at another side, each pixel the nearest one."""
+    places = np.arange(side) * len(tile_HWC) // side
+    return tile_HWC[places][:, places]
 
 
 def _oklch(lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDArray[np.float64]) -> ImageArray:

@@ -178,7 +178,7 @@ def read_upload(file: str | Path, config: AppConfig, *, channels: int) -> ImageA
         raise UserError("the file is no picture; expected PNG, JPEG, WebP or GIF; send another one") from None
     except Image.DecompressionBombError:
         raise UserError(
-            f"the picture is far too large; expected at most {config.max_megapixels:g} megapixels; make it smaller first"
+            f"the picture is far too large; expected at most {config.max_megapixels:g} megapixels; make it smaller"
         ) from None
     except BadImage as error:
         found = str(error).removesuffix(" (max_megapixels)")

@@ -292,6 +292,32 @@ def gallery(
     execute(GalleryConfig, plan_gallery, draw_gallery, config, settings, dry_run, sampling=sampling)
 
 
+@app.command("app")
+def serve_page(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in. 127.0.0.1."),
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Which port; the first free one from 7860 on.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser of this machine.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """A page to draw a layout on, which the model paints stage by stage; needs `pip install "nvg[app]"`.
+
+    A word without "=" is the run's folder. The page is for this machine alone unless --host says otherwise.
+
+    Examples: [bold]nvg app runs/demo --open[/bold] · [bold]nvg app runs/demo --host 0.0.0.0 max_upload_mb=2[/bold]
+    """
+    from pipelines.app.page import plan_app, run_app
+    from pipelines.app.settings import AppConfig
+
+    settings = [text if "=" in text else {"run": text} for text in overrides or []]
+    options = _given(host=host, port=port, open=open_page or None)
+    execute(AppConfig, plan_app, run_app, config, [*settings, options], dry_run)
+
+
 @app.command()
 def ablate(
     config: ConfigFile = None,
