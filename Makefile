@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test quick long check format lint types layers docs setup clean
+.PHONY: help browser demo test quick long check format lint types layers docs setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,13 +21,16 @@ $(INSTALLED): pyproject.toml requirements.lock tools/install.sh
 	@tools/install.sh $(PYTHON) $(VENV)
 	@touch $@
 
+browser:
+	@tools/preflight.sh $(PYTHON) browser
+
 demo: $(INSTALLED)
 	$(BIN)/nvg demo
 
 # What starts Ray, DeepSpeed's launcher or StreamingDataset runs one at a time, all else in two processes.
 PYTEST := $(BIN)/python -m pytest
 
-test: $(INSTALLED)
+test: browser $(INSTALLED)
 	$(PYTEST) -n 2 -m "not cluster and not long"
 	$(PYTEST) -m "cluster and not long"
 
@@ -55,7 +58,7 @@ docs: $(INSTALLED)
 	$(BIN)/python tools/equation_map.py
 	$(BIN)/python -m tools.house --draw docs/architecture.png
 
-check: lint types layers test
+check: browser lint types layers test
 
 # Everything the commands made, apart from runs/: those are somebody's work.
 clean:

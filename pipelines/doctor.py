@@ -28,6 +28,8 @@ _MIN_SHARED_MEMORY_BYTES = GIB  # Ray's object store and DeepSpeed's buffers of 
 _MIN_FREE_DISK_BYTES = 2 * GIB
 _MIN_MEMORY_BYTES = 6 * GIB  # the demo's processes together
 _DRIVER_FILE = Path("/dev/nvidiactl")
+_EXTRAS = ("", "train", "eval")  # what the commands need, see pyproject.toml
+_INSTALL = 'pip install "nvg[train,eval]"'
 _STYLES = {"ok": "green", "note": "yellow", "missing": "red"}
 
 
@@ -81,9 +83,9 @@ def package_check(requirement_text: str) -> Check:
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Check(requirement.name, "not installed", "missing", "run `make setup` again")
+        return Check(requirement.name, "not installed", "missing", f"{_INSTALL}, or `make setup` in a clone")
     if not requirement.specifier.contains(version, prereleases=True):
-        return Check(requirement.name, version, "missing", f"needs {requirement.specifier}; `make setup`")
+        return Check(requirement.name, version, "missing", f"needs {requirement.specifier}; {_INSTALL}")
     return Check(requirement.name, version)
 
 
@@ -97,15 +99,18 @@ def _packages() -> Iterator[Check]:
         requirements = metadata.requires("nvg") or []
         yield Check("nvg", metadata.version("nvg"))
     except metadata.PackageNotFoundError:
-        yield Check("nvg", "not installed", "missing", "run `make setup`")
+        yield Check("nvg", "not installed", "missing", "run `make setup` in a clone")
         return
+    wanted: dict[str, str] = {}  # some are named by several extras
     for text in requirements:
         try:
-            is_extra = "extra" in str(Requirement(text).marker or "")
+            requirement = Requirement(text)
         except InvalidRequirement:
             continue
-        if not is_extra:
-            yield package_check(text)
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in _EXTRAS):
+            wanted.setdefault(requirement.name, text)
+    yield from map(package_check, wanted.values())
 
 
 def _compiler() -> Check:

@@ -4,7 +4,7 @@
 |---|---|
 | 0 | done |
 | 1 | a mistake of ours, with its trace; `nvg doctor`: something needed is missing |
-| 2 | a mistake, a file or a disk, of which the message says what to do |
+| 2 | a mistake, a file, a disk or a missing package, of which the message says what to do |
 | 143 | ended early as asked; the same command goes on |
 
 Heavy libraries, OmegaConf among them, are imported inside the functions, so that `nvg --help` is quick.
@@ -26,6 +26,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from cluster.session import ClusterError
+from cluster.versions import say_missing
 from nvg.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,6 +163,12 @@ def guard(run: Callable[[], object], *, start: str = "nvg: ") -> int:
         return int(end.code or 0)
     except (UserError, ClusterError) as error:
         _show_error(str(_original(error)), start)
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:
+        message = say_missing(error)
+        if message is None:
+            raise
+        _show_error(message, start)
         return EXIT_USER_ERROR
     except TrainingStopped as stopped:
         sys.stderr.write(f"nvg: {stopped}\n")

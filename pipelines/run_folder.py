@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 from cluster.files import write_atomically
 from cluster.ranks import Ranks
-from cluster.versions import library_versions
+from cluster.versions import commit, library_versions
 from nvg.errors import UserError
 from pipelines.configuration import dump_config
 
@@ -96,7 +95,7 @@ def write_provenance(run_folder: Path, config: Any, data: dict[str, Any]) -> Non
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,
-            "commit": _commit(),
+            "commit": commit(),
             "python": platform.python_version(),
             "versions": library_versions(),
             "data": data,
@@ -115,16 +114,6 @@ def _read_sessions(path: Path) -> list[dict[str, Any]]:
         logger.warning("%s cannot be read; moved to %s, a new one begins with this start", path, aside)
         path.replace(aside)
         return []
-
-
-def _commit() -> str | None:
-    """Commit of the code, None outside a clone."""
-    folder = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
 
 
 @contextmanager

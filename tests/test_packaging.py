@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from cluster.versions import MODULES
+from tools.house import HOUSES
+
+
+def plain_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +73,141 @@ def test_wheel_finds_its_configs_outside_the_clone(wheel, repository, tmp_path):
     assert done.stdout.split() == [str(target / "configs" / name) for name in names]
 
 
+@pytest.fixture(scope="module")
+def asked(repository, tmp_path_factory):
+    """Extra ("" for the core) to the distributions it asks for, by the report of pip's dry run."""
+    folder = tmp_path_factory.mktemp("asked")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, folder)
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--ignore-installed", "--report", str(folder / "report.json"), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    (found,) = json.loads((folder / "report.json").read_text())["install"]
+    requirements = [Requirement(text) for text in found["metadata"]["requires_dist"]]
+    return {
+        extra: {
+            plain_name(requirement.name)
+            for requirement in requirements
+            if (marker := requirement.marker) is None or (extra and marker.evaluate({"extra": extra}))
+        }
+        for extra in ("", *found["metadata"]["provides_extra"])
+    }
+
+
+def brought(names: Iterable[str]) -> set[str]:
+    """Distributions that come with these, by what is installed; extras of dependencies left out."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = plain_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(metadata.PackageNotFoundError):  # for another system
+            requirements = map(Requirement, metadata.requires(name) or [])
+            waiting += [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_core_is_what_the_method_needs(asked):
+    assert asked[""] == {"torch", "numpy", "einops", "safetensors"}
+    heavy = {"ray", "deepspeed", "mosaicml-streaming", "matplotlib", "omegaconf", "typer", "rich", "pillow", "gradio"}
+    everything = brought(asked[""])
+    assert len(everything) > 6
+    assert everything & heavy == set()
+    assert heavy - {"gradio"} <= brought(asked["train"] | asked["eval"])
+
+
+def test_all_holds_every_extra_but_that_of_developers(repository):
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (everything,) = map(Requirement, extras["all"])
+    assert everything.name == "nvg"
+    assert everything.extras == extras.keys() - {"all", "dev"}
+
+
+def imported(repository: Path) -> set[str]:
+    """Top names of all modules that the houses import, at the top of a file or later."""
+    found: set[str] = set()
+    for file in (file for house in HOUSES for file in (repository / house).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - set(HOUSES)
+
+
+def test_every_import_has_an_extra_that_brings_it(repository, asked):
+    """A module that is missing is named with what brings it, and that brings it."""
+    distributions = metadata.packages_distributions()
+    carried = {
+        "yaml": "omegaconf",
+        "tensorboardX": "ray",
+        "triton": "torch",
+    }  # by a package we ask for, for its own use
+    named = {module: extras for extras, modules in MODULES.items() for module in modules}
+    core = {module for module in imported(repository) if plain_name(carried.get(module, module)) in asked[""]}
+    assert imported(repository) - core - named.keys() == set()
+    for module, extras in named.items():
+        ways = {carried[module]} if module in carried else distributions.get(module, [module.replace("_", "-")])
+        asked_for = set[str]().union(*(asked[extra] for extra in extras.split(",")))
+        assert {plain_name(way) for way in ways} & asked_for, module
+
+
+WITHOUT = """
+import sys
+
+ABSENT = set(sys.argv.pop(1).split(","))
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Absent())
+from pipelines.cli.__main__ import main
+
+main()
+"""
+STEPS = 'this command; pip install "nvg[train,eval]"\n'
+
+
+@pytest.mark.parametrize(
+    ("absent", "command", "says"),
+    [
+        ("typer,rich,omegaconf,ray", [], f"'typer' is missing; expected it for {STEPS}"),
+        ("rich", ["--help"], f"'rich' is missing; expected it for {STEPS}"),
+        ("omegaconf", ["demo", "--dry-run"], f"'omegaconf' is missing; expected it for {STEPS}"),
+        ("torch_fidelity", ["eval", "images", "--dry-run"], f"'torch_fidelity' is missing; expected it for {STEPS}"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_brings_it(repository, absent, command, says):
+    program = [sys.executable, "-c", WITHOUT, absent, *command]
+    done = subprocess.run(program, cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (2, f"nvg: the Python package {says}")
+
+
+def test_a_missing_module_that_no_extra_brings_is_a_mistake_of_ours(repository):
+    program = [sys.executable, "-c", WITHOUT, "nvg", "--help"]
+    done = subprocess.run(program, cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
 def test_lock_pins_every_dependency_exactly_and_without_addresses(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     lines = (repository / "requirements.lock").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
-    extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["dev"], *extras["wandb"]]:
-        requirement = Requirement(text)
-        version = locked[re.sub(r"[-_.]+", "-", requirement.name).lower()]
-        assert requirement.specifier.contains(version, prereleases=True), text
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in pins)
+    locked = {plain_name(pin.name): pin.specifier for pin in pins}
+    assert len(locked) == len(pins)
+    extras = project["optional-dependencies"].values()
+    for requirement in map(Requirement, [*project["dependencies"], *chain(*extras)]):
+        if requirement.name != "nvg":
+            version = str(locked[plain_name(requirement.name)]).removeprefix("==")
+            assert requirement.specifier.contains(version, prereleases=True), requirement
     assert not re.search(r"https?:|file:|@", (repository / "requirements.lock").read_text())
 
 
@@ -78,6 +217,7 @@ def test_ci_runs_the_readmes_test_command(repository):
     assert "exec make test" in script.read_text()
     planned = subprocess.run(["make", "--dry-run", "test"], cwd=repository, capture_output=True, text=True, check=True)
     marks = re.findall(r"\.venv/bin/python -m pytest .*-m \"?([a-z ]+)", planned.stdout)
+    assert re.match(r"tools/preflight\.sh \S+ browser\n", planned.stdout)
     assert marks == ["not cluster and not long", "cluster and not long"]  # together every test but those of `make long`
 
 
@@ -114,6 +254,69 @@ def test_preflight_names_the_missing_packages_of_the_system(repository, tmp_path
     assert done.returncode == 1
     assert f"apt-get install -y make g++ {python} {python}-venv\n" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def tools_in(folder: Path, **scripts: str) -> Path:
+    """A folder for PATH with these commands, and what a shell script of ours calls beside them."""
+    folder.mkdir()
+    for name in ("bash", "dirname", "env", "sh", "true"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("system", "browsers", "missing"),
+    [
+        ("ID=debian\n", [], " chromium chromium-driver\n"),
+        ("ID=ubuntu\n", [], " chromium-browser chromium-chromedriver\n"),
+        ("ID=debian\n", ["chromium"], " chromium-driver\n"),
+        ("ID=ubuntu\n", ["google-chrome", "chromedriver"], ""),
+    ],
+)
+def test_preflight_of_the_tests_alone_looks_for_a_browser(repository, tmp_path, system, browsers, missing):
+    there = dict.fromkeys(["git", "make", "g++", "python", *browsers], 'case "$2" in *print*) echo 3.11 ;; esac')
+    path = tools_in(tmp_path / "bin", **there)
+    (tmp_path / "os-release").write_text(system)
+    environment = {"PATH": str(path), "OS_RELEASE": str(tmp_path / "os-release")}
+    for wants, says in (([], ""), (["browser"], missing)):
+        command = ["/bin/sh", "tools/preflight.sh", "python", *wants]
+        done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == bool(says)
+        assert done.stderr.endswith(says)
+        assert bool(says) == ("apt-get install -y" in done.stderr)
+
+
+INSTALL = "apt-get install -y --no-install-recommends chromium chromium-driver"
+
+
+@pytest.mark.parametrize(
+    ("user", "there", "does"),
+    [
+        ("0", [], ["apt-get update", INSTALL, "make test"]),
+        ("1000", ["sudo"], ["sudo", "apt-get update", "sudo", INSTALL, "make test"]),
+        ("1000", [], None),
+        ("1000", ["chromium", "chromedriver"], ["make test"]),
+    ],
+)
+def test_ci_installs_the_browser_where_it_is_missing(repository, tmp_path, user, there, does):
+    log = tmp_path / "log"
+    scripts = {name: f'echo "{name} $*" >> {log}' for name in ("apt-get", "make")}
+    scripts |= {"id": f"echo {user}", **dict.fromkeys(there, "true")}
+    if "sudo" in there:
+        scripts["sudo"] = f'echo sudo >> {log}\n"$@"'
+    path = tools_in(tmp_path / "bin", **scripts)
+    command = [str(path / "bash"), str(repository / ".ci" / "run")]
+    done = subprocess.run(command, env={"PATH": str(path)}, capture_output=True, text=True, check=False)
+    if does is None:
+        assert done.returncode == 1
+        assert "neither root nor sudo to install them: apt-get install -y chromium chromium-driver" in done.stderr
+        assert not log.exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert log.read_text().splitlines() == does
 
 
 def test_pre_commit_downloads_nothing(repository):

@@ -1,4 +1,4 @@
-"""The command line `nvg`: enter by `main.main`.
+"""The command line `nvg`: enter by `main.main`; the console script comes by `__main__`, which says what to install.
 
 In reading order:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,13 +20,33 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="nvg",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Next Visual Granularity Generation: images become granularity sequences, two generators learn "
     "them, new images come out with a score.\n\nStart with [bold]nvg demo[/bold]; "
     "[bold]nvg doctor[/bold] shows what the machine lacks.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from cluster.versions import commit, library_versions
+
+        versions, code = library_versions(), commit()
+        typer.echo(f"nvg {versions['nvg']}{f', commit {code}' if code else ''}, torch {versions['torch']}")
+        raise typer.Exit
+
+
+@app.callback()
+def nvg(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Versions of nvg and torch, and the commit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself; its help stands above."""
 
 
 app.add_typer(train_app, name="train")
@@ -383,7 +404,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(guard(app))
+    sys.exit(guard(partial(app, prog_name="nvg")))  # completion asks by this name
 
 
 if __name__ == "__main__":

@@ -23,6 +23,16 @@ def test_versions_are_compared_with_the_requirement():
     assert doctor.package_check("surely-not-installed").found == "not installed"
 
 
+def test_what_the_commands_need_is_looked_at_once_and_the_other_extras_are_not(monkeypatch):
+    asked = ["torch>=1", "surely-a; extra == 'train'", "numpy>=1; extra == 'train'", "numpy>=1; extra == 'eval'"]
+    asked += ["surely-b; extra == 'app'", "surely-c; python_version < '3'", "nvg[train]; extra == 'all'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
+    found = {check.subject: check for check in doctor._packages()}
+    assert list(found) == ["nvg", "torch", "surely-a", "numpy"]
+    assert found["surely-a"].verdict == "missing"
+    assert found["surely-a"].advice == 'pip install "nvg[train,eval]", or `make setup` in a clone'
+
+
 def test_report_names_every_subject_and_the_exit_code_follows(monkeypatch, tmp_path):
     console = Console(record=True, width=160, file=io.StringIO())
     code = doctor.run_doctor(console, tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from image_sources import write_class_folders
 from typer.testing import CliRunner
 
 from cluster.files import write_atomically
+from cluster.versions import commit, library_versions
 from nvg.errors import UserError
 from pipelines.cli.evaluate import networks_of
 from pipelines.cli.main import app
@@ -73,6 +76,69 @@ def test_help_imports_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def run_program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`nvg` as its console script starts it."""
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_version_names_the_checkout_and_torch():
+    done = run_program("--version")
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"nvg (\S+)(?:, commit ([0-9a-f]{40}))?, torch (\S+)\n", done.stdout)
+    assert found, done.stdout
+    assert found[1] == library_versions()["nvg"]
+    assert found[2] == commit()
+    assert found[3] == library_versions()["torch"]
+
+
+def test_a_repository_further_up_is_somebody_elses(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / "site" / "cluster").mkdir(parents=True)
+    monkeypatch.setattr("cluster.versions.__file__", str(tmp_path / "site" / "cluster" / "versions.py"))
+    assert commit() is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "offers"),
+    [
+        ("nvg tr", ["train"]),
+        ("nvg train ", ["content", "generators", "structure", "tokenizer"]),
+        ("nvg sample --structure-m", ["--structure-mask"]),
+        ("nvg --vers", ["--version"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(typed, offers):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = run_program(_NVG_COMPLETE="complete_bash", **words)
+    assert sorted(done.stdout.split()) == offers, done.stderr
+
+
+def test_completion_is_installed_for_the_name_nvg(tmp_path):
+    shell = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
+    done = run_program("--install-completion", "bash", **shell)
+    assert done.returncode == 0, done.stderr
+    (script,) = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != ".bashrc"]
+    assert "_NVG_COMPLETE=complete_bash" in script.read_text()
+    assert script.read_text().rstrip().endswith("_nvg_completion nvg")
+    assert str(script) in (tmp_path / ".bashrc").read_text()
+
+
+def test_help_takes_a_quarter_of_a_second():
+    """Of CPU time, where Python itself starts in a sixtieth of a second; here 0.14."""
+
+    def seconds(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    times = [(seconds("-m", "pipelines.cli", "--help"), seconds("-c", "pass")) for _ in range(5)]
+    help_s, bare_s = map(min, zip(*times, strict=True))
+    assert help_s <= 0.25 * 60 * bare_s
 
 
 SETTINGS = {
