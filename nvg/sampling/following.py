@@ -273,14 +273,15 @@ def follow_region(tokenizer: Tokenizer, picture: Any, keep: Any, *, cut: Cut, na
     image_HWC = cut_picture(picture, config.image_size, config.image_channels, cut, name=names[0])
     keep_HW = torch.from_numpy(cut_mask(keep, picture, config.image_size, cut, name=names[1]))
     keep_L = kept_positions(keep_HW, config.num_positions, name=names[1])
-    rows = (tensor.to(dequantizer.codebook.device) for tensor in (keep_L[None], *tokenized_image(tokenizer, image_HWC)))
-    region = keep_region(*rows, dequantizer).each(Tensor.cpu)
+    ids_BT, structure_BL = tokenized_image(tokenizer, image_HWC)
+    place = dequantizer.codebook.device
+    region = keep_region(keep_L[None].to(place), ids_BT.to(place), structure_BL.to(place), dequantizer)
     side = _side(tokenizer)
     pixels = config.image_size // side
     kept_HW = keep_L.view(side, side).numpy().repeat(pixels, 0).repeat(pixels, 1)
     return Control(
         name=f"{int(keep_L.sum())} of {config.num_positions} positions of an image",
-        given=Given(region=region),
+        given=Given(region=region.each(Tensor.cpu)),
         source_name="kept",
         source_HWC=np.where(kept_HW[..., None], image_HWC, np.uint8(128)),
         image_HWC=image_HWC,
