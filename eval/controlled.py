@@ -5,7 +5,8 @@ Legend: B samples, L positions, S = K + 1 stages, C latent channels, G given spl
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,9 @@ def draw_samples(
     """
     parts, images = [], []
     for rows in torch.arange(len(labels_B)).split(_BATCH_SIZE):
-        drawn = sampler.draw_sequences(labels_B[rows], indices_B[rows], None if given is None else _rows(given, rows))
+        drawn = sampler.draw_sequences(
+            labels_B[rows], indices_B[rows], None if given is None else given.each(itemgetter(rows))
+        )
         with torch.inference_mode():
             decoded = sampler.tokenizer.decode(drawn.canvases_BSLC[:, -1])
         parts.append(drawn)
@@ -224,13 +227,6 @@ def _reconstructed(sampler: GeneratorSampler, images_BHWC: ImageArray) -> Tensor
     with torch.inference_mode():
         images = sampler.tokenizer.reconstruct(to_model_range(images_BHWC).to(sampler.device))
     return encode_images(sampler.tokenizer, to_uint8(images, sampler.spec.rounding))
-
-
-def _rows(given: Given, rows: Tensor) -> Given:
-    def cut(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[rows]
-
-    return replace(given, structure_BL=cut(given.structure_BL), content_ids_BT=cut(given.content_ids_BT))
 
 
 def _choose(take_B: Tensor, ours: ControlledSamples, theirs: ControlledSamples) -> ControlledSamples:

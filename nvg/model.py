@@ -35,7 +35,7 @@ from nvg.pictures import Cut, cut_picture
 from nvg.pixels import ImageArray, Rounding, to_model_range, to_uint8
 from nvg.precision import Device, Precision, resolve_device, resolve_precision, settle_precision
 from nvg.sampling import Given, SampledSequence, SamplingConfig, Watch, sample
-from nvg.sampling.following import follow
+from nvg.sampling.following import Control, follow, follow_region
 from nvg.sequences import Samples, Sequences, sequences_of
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -134,12 +134,7 @@ class Model:
 
         Paper: Alg. 2, §3.2
         """
-        labels = labels_of(classes, self.class_names)
-        if index(per_class) < 1:
-            raise refuse("per_class", per_class, "1 or more")
-        if index(seed) < 0:
-            raise refuse("seed", seed, "0 or more")
-        control = follow(
+        given = follow(
             self.tokenizer,
             structure_from=structure_from,
             structure_mask=structure_mask,
@@ -149,6 +144,54 @@ class Model:
             mask_foreground=mask_foreground,
             cut=cut or self.cut,
         )
+        return self._samples(given, classes, per_class, seed, settings)
+
+    def edit(
+        self,
+        picture: Any,
+        *,
+        keep: Any,
+        classes: str | int | Sequence[str | int] | None = None,
+        per_class: int = 1,
+        seed: int = 0,
+        settings: SamplingConfig | None = None,
+        cut: Cut | None = None,
+    ) -> Samples:
+        """Keep a region of a picture and draw the rest of it anew, as images of chosen classes.
+
+        Outside the mask every canvas is the picture's own; a position of the latent grid is kept where all of its
+        pixels are. What is kept and what is generated meet in the decoder, so that pixels near the border may change.
+        The canvases show an edit: of a cluster that straddles the border, the content id tells what is painted inside.
+
+        Args:
+            picture: uint8 (H, W[, C]) of any size, or a picture of Pillow.
+            keep: mask over it in the same proportions, true or white where the picture is kept: true and false or
+                numbers (H, W), or a picture.
+            classes, per_class, seed, settings: as of `sample`.
+            cut: of picture and mask to the tokenizer's square; None cuts as the training images were.
+
+        Raises:
+            UserError: there is no such class, or picture or mask cannot be used: one colour, all kept, nothing kept.
+
+        Paper: Alg. 2, §3.2
+        """
+        given = follow_region(self.tokenizer, picture, keep, cut=cut or self.cut, names=("picture", "keep"))
+        return self._samples(given, classes, per_class, seed, settings)
+
+    def _samples(
+        self,
+        control: Control | None,
+        classes: str | int | Sequence[str | int] | None,
+        per_class: int,
+        seed: int,
+        settings: SamplingConfig | None,
+    ) -> Samples:
+        """Draw and decode."""
+        labels = labels_of(classes, self.class_names)
+        if index(per_class) < 1:
+            raise refuse("per_class", per_class, "1 or more")
+        if index(seed) < 0:
+            raise refuse("seed", seed, "0 or more")
         labels_B, _, indices_B = number_samples(labels, per_class, len(self.class_names))
         with torch.inference_mode():
             drawn = self.draw(
@@ -241,7 +284,7 @@ class Model:
             sample_indices_B: int64 indices among all samples of the seed.
             seed: 0 <= seed < 2^63.
             settings: None takes `sampling`.
-            given: prefix that is fixed instead of drawn; where structure is spatial its maps are the spatial ones.
+            given: what is fixed instead of drawn; where structure is spatial its maps are the spatial ones.
             watch: sees copies of canvas and map after every stage, see `nvg.sampling.sample`.
 
         Raises:

@@ -76,6 +76,46 @@ def cut_labels(labels_HW: Any, size: int, cut: Cut, *, name: str = "labels") -> 
     return _centre(framed, size)[..., 0]
 
 
+def cut_mask(mask: Any, picture: Any, size: int, cut: Cut, *, name: str = "keep") -> NDArray[np.bool_]:
+    """Lay a mask over a picture and cut it as `cut_picture` cuts that; every pixel that black touches is black.
+
+    Args:
+        mask: numbers or true and false (H, W), or a picture, in the proportions of `picture`: white (above the middle
+            between its lowest and highest value) is true.
+        picture: what it lies over; its height and width are looked at.
+        size, cut, name: as of `cut_picture`.
+
+    Returns:
+        bool (size, size), true where white; what `cut` pads is white, too.
+
+    Raises:
+        UserError: no such mask, one colour alone, other proportions, or it cannot be cut so.
+
+    Paper: §3.2
+    """
+    levels_HW = mask_levels(mask, name).astype(np.float64)
+    low, high = levels_HW.min(), levels_HW.max()
+    if not np.isfinite([low, high]).all():
+        raise UserError(f"{name}: found values that are not finite; expected numbers from black to white; mend them")
+    if low == high:
+        raise UserError(
+            f"{name}: found one colour ({low:g}) all over; expected white where the picture is kept and black where it "
+            "is not; draw both"
+        )
+    (height, width), shape = levels_HW.shape, np.asarray(picture).shape[:2]
+    if min(abs(height * shape[1] / width - shape[0]), abs(width * shape[0] / height - shape[1])) > 1:
+        raise UserError(
+            f"{name}: found {width}x{height} pixels over a picture of {shape[1]}x{shape[0]}; expected the same "
+            "proportions; crop one of them"
+        )
+    black_HW1 = (levels_HW <= (low + high) / 2)[..., None]
+    for axis, length in enumerate(shape):
+        black_HW1 = _touched(black_HW1, axis, length)
+    side = _framed_side(size, cut, name)
+    framed = _pad(black_HW1, size, name) if cut == "pad" else _resize(black_HW1, side, name, _touched)
+    return ~_centre(framed, size)[..., 0]
+
+
 def mask_levels(mask: Any, name: str = "mask") -> NDArray[Any]:
     """A drawn mask as numbers (H, W): of a picture the grey of its colours, of true and false white and black.
 
@@ -191,6 +231,15 @@ def _nearest(values_HWC: NDArray[Any], axis: int, length: int) -> NDArray[Any]:
     step = values_HWC.shape[axis] / length
     places = np.cumsum(np.r_[step * 0.5, np.full(length - 1, step)])
     return values_HWC.take(np.minimum(places.astype(np.int64), values_HWC.shape[axis] - 1), axis)
+
+
+def _touched(values_HWC: NDArray[np.bool_], axis: int, length: int) -> NDArray[np.bool_]:
+    """Resize one axis of truths: an output is true where any input that it lies over is."""
+    count = values_HWC.shape[axis]
+    firsts = [output * count // length for output in range(length)]
+    ends = [-(-(output + 1) * count // length) for output in range(length)]
+    parts = [values_HWC.take(range(first, end), axis).any(axis) for first, end in zip(firsts, ends, strict=True)]
+    return np.stack(parts, axis)
 
 
 def _pad(values_HWC: NDArray[Any], size: int, name: str) -> NDArray[Any]:

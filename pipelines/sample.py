@@ -107,6 +107,7 @@ def plan_sample(config: SampleConfig) -> list[str]:
     classes = ", ".join(map(str, config.classes)) or "all classes"
     controlled = config.control.active
     files = [GRID_FILE, STAGES_FILE, *([CONTROL_FILE, ADHERENCE_FILE] if controlled else [])]
+    measure = "" if config.control.edit_from else " and measure how well both follow what was given"
     if config.control.stagewise_from:
         return [
             f"load tokenizer, content and structure generator below {config.run} ({config.weights} weights)",
@@ -118,7 +119,7 @@ def plan_sample(config: SampleConfig) -> list[str]:
         f"load tokenizer, content and structure generator below {config.run} ({config.weights} weights)",
         *([plan_control(config.control)] if controlled else []),
         f"draw {config.num_per_class} image(s) of {classes}, seed {config.seed}",
-        *(["draw as many free ones and measure how well both follow what was given"] if controlled else []),
+        *([f"draw as many free ones{measure}"] if controlled else []),
         f"write images, {', '.join(files)} in {config.output}",
     ]
 
@@ -290,6 +291,7 @@ def _sample_controlled(
     )
     facts = {
         "given": control.name,
+        "positions_kept": None if control.given.region is None else int(control.given.region.keep_BL.sum()),
         "splits_given": control.given.num_splits,
         "stages_of_contents_given": control.given.num_contents,
         "mask_bend": control.bend if control.source_name == "mask" else None,
@@ -325,7 +327,7 @@ def _write_pictures(
     sheet = control_sheet(
         control.source_HWC,
         control.maps,
-        [("as given", samples.images_BHWC), ("free", free.images_BHWC)],
+        [("samples" if control.given.region else "as given", samples.images_BHWC), ("free", free.images_BHWC)],
         source_name=control.source_name,
         agreements=None if comparison is None else comparison.samples.splits,
     )
@@ -337,6 +339,9 @@ def _write_pictures(
 
 
 def _print_figures(console: Console, control: Control, comparison: Comparison | None, facts: dict[str, Any]) -> None:
+    if control.given.region is not None:
+        console.print(f"kept     {control.name}; the rest is generated", highlight=False)
+        return
     console.print(
         f"given    {control.name}: {facts['splits_given']} split(s), {facts['stages_of_contents_given']} stage(s) of "
         "contents",

@@ -16,16 +16,24 @@ from nvg.bounds import at_least, check_fields, refuse
 from nvg.errors import BadImage, UserError
 from nvg.pictures import Cut, cut_picture
 from nvg.pixels import ImageArray
-from nvg.sampling.following import Control, follow_contents, follow_image, follow_labels, follow_map, follow_mask
+from nvg.sampling.following import (
+    Control,
+    follow_contents,
+    follow_image,
+    follow_labels,
+    follow_map,
+    follow_mask,
+    follow_region,
+)
 from nvg.tokenizer import Tokenizer
 
 _MAP_SUFFIX = ".npy"
-_FILES = ("structure_from", "structure_mask", "structure_labels", "fix_content_from", "stagewise_from")
+_FILES = ("structure_from", "structure_mask", "structure_labels", "fix_content_from", "stagewise_from", "edit_from")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
-    """What is given; the rest is generated. At most one of the five files.
+    """What is given; the rest is generated. At most one of the six files that samples follow.
 
     Attributes:
         structure_from: image whose maps are given, or a .npy file with a finest map.
@@ -34,6 +42,8 @@ class ControlConfig:
         fix_content_from: image whose first contents are given, with the maps they lie on and the next one.
         stagewise_from: image for the figure of stage-wise control: for every i stages i..K are generated, once with
             contents and structures of the image below, once with its structures alone.
+        edit_from: image of which a region is kept.
+        keep: mask over it, an image or a .npy file in its proportions: white is kept, black generated.
         stages: M. Of structure_from the first M splits (default: all), of structure_mask likewise (default: 1, further
             splits are bands of the mask), of structure_labels likewise (default: as many as tell the labels apart), of
             fix_content_from the contents of stages 0..M-1 and the structure up to stage M (no default).
@@ -50,6 +60,8 @@ class ControlConfig:
     structure_labels: str | None = None
     fix_content_from: str | None = None
     stagewise_from: str | None = None
+    edit_from: str | None = None
+    keep: str | None = None
     stages: int | None = at_least(1, None)
     mask_foreground: Literal[0, 1] = 1
     view_policy: Cut | None = None
@@ -69,6 +81,15 @@ class ControlConfig:
             raise refuse("control.stages", None, "how many stages of contents fix_content_from gives")
         if self.stagewise_from and self.stages is not None:
             raise refuse("control.stages", self.stages, "null with stagewise_from, which gives every number in turn")
+        if bool(self.edit_from) != bool(self.keep):
+            raise UserError(
+                "control: found one of edit_from (--from) and keep (--keep); expected both, an image and a mask of "
+                "what is kept of it; give the other as well"
+            )
+        if self.edit_from and self.stages is not None:
+            raise refuse("control.stages", self.stages, "null with edit_from, which keeps its region at every stage")
+        if self.edit_from and self.num_candidates != 1:
+            raise refuse("control.num_candidates", self.num_candidates, "1 with edit_from, which keeps, not follows")
         if self.stagewise_from and self.num_candidates != 1:
             raise refuse("control.num_candidates", self.num_candidates, "1 with stagewise_from")
 
@@ -87,6 +108,8 @@ def plan_control(config: ControlConfig) -> str:
         return f"balance the segmentation {config.structure_labels}, give {splits}"
     if config.structure_from:
         return f"give {'all' if config.stages is None else config.stages} split(s) of {config.structure_from}"
+    if config.edit_from:
+        return f"keep of {config.edit_from} what is white in {config.keep}"
     if config.stagewise_from:
         return f"give 0, 1, … stages of {config.stagewise_from}, contents and structures, then structures alone"
     return (
@@ -122,6 +145,11 @@ def load_control(config: ControlConfig, tokenizer: Tokenizer, *, cut: Cut = "cen
             file, _ = _read(key, config.structure_from)
             return follow_map(tokenizer, _read_array(key, file), stages)
         return follow_image(tokenizer, read_picture(key, config.structure_from, tokenizer, cut), stages)
+    if config.edit_from:
+        assert config.keep is not None
+        names = f"control.edit_from: {config.edit_from}", f"control.keep: {config.keep}"
+        picture = _read_pixels("control.edit_from", config.edit_from, tokenizer.config.image_channels)
+        return follow_region(tokenizer, picture, _read_keep(config.keep), cut=cut, names=names)
     assert config.fix_content_from is not None
     assert stages is not None
     image_HWC = read_picture("control.fix_content_from", config.fix_content_from, tokenizer, cut)
@@ -134,9 +162,22 @@ def read_picture(key: str, path: str, tokenizer: Tokenizer, cut: Cut) -> ImageAr
     Raises:
         UserError: the file is missing or no image.
     """
-    file, data = _read(key, path)
     size, channels = tokenizer.config.image_size, tokenizer.config.image_channels
-    return cut_picture(np.array(_decoded(key, file, data, channels)), size, channels, cut, name=f"{key}: {file}")
+    return cut_picture(_read_pixels(key, path, channels), size, channels, cut, name=f"{key}: {path}")
+
+
+def _read_pixels(key: str, path: str, channels: int) -> ImageArray:
+    file, data = _read(key, path)
+    return np.array(_decoded(key, file, data, channels))
+
+
+def _read_keep(path: str) -> np.ndarray:
+    """A mask: the grey of an image, or what a .npy file holds."""
+    key = "control.keep"
+    if not _is_array(Path(path)):
+        return _read_pixels(key, path, 1)
+    file, _ = _read(key, path)
+    return _read_npy(key, file)
 
 
 def _read_label_image(key: str, file: Path, data: bytes) -> np.ndarray:
@@ -174,10 +215,14 @@ def _is_array(file: Path) -> bool:
 
 def _read_array(key: str, file: Path) -> np.ndarray:
     """Integers of a .npy file."""
-    try:
-        values = read_npy(file)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+    values = _read_npy(key, file)
     if not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"{key}: {file} holds {values.dtype}; expected integers; convert them before saving")
     return values
+
+
+def _read_npy(key: str, file: Path) -> np.ndarray:
+    try:
+        return read_npy(file)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error

@@ -55,6 +55,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     labels[10:], labels[25:] = 1, 2
     Image.fromarray(labels).save(folder / "labels.png")
     np.save(folder / "map.npy", spatial_structure(16).view(4, 4).numpy())
+    keep = np.zeros((80, 60), np.uint8)
+    keep[:, :33] = 255
+    Image.fromarray(keep).save(folder / "keep.png")
     return {file.stem: file for file in folder.iterdir()}
 
 
@@ -105,6 +108,41 @@ def test_samples_are_those_of_the_command_to_the_bit(run, model, given, tmp_path
     assert drawn.labels.tolist() == [3, 3, 7, 7, 3, 3]
     assert drawn.indices.tolist() == [3, 13, 7, 17, 23, 33]
     assert np.array_equal(drawn.decode(), drawn.images)
+
+
+def test_edits_are_those_of_the_command_to_the_bit(run, model, given, tmp_path):
+    files = {"edit_from": str(given["picture"]), "keep": str(given["keep"])}
+    expected = commands_images(run, tmp_path / "out", [3, 7, 3], **files)
+    picture, keep = (np.asarray(Image.open(file)) for file in files.values())
+    drawn = model.edit(picture, keep=keep, classes=["3", 7, "3"], per_class=2, seed=3)
+    assert np.array_equal(drawn.images, expected)
+    assert drawn.indices.tolist() == [3, 13, 7, 17, 23, 33]
+    assert np.array_equal(drawn.decode(), drawn.images)
+    again = model.edit(Image.open(given["picture"]), keep=keep > 0, classes=7, per_class=2, seed=3)
+    assert np.array_equal(again.images, expected[2:4])
+
+
+def test_an_edit_keeps_the_canvas_outside_and_draws_inside(model, given):
+    """The mask's white is 33 of 60 columns: the left half of the grid, whose third column black touches."""
+    picture, keep = (np.asarray(Image.open(given[name])) for name in ("picture", "keep"))
+    own, drawn = model.encode(picture), model.edit(picture, keep=keep, per_class=2)
+    canvases, expected = (part.canvases.view(-1, 5, 4, 4, 4) for part in (drawn, own))
+    assert len(drawn) == 20
+    assert torch.equal(canvases[..., :2, :], expected[..., :2, :].expand(20, -1, -1, -1, -1))
+    assert not (canvases[:, -1, :, 2:] == expected[:, -1, :, 2:]).all(-1).any()
+    assert (drawn.structure.sort(1).values == torch.arange(16)).all()
+
+
+@pytest.mark.parametrize("structure", ["granularity", "spatial"])
+def test_edits_need_no_structure_of_their_own(tmp_path, given, structure):
+    save_tokenizer(tmp_path / "tokenizer", structure=structure)
+    save_generators(tmp_path)
+    model = nvg.load(tmp_path, settings=FEW_STEPS)
+    picture, keep = (np.asarray(Image.open(given[name])) for name in ("picture", "keep"))
+    canvases, own = model.edit(picture, keep=keep).canvases, model.encode(picture).canvases
+    assert torch.equal(
+        canvases.unflatten(2, (4, 4))[..., :2, :], own.unflatten(2, (4, 4))[..., :2, :].expand(10, -1, -1, -1, -1)
+    )
 
 
 def test_what_is_drawn_is_plain_and_whole(model):
@@ -201,6 +239,35 @@ def test_a_spatial_tokenizer_needs_no_structure_generator(tmp_path):
 def test_what_cannot_be_drawn_is_refused(model, arguments, message):
     with pytest.raises(UserError, match=message):
         model.sample(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": np.ones((8, 8))}, r"keep: found one colour \(1\) all over"),
+        ({"keep": np.zeros((8, 8), bool)}, r"keep: found one colour \(0\) all over"),
+        ({"keep": np.eye(8) == 0, "picture": np.zeros((8, 4), np.uint8)}, "8x8 pixels over a picture of 4x8"),
+        ({"keep": np.array([[0.0, np.nan]] * 2)}, "keep: found values that are not finite"),
+        ({"keep": np.arange(64).reshape(8, 8) % 2}, "keep: found white on no whole position of the 4×4 latent grid"),
+        ({"keep": np.eye(8)[None]}, r"keep: found a?.*float64 array of shape \(1, 8, 8\)"),
+        ({"keep": "mask.png"}, "keep: found a str"),
+        ({"keep": None}, "keep: found a NoneType"),
+        ({"keep": np.eye(8) == 0, "picture": "digit.png"}, "picture: found a str"),
+        ({"keep": np.eye(8) == 0, "classes": "cat"}, "classes is 'cat'"),
+        ({"keep": np.eye(8) == 0, "seed": -1}, "seed is -1"),
+        ({"keep": np.eye(8) == 0, "cut": "left"}, "cut is 'left'"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.edit(**{"picture": np.zeros((8, 8), np.uint8), **arguments})
+
+
+def test_black_outside_the_square_that_is_cut_leaves_nothing_to_draw(model):
+    keep = np.ones((8, 24), bool)
+    keep[:, :4] = False
+    with pytest.raises(UserError, match="keep: found white all over"):
+        model.edit(np.zeros((8, 24), np.uint8), keep=keep)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import PIL
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from nvg.errors import UserError
-from nvg.pictures import Cut, cut_labels, cut_picture
+from nvg.pictures import Cut, cut_labels, cut_mask, cut_picture
 from pipelines.sources import SourceConfig
 from pipelines.sources.views import make_views
 
@@ -102,3 +102,41 @@ def test_a_picture_too_large_to_pad_is_refused_with_the_way_out():
         cut_picture(noise(17, 16), 16, 1, "left")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="labels: found float64"):
         cut_labels(np.zeros((4, 4)), 16, "center")
+
+
+def black_box(height: int, width: int, top: int, left: int, size: int) -> np.ndarray:
+    keep = np.ones((height, width), bool)
+    keep[top : top + size, left : left + size] = False
+    return keep
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, st.integers(1, 4), st.sampled_from([4, 16, 37]), st.sampled_from(["center", "crop"]), st.data())
+def test_what_a_mask_marks_is_marked_where_its_picture_is_cut(height, width, scale, size, cut, data):
+    """Held against labels, which are cut by the nearest pixel: black may spread, it never shrinks."""
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    keep = black_box(height, width, top, left, 2)
+    assume(not keep.all() and keep.any())
+    found = cut_mask(keep.repeat(scale, 0).repeat(scale, 1), np.zeros((height, width), np.uint8), size, cut)
+    assert found.shape == (size, size)
+    assert not found[cut_labels(keep.astype(np.int64), size, cut) == 0].any()
+
+
+def test_a_mask_over_a_picture_of_the_models_size_is_taken_as_it_is():
+    keep, picture = black_box(16, 16, 3, 5, 4), noise(16, 16, 1)
+    assert np.array_equal(cut_mask(keep, picture, 16, "center"), keep)
+    assert np.array_equal(cut_mask(keep.repeat(8, 0).repeat(8, 1), picture, 16, "center"), keep)
+    assert np.array_equal(cut_mask(keep * 0.3 + 0.2, picture, 16, "pad"), keep)
+    assert np.array_equal(cut_mask(Image.fromarray(np.uint8(255) * keep).convert("RGB"), picture, 16, "pad"), keep)
+
+
+def test_a_line_thinner_than_a_pixel_marks_it():
+    keep = np.ones((512, 512), bool)
+    keep[100] = False
+    found = cut_mask(keep, noise(16, 16, 1), 16, "center")
+    assert (~found).nonzero()[0].tolist() == [3] * 16
+
+
+def test_what_is_padded_around_a_picture_is_kept():
+    found = cut_mask(black_box(8, 8, 0, 0, 8) | np.eye(8, dtype=bool), noise(8, 8, 1), 16, "pad")
+    assert found.sum() == 16 * 16 - 64 + 8

@@ -5,6 +5,7 @@ schedules  guidance and top-p over stages, flow times: `SamplingConfig`
 noise      the random numbers of a sample
 graphs     forward passes as CUDA graphs, for few images: `capture_passes`
 control    prefixes that are given: a mask, maps, first contents
+region     a region of a picture that is kept: the rule, stage by stage
 following  the same from pictures and arrays as a user has them: `follow`
 """
 
@@ -19,12 +20,14 @@ from nvg.sampling.control import (
     score_structure,
 )
 from nvg.sampling.graphs import capture_passes
+from nvg.sampling.region import Region, keep_region, kept_positions
 from nvg.sampling.sampler import Given, SampledSequence, Watch, gumbel_scores, integrate_flow, sample
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 
 __all__ = [
     "Given",
     "MaskStructure",
+    "Region",
     "SampledSequence",
     "SamplingConfig",
     "Watch",
@@ -37,6 +40,8 @@ __all__ = [
     "guide",
     "gumbel_scores",
     "integrate_flow",
+    "keep_region",
+    "kept_positions",
     "label_bend",
     "label_structure",
     "mask_structure",

@@ -1,11 +1,11 @@
-"""What samples are made to follow, as tensors: a picture's maps, a drawn mask, a segmentation, or first contents.
+"""What samples are made to follow, as tensors: a picture's maps, contents or region, a drawn mask, a segmentation.
 
 Legend: B samples, L positions, T = 2L - 1 tokens; H, W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.granularity import StageLayout, stage_map
-from nvg.pictures import Cut, cut_labels, cut_picture, mask_levels
+from nvg.pictures import Cut, cut_labels, cut_mask, cut_picture, mask_levels
 from nvg.pixels import ImageArray, to_model_range
 from nvg.sampling.control import (
     check_given_structure,
@@ -26,6 +26,7 @@ from nvg.sampling.control import (
     label_structure,
     mask_structure,
 )
+from nvg.sampling.region import keep_region, kept_positions
 from nvg.sampling.sampler import Given
 from nvg.tokenizer import Tokenizer
 from nvg.tokenizer.tokenizer import SPATIAL
@@ -39,10 +40,10 @@ class Control:
 
     Attributes:
         name: what was given, in words.
-        given: the prefix, one row, on the CPU.
-        source_name: image, mask, labels or map.
+        given: what is fixed, one row, on the CPU.
+        source_name: image, mask, labels, map or kept.
         source_HWC: uint8 picture of it; None for a map.
-        image_HWC: the image the structure was taken from, at the tokenizer's size; None for all else.
+        image_HWC: the image it was taken from, at the tokenizer's size; None for all else.
         bend: share of positions that had to change side to balance a mask, or lie with another label's; None where
             nothing had to be balanced.
     """
@@ -58,7 +59,8 @@ class Control:
     def maps(self) -> list[np.ndarray]:
         """Maps (side, side) of the stages whose splits are given, 1, 2, …"""
         structure_BL = self.given.structure_BL
-        assert structure_BL is not None
+        if structure_BL is None:
+            return []
         layout = StageLayout(structure_BL.shape[1])
         return [
             stage_map(structure_BL, stage, layout.last_stage).view(layout.side, layout.side).numpy()
@@ -66,14 +68,8 @@ class Control:
         ]
 
     def for_samples(self, count: int) -> Given:
-        """The prefix of `count` samples."""
-
-        def repeated(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.expand(count, -1)
-
-        given = self.given
-        structure, contents = repeated(given.structure_BL), repeated(given.content_ids_BT)
-        return replace(given, structure_BL=structure, content_ids_BT=contents)
+        """What is given to each of `count` samples."""
+        return self.given.each(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
 
 def follow(
@@ -256,6 +252,40 @@ def follow_contents(tokenizer: Tokenizer, image_HWC: ImageArray, stages: int) ->
     """
     given = give_contents(*tokenized_image(tokenizer, image_HWC), stages)
     return Control(name="first contents of an image", given=given, source_HWC=image_HWC, image_HWC=image_HWC)
+
+
+def follow_region(tokenizer: Tokenizer, picture: Any, keep: Any, *, cut: Cut, names: tuple[str, str]) -> Control:
+    """A region of a picture that is kept; the rule is in `nvg.sampling.region`.
+
+    Args:
+        tokenizer: in evaluation mode.
+        picture: as of `nvg.pictures.cut_picture`.
+        keep: mask over it, white where it is kept, as of `nvg.pictures.cut_mask`.
+        cut: of both to the tokenizer's square.
+        names: what messages call picture and mask.
+
+    Raises:
+        UserError: no such picture or mask, all of it is kept, or no position of the latent grid.
+
+    Paper: §3.2
+    """
+    config, dequantizer = tokenizer.config, tokenizer.dequantizer
+    image_HWC = cut_picture(picture, config.image_size, config.image_channels, cut, name=names[0])
+    keep_HW = torch.from_numpy(cut_mask(keep, picture, config.image_size, cut, name=names[1]))
+    keep_L = kept_positions(keep_HW, config.num_positions, name=names[1])
+    ids_BT, structure_BL = tokenized_image(tokenizer, image_HWC)
+    place = dequantizer.codebook.device
+    region = keep_region(keep_L[None].to(place), ids_BT.to(place), structure_BL.to(place), dequantizer)
+    side = _side(tokenizer)
+    pixels = config.image_size // side
+    kept_HW = keep_L.view(side, side).numpy().repeat(pixels, 0).repeat(pixels, 1)
+    return Control(
+        name=f"{int(keep_L.sum())} of {config.num_positions} positions of an image",
+        given=Given(region=region.each(Tensor.cpu)),
+        source_name="kept",
+        source_HWC=np.where(kept_HW[..., None], image_HWC, np.uint8(128)),
+        image_HWC=image_HWC,
+    )
 
 
 def _last_stage(tokenizer: Tokenizer) -> int:

@@ -7,7 +7,7 @@ S = K + 1 stages, V codebook size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ from nvg.granularity import StageLayout, balanced_split, raster_split, structure
 from nvg.layers import SingleStreamBlock
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.sampling.noise import SampleNoise
+from nvg.sampling.region import Region
 from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
 from nvg.tokenizer import Dequantizer
 
@@ -43,11 +44,12 @@ class SampledSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """A prefix of the sequence that is fixed instead of drawn.
+    """What is fixed instead of drawn: a prefix of the sequence, or a region of a picture.
 
     Attributes:
         structure_BL: finest map of which the first `num_splits` splits are used.
         content_ids_BT: ids of which the first `num_contents` stages are used.
+        region: what is kept of a picture; a map given beside it must be the picture's.
 
     Paper: §3.2
     """
@@ -56,13 +58,17 @@ class Given:
     num_splits: int = 0
     content_ids_BT: Tensor | None = None
     num_contents: int = 0
+    region: Region | None = None
 
-    def part(self, rows: slice, device: torch.device) -> Given:
-        """The same for some of the samples, on a device."""
-        maps_BL, ids_BT = (
-            None if tensor is None else tensor[rows].to(device) for tensor in (self.structure_BL, self.content_ids_BT)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Given:
+        """The same with every tensor changed: other rows, another device."""
+        return Given(
+            structure_BL=None if self.structure_BL is None else change(self.structure_BL),
+            num_splits=self.num_splits,
+            content_ids_BT=None if self.content_ids_BT is None else change(self.content_ids_BT),
+            num_contents=self.num_contents,
+            region=None if self.region is None else self.region.each(change),
         )
-        return replace(self, structure_BL=maps_BL, content_ids_BT=ids_BT)
 
 
 @torch.no_grad()
@@ -92,7 +98,7 @@ def sample(
         sample_indices_B: int64 index of each sample in the whole set.
         seed: of the whole set, 0 <= seed < 2^63.
         config: guidance, top-p and flow steps.
-        given: prefix that is fixed instead of drawn.
+        given: what is fixed instead of drawn.
         watch: is called after every stage of the rows that are drawn together; what it raises ends the drawing.
 
     Returns:
@@ -121,11 +127,16 @@ def sample(
             canvas_channels=dequantizer.config.latent_channels if content.config.needs_noise else 0,
         )
         labels = labels_B[rows].to(device)
+        part = _rows(given, rows, device)
         look = None if watch is None else partial(watch, rows)
-        parts.append(_draw(content, structure, dequantizer, labels, noise, config, given.part(rows, device), look))
+        parts.append(_draw(content, structure, dequantizer, labels, noise, config, part, look))
     return SampledSequence(
         *(torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts), strict=True))
     )
+
+
+def _rows(given: Given, rows: slice, device: torch.device) -> Given:
+    return given.each(lambda tensor: tensor[rows].to(device))
 
 
 def sequences_at_once(network: ContentGenerator | StructureGenerator) -> int:
@@ -157,8 +168,11 @@ def _draw(
             ids_BU = given.content_ids_BT[:, layout.tokens(stage)]
         else:
             ids_BU = _next_content(content, canvas_BLC, structure_BL, labels_B, stage, config, noise)
-        codes_BUC = dequantizer.codebook[ids_BU]
-        canvas_BLC = canvas_BLC + dequantizer.contribution(codes_BUC, structure_BL, stage)
+        if given.region is None:
+            canvas_BLC = canvas_BLC + dequantizer.contribution(dequantizer.codebook[ids_BU], structure_BL, stage)
+        else:
+            ids_BU = given.region.contents(ids_BU, structure_BL, stage)
+            canvas_BLC = given.region.paint(dequantizer, canvas_BLC, ids_BU, structure_BL, stage)
         ids.append(ids_BU)
         canvases.append(canvas_BLC)
         if watch is not None:
@@ -170,7 +184,10 @@ def _draw(
             structure_BL = (given.structure_BL >> unknown) << unknown
         elif stage < layout.num_structure_stages:
             assert structure is not None
-            structure_BL = _next_structure(structure, canvas_BLC, structure_BL, labels_B, stage, config, noise)
+            score_BL = _next_scores(structure, canvas_BLC, structure_BL, labels_B, stage, config, noise)
+            if given.region is not None:
+                score_BL = given.region.score(score_BL, stage)
+            structure_BL = balanced_split(structure_BL, score_BL, stage, layout.last_stage)
         else:
             structure_BL = raster_split(structure_BL, layout.last_stage)
     return SampledSequence(torch.cat(ids, dim=1), structure_BL, torch.stack(canvases, dim=1))
@@ -207,7 +224,7 @@ def _passes(labels_B: Tensor, null_class: int, scale: float) -> list[Tensor]:
     return [torch.cat(both)] if 2 * len(labels_B) <= _MOST_SEQUENCES_PAIRED else both
 
 
-def _next_structure(
+def _next_scores(
     model: StructureGenerator,
     canvas_BLC: Tensor,
     structure_BL: Tensor,
@@ -216,7 +233,7 @@ def _next_structure(
     config: SamplingConfig,
     noise: SampleNoise,
 ) -> Tensor:
-    """Integrates the flow for the split of one stage and divides every cluster in halves.
+    """Integrates the flow for the split of one stage; the half of a cluster with the highest scores is child 2j + 1.
 
     DEVIATION: without Gumbel noise the channel is ranked as it is, ties to the lower position; the release clamps it
     first and leaves ties to the sort.
@@ -237,9 +254,7 @@ def _next_structure(
         known_clean=model.config.known_clean,
     )
     score_BL = denoised_BLK[..., stage]
-    if noise.splits_BZL is not None:
-        score_BL = gumbel_scores(score_BL, noise.splits_BZL[:, stage])
-    return balanced_split(structure_BL, score_BL, stage, last_stage)
+    return score_BL if noise.splits_BZL is None else gumbel_scores(score_BL, noise.splits_BZL[:, stage])
 
 
 def integrate_flow(

@@ -228,6 +228,13 @@ def sample(
             "--stagewise-from", metavar="IMAGE", help="Draw the figure of stage-wise control: generate i..K, every i."
         ),
     ] = None,
+    edit_from: Annotated[
+        str | None, typer.Option("--from", metavar="IMAGE", help="Keep a region of this image, which --keep says.")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", metavar="MASK", help="What is kept of --from: white (PNG or .npy); black is generated."),
+    ] = None,
     stages: Annotated[
         int | None,
         typer.Option(
@@ -245,11 +252,13 @@ def sample(
     """Draw images of chosen classes and write them as a grid and as files.
 
     They follow an image's structure, a drawn mask, a segmentation or an image's first contents where one is given; how
-    well they do is measured, printed and written beside the pictures. Without --config and --sampling the settings are
+    well they do is measured, printed and written beside the pictures. With --from and --keep a region of an image stays
+    and the rest is drawn. Without --config and --sampling the settings are
     those the run was scored with; imported weights are sampled as by --sampling release.
 
     Example: [bold]nvg sample run=runs/demo classes='[3, 7]' num_per_class=8 --sampling release
     sampling.content_guidance=2[/bold] · [bold]nvg sample run=runs/demo classes='[8]' --structure-mask circle.png[/bold]
+    · [bold]nvg sample run=runs/demo classes='[8]' --from digit.png --keep left.png[/bold]
     """
     from pipelines.configuration import load_config
     from pipelines.sample import SampleConfig, plan_sample, run_sampling, sample_images
@@ -260,6 +269,8 @@ def sample(
         structure_labels=structure_labels,
         fix_content_from=fix_content_from,
         stagewise_from=stagewise_from,
+        edit_from=edit_from,
+        keep=keep,
         stages=stages,
         mask_foreground=mask_foreground,
     )

@@ -173,6 +173,23 @@ def test_a_segmentation_from_the_command_line(run_folder, files):
     assert (facts["splits_given"], facts["label_bend"], facts["mask_bend"]) == (1, 0.0, None)
 
 
+@pytest.mark.parametrize("suffix", ["png", "npy"])
+def test_a_region_is_kept_from_the_command_line(run_folder, files, suffix):
+    keep = np.ones((64, 64), dtype=bool)
+    keep[:32] = False
+    Image.fromarray(keep).save(files / "keep.png")
+    np.save(files / "keep.npy", keep)
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(files / "square.png")
+    values = [f"run={run_folder}", "classes=[3]", "num_per_class=2", f"output={files / 'out'}"]
+    command = ["sample", *values, "--from", str(files / "square.png"), "--keep", str(files / f"keep.{suffix}")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "kept     8 of 16 positions of an image; the rest is generated" in done.output
+    facts = json.loads((files / "out" / "adherence.json").read_text())
+    assert (facts["positions_kept"], facts["splits_given"], facts["agreement"]) == (8, 0, None)
+    assert Image.open(files / "out" / "control.png").size[0] > 500
+
+
 @pytest.mark.parametrize("name", ["palette.png", "colours.png", "wide.png", "labels.npy", "one-bit.png"])
 def test_labels_are_the_values_as_stored(tokenizer, files, name):
     control = load_control(ControlConfig(structure_labels=str(files / name)), tokenizer)
@@ -303,6 +320,13 @@ def test_the_foreground_can_be_either_child(tokenizer, files):
         ({"structure_from": "several.npy"}, "is an .npz file; expected one array"),
         ({"structure_labels": "one-colour.png"}, "one label"),
         ({"structure_labels": "palette.png", "stages": 5}, "stages is 5.*1 to 4 splits"),
+        ({"edit_from": "missing.png", "keep": "mask.png"}, "control.edit_from: found no file"),
+        ({"edit_from": "mask.png", "keep": "missing.png"}, "control.keep: found no file"),
+        ({"edit_from": "text.png", "keep": "mask.png"}, "control.edit_from: .*no image that can be read"),
+        ({"edit_from": "mask.png", "keep": "text.png"}, "control.keep: .*no image that can be read"),
+        ({"edit_from": "mask.png", "keep": "text.npy"}, "control.keep: .*no .npy file that can be read"),
+        ({"edit_from": "mask.png", "keep": "one-colour.png"}, "control.keep: .*found one colour"),
+        ({"edit_from": "mask.png", "keep": "oblong.png"}, "control.keep: .*pixels over a picture of 32x32"),
         ({"fix_content_from": "text.png", "stages": 2}, "no image that can be read"),
         ({"fix_content_from": "image.png", "stages": 6}, "stages is 6.*1 to 5 stages of contents"),
     ],
@@ -330,6 +354,11 @@ def test_spatial_structure_cannot_be_given(files):
         (["num_candidates=2"], "nothing to follow"),
         (["fix_content_from=a"], "control.stages is None; expected how many"),
         (["structure_labels=a", "stagewise_from=b"], "structure_labels and stagewise_from"),
+        (["structure_mask=a", "edit_from=b", "keep=c"], "structure_mask and edit_from"),
+        (["edit_from=a"], r"found one of edit_from \(--from\) and keep \(--keep\)"),
+        (["keep=a"], r"found one of edit_from \(--from\) and keep \(--keep\)"),
+        (["edit_from=a", "keep=b", "stages=2"], "control.stages is 2; expected null with edit_from"),
+        (["edit_from=a", "keep=b", "num_candidates=2"], "control.num_candidates is 2; expected 1"),
         (["stagewise_from=a", "stages=2"], "control.stages is 2; expected null with stagewise_from"),
         (["stagewise_from=a", "num_candidates=2"], "control.num_candidates is 2; expected 1"),
         (["structure_labels=a", "view_policy=shift"], "control.view_policy is 'shift'"),
@@ -350,5 +379,8 @@ def test_the_plan_says_what_is_given():
     assert "adherence.json" not in plan_sample(SampleConfig())[-1]
     plan = plan_sample(SampleConfig(control=ControlConfig(fix_content_from="digit.png", stages=3)))
     assert any("contents of 3 stage(s) of digit.png and the structure up to stage 3" in step for step in plan)
+    plan = plan_sample(SampleConfig(control=ControlConfig(edit_from="digit.png", keep="left.png")))
+    assert "keep of digit.png what is white in left.png" in plan
+    assert "draw as many free ones" in plan
     plan = plan_sample(SampleConfig(control=ControlConfig(stagewise_from="digit.png")))
     assert "stagewise.png" in plan[-1]
