@@ -156,7 +156,7 @@ def _draw(
     noise: SampleNoise,
     config: SamplingConfig,
     given: Given,
-    watch: Callable[[int, Tensor, Tensor], None] | None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> SampledSequence:
     """Algorithm 2 for samples that fit together, all of them and what is given on one device."""
     layout = dequantizer.layout

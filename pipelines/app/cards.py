@@ -19,7 +19,7 @@ from nvg.model import Model
 from nvg.pixels import ImageArray
 from nvg.tiles import map_colours, stage_rows
 from pipelines.app.painting import Frame, Painting, Picture
-from pipelines.app.settings import MASK_FILE, PICTURE_FILE, AppConfig, Asked, settings_file
+from pipelines.app.settings import AppConfig, Asked, settings_file
 
 _FRAME_PIXELS = 128  # a frame of the strip is shown no larger; of large pictures every n-th pixel is sent
 _INK = (15, 118, 110)  # of the sheet that is drawn on, see page.css
@@ -39,18 +39,20 @@ def png(levels: ImageArray) -> bytes:
 
 
 def painting_html(painting: Painting) -> str:
-    """Tiles side by side, what is followed first; below them the film strip of the tile that is chosen."""
-    chosen = painting.newest or 0
-    tiles = [_tile(picture, row, row == chosen) for row, picture in enumerate(painting.pictures)]
-    strips = [_strip(picture, row, painting) for row, picture in enumerate(painting.pictures)]
-    shown = "".join(
-        f".easel:has(#tile-{row}:checked) #strip-{row}{{display:grid}}" for row in range(len(painting.pictures))
-    )
+    """A row of tiles for each class, a column for each seed, what is followed first; below the strip of one tile."""
+    chosen, pictures = painting.newest or 0, painting.pictures
+    seeds = list(dict.fromkeys(picture.seed for picture in pictures))
+    each = len(pictures) // len(seeds)
+    columns = len(seeds) if len(seeds) > 1 else each
+    by_class = [turn * each + row for row in range(each) for turn in range(len(seeds))]
+    tiles = [_tile(pictures[row], row, row == chosen) for row in by_class]
+    strips = [_strip(picture, row, painting) for row, picture in enumerate(pictures)]
+    shown = "".join(f".easel:has(#tile-{row}:checked) #strip-{row}{{display:grid}}" for row in range(len(pictures)))
+    followed = _followed(painting)
     return (
-        f'<div class="easel"><style>{shown}</style>'
-        f'<div class="tiles" role="radiogroup" aria-label="Pictures; the strip below shows the stages of one">'
-        f"{_followed(painting)}{''.join(tiles)}</div>"
-        f'<div class="strips">{"".join(strips)}</div></div>'
+        f'<div class="easel"><style>{shown}</style><div class="shown" style="--columns:{columns}">{followed}'
+        f'<div class="tiles" role="radiogroup" aria-label="Pictures">{"".join(tiles)}</div>'
+        f'</div><div class="strips">{"".join(strips)}</div></div>'
     )
 
 
@@ -66,7 +68,7 @@ def empty_html(num_stages: int) -> str:
 
 def archive(painting: Painting, asked: Asked, model: Model, config: AppConfig) -> bytes:
     """A zip file with a folder for each seed: pictures, how they were painted, finest maps, and the settings file."""
-    file, followed = io.BytesIO(), {"mask": MASK_FILE, "picture": PICTURE_FILE}
+    file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as zipped:
 
         def put(name: str, data: bytes) -> None:
@@ -75,8 +77,8 @@ def archive(painting: Painting, asked: Asked, model: Model, config: AppConfig) -
         for seed in asked.seeds:
             folder = f"seed-{seed}"
             put(f"{folder}/settings.yaml", settings_file(asked, seed, model, config).encode())
-            if asked.levels is not None:
-                put(f"{folder}/{followed[asked.follows]}", png(asked.levels))
+            for name, levels in asked.files.items():
+                put(f"{folder}/{name}", png(levels))
             for picture in (picture for picture in painting.pictures if picture.seed == seed):
                 assert picture.structure_ss is not None
                 name = f"{folder}/{picture.label}-{picture.number:03d}"
@@ -91,12 +93,11 @@ def _followed(painting: Painting) -> str:
     control = painting.control
     if control is None or control.source_HWC is None:
         return ""
-    drawn = control.source_name == "mask"
+    drawn, given = control.source_name == "mask", control.given.num_splits
     what, shown = ("your mask", _inked(control.source_HWC)) if drawn else ("your picture", control.source_HWC)
-    given = control.given.num_splits
-    stages = f"{given} stage{'s' if given > 1 else ''} given"
+    stages = f"{given} stage{'s' if given > 1 else ''} given" if given else "the kept part"
     bent = "" if control.bend is None else f' title="{control.bend:.0%} of the places changed side to balance it"'
-    map_ = _img(map_colours(control.maps[-1], given), f"Map of what is given, {stages}", "corner")
+    map_ = _img(map_colours(control.maps[-1], given), f"Map of what is given, {stages}", "corner") if given else ""
     return (
         f'<figure class="tile given"{bent}><span class="canvas">{_img(shown, what)}{map_}</span>'
         f"<figcaption>{what}<small>{stages}</small></figcaption></figure>"

@@ -114,3 +114,11 @@ element.querySelector(".clear").addEventListener("click", () => {
 });
 moveCursor();
 watch("value", () => show(props.value || ""));
+
+function behind() {
+  // The picture of which a part is painted anew.
+  sheet.parentElement.style.backgroundImage = props.behind ? `url(${props.behind})` : "";
+  sheet.classList.toggle("over-picture", Boolean(props.behind));
+}
+watch("behind", behind);
+behind();

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from nvg.errors import UserError
@@ -25,6 +27,7 @@ from pipelines.app.settings import (
     MOST_CLASSES,
     AppConfig,
     ask,
+    followed_by,
     mask_sheet,
     picture_levels,
     presets,
@@ -34,7 +37,7 @@ from pipelines.app.settings import (
 
 _HERE = Path(__file__).parent
 _MOST_CHIPS = 12  # more classes are found by typing
-_FOLLOWS = [("nothing", "nothing"), ("a drawing", "mask"), ("a picture", "picture")]
+_FOLLOWS = {"nothing": "nothing", "mask": "a drawing", "picture": "a picture", "region": "part of a picture"}
 _HOUR_S = 3600
 _OWN_ALONE = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
@@ -71,6 +74,7 @@ def run_app(config: AppConfig) -> None:
         UserError: there is no such model, or the port is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    warnings.filterwarnings("ignore", module=r"gradio\.")  # of what Gradio itself calls
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     with tempfile.TemporaryDirectory(prefix="nvg-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -83,6 +87,8 @@ def run_app(config: AppConfig) -> None:
             device=config.device,
             precision=config.precision,
         )
+        size, channels = model.tokenizer.config.image_size, model.tokenizer.config.image_channels
+        model.encode(np.zeros((size, size, channels), np.uint8))  # compiles what is compiled before anybody waits
         page = build_page(model, config)
         url = serve(page, config)
         Console().print(f"The page is at {url} · Ctrl-C ends it", soft_wrap=True, highlight=False)
@@ -156,26 +162,23 @@ def build_page(model: Model, config: AppConfig) -> Any:
                     )
                 preset = gr.Dropdown(list(presets(model)), label="Sampling")
                 follows = gr.Radio(
-                    _FOLLOWS,
+                    [(_FOLLOWS[how], how) for how in followed_by(model)],
                     value="nothing",
-                    label="Follow",
+                    label="Start from",
                     elem_id="follows",
                     elem_classes="pills",
-                    visible=model.structure is not None,
                 )
-                with gr.Column(visible=False) as drawn:
-                    pad = gr.HTML(
-                        "", html_template=_PAD, js_on_load=(_HERE / "pad.js").read_text(encoding="utf-8"), elem_id="pad"
-                    )
-                    mask_file = gr.UploadButton("Upload a mask", size="sm", elem_id="mask-file")
-                with gr.Column(visible=False) as pictured:
+                with gr.Column(elem_id="pictured"):
                     shown = gr.HTML("", elem_id="picture")
                     picture_file = gr.UploadButton("Choose a picture", size="sm", elem_id="picture-file")
+                with gr.Column(elem_id="drawn"):
+                    drawing = (_HERE / "pad.js").read_text(encoding="utf-8")
+                    pad = gr.HTML("", html_template=_PAD, js_on_load=drawing, elem_id="pad", behind="")
+                    mask_file = gr.UploadButton("Upload a mask", size="sm", elem_id="mask-file")
                 stages = gr.Radio(
                     list(range(1, last_stage + 1)),
                     value=1,
                     label="Stages it gives",
-                    visible=False,
                     elem_id="stages",
                     elem_classes="pills",
                 )
@@ -192,13 +195,14 @@ def build_page(model: Model, config: AppConfig) -> Any:
         # What was uploaded stays with its page: pixels, checked and small.
         picture = gr.State(None, time_to_live=_HOUR_S)
 
-        def choose(how: str) -> tuple[Any, ...]:
-            most = 1 if how == "mask" else last_stage
-            return (
-                gr.update(visible=how == "mask"),
-                gr.update(visible=how == "picture"),
-                gr.update(visible=how != "nothing", value=most),
-            )
+        # Which controls belong to a choice is in page.css: they are there at once.
+        def choose(how: str, picture: ImageArray | None) -> tuple[Any, ...]:
+            return gr.update(value=1 if how == "mask" else last_stage), *shown_picture(how, picture)
+
+        def shown_picture(how: str, picture: ImageArray | None) -> tuple[Any, Any]:
+            url = "" if picture is None else data_url(picture)
+            alone = f'<img src="{url}" alt="the picture, as the model sees it">' if url and how == "picture" else ""
+            return alone, gr.HTML(behind=url if how == "region" else "")
 
         def take_mask(file: str) -> tuple[Any, str]:
             try:
@@ -206,13 +210,14 @@ def build_page(model: Model, config: AppConfig) -> Any:
             except UserError as error:
                 return gr.update(), _complain(error)
 
-        def take_picture(file: str) -> tuple[Any, Any, str]:
+        def take_picture(file: str, how: str) -> tuple[Any, ...]:
             try:
                 channels = model.tokenizer.config.image_channels
                 levels = picture_levels(read_upload(file, config, channels=channels), model)
             except UserError as error:
-                return gr.update(), gr.update(), _complain(error)
-            return levels, _shown(levels), _say("The picture is cut to the model's square.")
+                return gr.update(), gr.update(), gr.update(), _complain(error)
+            said = "Draw over what is to be painted anew." if how == "region" else "Cut to the model's square."
+            return levels, *shown_picture(how, levels), _say(said)
 
         def start_painting(
             picture: ImageArray | None,
@@ -235,7 +240,8 @@ def build_page(model: Model, config: AppConfig) -> Any:
                     side_by_side=beside,
                     preset=preset,
                     follows=how,
-                    levels=read_drawing(pad) if how == "mask" else picture if how == "picture" else None,
+                    mask=read_drawing(pad),
+                    picture=picture,
                     stages=stages,
                 )
                 for painting in paint(model, asked):
@@ -250,9 +256,9 @@ def build_page(model: Model, config: AppConfig) -> Any:
                 yield gr.update(), gr.update(), gr.update(value=str(file), visible=True), gr.update(visible=False)
 
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        follows.input(choose, follows, [drawn, pictured, stages], **quiet, queue=False)
+        follows.input(choose, [follows, picture], [stages, shown, pad], **quiet, queue=False)
         mask_file.upload(take_mask, mask_file, [pad, said], **quiet)
-        picture_file.upload(take_picture, picture_file, [picture, shown, said], **quiet)
+        picture_file.upload(take_picture, [picture_file, follows], [picture, shown, pad, said], **quiet)
         inputs = [picture, classes, seed, beside, preset, follows, pad, stages]
         painted = start.click(
             start_painting,
@@ -332,10 +338,6 @@ def _head(model: Model) -> str:
 
 def _notes(model: Model) -> str:
     return "".join(f"<p>{escape(notice)}</p>" for notice in model.notices)
-
-
-def _shown(levels: ImageArray) -> str:
-    return f'<div class="given-picture"><img src="{data_url(levels)}" alt="the picture, as the model sees it"></div>'
 
 
 def _progress(painting: Painting, began: float) -> str:

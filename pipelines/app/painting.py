@@ -21,7 +21,7 @@ from nvg.granularity import stage_map
 from nvg.model import Model
 from nvg.pixels import ImageArray
 from nvg.sampling import SampledSequence, SamplingConfig
-from nvg.sampling.following import Control, follow_image, follow_mask
+from nvg.sampling.following import Control, follow_image, follow_mask, follow_region
 from pipelines.app.settings import Asked, presets
 
 
@@ -111,11 +111,13 @@ def paint(model: Model, asked: Asked) -> Iterator[Painting]:
 
 
 def _control(model: Model, asked: Asked) -> Control | None:
-    if asked.levels is None:
-        return None
-    if asked.follows == "mask":
-        return follow_mask(model.tokenizer, asked.levels, asked.stages)
-    return follow_image(model.tokenizer, asked.levels, asked.stages)
+    """What is followed, made of the very pixels that lie beside the settings file."""
+    if asked.keep is not None:
+        names = ("the picture", "the part that is painted anew")
+        return follow_region(model.tokenizer, asked.picture, asked.keep, cut="center", names=names)
+    if asked.mask is not None:
+        return follow_mask(model.tokenizer, asked.mask, asked.stages)
+    return None if asked.picture is None else follow_image(model.tokenizer, asked.picture, asked.stages)
 
 
 def _stages(

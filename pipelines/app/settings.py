@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import index
@@ -32,8 +31,8 @@ from pipelines.configuration import CONFIG_FOLDER, dump_config, load_config
 from pipelines.sample import SampleConfig
 from pipelines.structure_control import ControlConfig
 
-Follows = Literal["nothing", "mask", "picture"]
-MASK_FILE, PICTURE_FILE = "mask.png", "picture.png"
+Follows = Literal["nothing", "mask", "picture", "region"]
+_MASK_FILE, _PICTURE_FILE, _KEEP_FILE = "mask.png", "picture.png", "keep.png"
 MASK_PIXELS = 256  # side of the sheet that is drawn on
 MOST_CLASSES = 4  # what is drawn together is one batch of the sampler, as on the command line
 AS_SCORED = "this run's own"
@@ -85,17 +84,32 @@ class Asked:
         classes: labels, drawn as one batch.
         seeds: one after the other.
         preset: a name of `presets`.
-        follows: what `levels` is.
-        levels: mask or picture that is followed; None for nothing.
-        stages: how many stages it gives, 1..K.
+        follows: mask and picture give first stages, of a picture's region all are kept.
+        mask: what was drawn, white is foreground; of a region, white is painted anew.
+        picture: at the model's size.
+        stages: how many stages mask or picture give, 1..K.
     """
 
     classes: list[int]
     seeds: list[int]
     preset: str = AS_SCORED
     follows: Follows = "nothing"
-    levels: ImageArray | None = None
+    mask: ImageArray | None = None
+    picture: ImageArray | None = None
     stages: int | None = None
+
+    @property
+    def files(self) -> dict[str, ImageArray]:
+        """Pictures that lie beside the settings file, by name."""
+        found = {_MASK_FILE: self.mask if self.follows == "mask" else None, _PICTURE_FILE: self.picture}
+        if self.keep is not None:
+            found[_KEEP_FILE] = self.keep
+        return {name: levels for name, levels in found.items() if levels is not None}
+
+    @property
+    def keep(self) -> ImageArray | None:
+        """Of a region, white where the picture is kept; None for all else."""
+        return np.uint8(255) - self.mask if self.follows == "region" and self.mask is not None else None
 
 
 def presets(model: Model) -> dict[str, SamplingConfig]:
@@ -113,7 +127,8 @@ def ask(
     side_by_side: Any,
     preset: Any = AS_SCORED,
     follows: Any = "nothing",
-    levels: ImageArray | None = None,
+    mask: ImageArray | None = None,
+    picture: ImageArray | None = None,
     stages: Any = None,
 ) -> Asked:
     """Check what the page sent.
@@ -124,8 +139,9 @@ def ask(
         classes: labels.
         seed: the first one, 0 or more.
         side_by_side: how many seeds.
-        preset, follows, stages: see `Asked`; stages is not read where nothing is followed.
-        levels: what is followed, already read.
+        preset, follows: see `Asked`; what does not belong to `follows` is not read.
+        mask, picture: already read.
+        stages: see `Asked`.
 
     Raises:
         UserError: it is not there, or too much.
@@ -138,13 +154,23 @@ def ask(
     if preset not in presets(model):
         raise refuse("sampling", preset, f"one of {', '.join(presets(model))}")
     asked = partial(Asked, classes=labels, seeds=list(range(first, first + count)), preset=preset)
-    if follows == "nothing":
-        return asked()
-    if model.structure is None:
-        raise refuse("follow", follows, "nothing: this model's structure is spatial, the same for every picture")
-    if levels is None:
-        raise UserError("there is nothing to follow yet; draw a mask or upload a picture first, or follow nothing")
-    return asked(follows=follows, levels=levels, stages=_whole("stages", stages, 1, model.num_stages - 1))
+    if follows not in followed_by(model):
+        raise refuse("start from", follows, f"one of {', '.join(followed_by(model))}: what this model can follow")
+    wanted = {"nothing": {}, "mask": {"mask": mask}, "picture": {"picture": picture}}
+    given = wanted.get(follows, {"mask": mask, "picture": picture})
+    if missing := [name for name, levels in given.items() if levels is None]:
+        raise UserError(f"there is no {missing[-1]} yet; {_ADVICE[missing[-1]]}, or start from nothing")
+    if follows in ("mask", "picture"):
+        return asked(follows=follows, **given, stages=_whole("stages", stages, 1, model.num_stages - 1))
+    return asked(follows=follows, **given)
+
+
+_ADVICE = {"mask": "draw on the sheet", "picture": "choose one"}
+
+
+def followed_by(model: Model) -> list[Follows]:
+    """What a model can follow: where structure is spatial, the same for every picture, there is none to give."""
+    return ["nothing", "region"] if model.structure is None else ["nothing", "mask", "picture", "region"]
 
 
 def read_upload(file: str | Path, config: AppConfig, *, channels: int) -> ImageArray:
@@ -227,13 +253,14 @@ def read_drawing(url: Any) -> ImageArray | None:
 def settings_file(asked: Asked, seed: int, model: Model, config: AppConfig) -> str:
     """YAML from which `nvg sample --config` makes the pictures of one seed again, byte for byte.
 
-    What is followed lies beside it, as `MASK_FILE` or `PICTURE_FILE`, at the size at which the page used it.
+    What is followed lies beside it, see `Asked.files`, at the size at which the page used it.
     """
-    followed: dict[str, dict[str, Any]] = {
+    # A picture has the model's size already: its centre is all of it, however the run's images are cut.
+    followed: dict[Follows, dict[str, Any]] = {
         "nothing": {},
-        "mask": {"structure_mask": MASK_FILE},
-        # It has the model's size already: its centre is all of it, however the run's images are cut.
-        "picture": {"structure_from": PICTURE_FILE, "view_policy": "center"},
+        "mask": {"structure_mask": _MASK_FILE},
+        "picture": {"structure_from": _PICTURE_FILE, "view_policy": "center"},
+        "region": {"edit_from": _PICTURE_FILE, "keep": _KEEP_FILE, "view_policy": "center"},
     }
     control = ControlConfig(**followed[asked.follows], stages=asked.stages)
     return _HEAD + dump_config(
@@ -264,8 +291,3 @@ def _whole(key: str, value: Any, low: int, high: int) -> int:
     if number is None or isinstance(value, bool) or not low <= number <= high:
         raise refuse(key, value, f"a whole number from {low} to {high}")
     return number
-
-
-def names_of(labels: Sequence[int], model: Model) -> list[str]:
-    """Class names."""
-    return [model.class_names[label] for label in labels]

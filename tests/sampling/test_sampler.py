@@ -102,6 +102,35 @@ def test_slices_of_a_batch_are_the_batch(monkeypatch, num_given):
     torch.testing.assert_close(sliced.canvases_BSLC, whole.canvases_BSLC, rtol=0, atol=1e-5)
 
 
+def test_who_looks_on_sees_every_stage_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr(sampler, "sequences_at_once", lambda _network: 3)
+    seen = {}
+
+    def look(rows, stage, canvas_BLC, structure_BL):
+        seen[rows.start, stage] = canvas_BLC.clone(), structure_BL.clone()
+        canvas_BLC.zero_()
+        structure_BL.zero_()
+        torch.rand(1)
+
+    undisturbed, drawn = draw(range(5)), draw(range(5), watch=look)
+    for name, tensor in vars(undisturbed).items():
+        assert torch.equal(tensor, getattr(drawn, name))
+    assert list(seen) == [(start, stage) for start in (0, 3) for stage in range(5)]
+    for stage in range(5):
+        canvas_BLC, structure_BL = (torch.cat([seen[start, stage][part] for start in (0, 3)]) for part in (0, 1))
+        assert torch.equal(canvas_BLC, drawn.canvases_BSLC[:, stage])
+        assert torch.equal(structure_BL >> (4 - stage), drawn.structure_BL >> (4 - stage))
+
+
+def test_who_looks_on_can_end_it():
+    def stop(_rows, stage, *_):
+        if stage == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        draw([0], watch=stop)
+
+
 @pytest.mark.parametrize("gumbel_split", [False, True])
 def test_all_noise_is_drawn_before_the_first_stage_and_once(monkeypatch, gumbel_split):
     """Of each stream what it is for, and of the flow one draw for all stages."""

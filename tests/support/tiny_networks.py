@@ -10,7 +10,7 @@ import torch
 
 from nvg.checkpoints import save_weights
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
-from nvg.sampling import Given, SampledSequence, SamplingConfig, sample
+from nvg.sampling import Given, SampledSequence, SamplingConfig, Watch, sample
 from nvg.tokenizer import Dequantizer, Tokenizer, TokenizerConfig
 
 CODEBOOK_SIZE = 16
@@ -49,6 +49,7 @@ def draw(
     seed: int = 0,
     config: SamplingConfig = FEW_STEPS,
     given: Given | None = None,
+    watch: Watch | None = None,
 ) -> SampledSequence:
     """Samples of those indices, of three classes in turn."""
     content, structure, dequantizer = networks
@@ -62,6 +63,7 @@ def draw(
         seed=seed,
         config=config,
         given=given,
+        watch=watch,
     )
 
 
