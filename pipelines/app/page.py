@@ -152,11 +152,12 @@ def build_page(model: Model, config: AppConfig) -> Any:
                 else:
                     classes = gr.Dropdown(names, value=[0], multiselect=True, max_choices=MOST_CLASSES, label="Classes")
                 with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, min_width=90)
+                    seed = gr.Number(0, label="Seed", precision=0, min_width=90, elem_id="seed")
                     beside = gr.Radio(
                         list(range(1, config.max_side_by_side + 1)),
                         value=1,
                         label="Seeds side by side",
+                        elem_id="beside",
                         elem_classes="pills",
                         min_width=180,
                     )

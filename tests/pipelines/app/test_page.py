@@ -1,0 +1,407 @@
+"""The page in a real browser, headless Chromium: drawing, painting, downloads, uploads, keyboard, a narrow screen."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvg.model import Model, load
+from pipelines.app.page import build_page, serve
+from pipelines.app.painting import paint
+from pipelines.app.settings import AppConfig, ask
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+WAIT_S = 20.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+INSTALL = "sudo apt-get install -y chromium chromium-driver (Ubuntu: chromium-browser chromium-chromedriver)"
+
+
+@dataclass
+class Served:
+    """The page under test, and which hosts its server asked for anything."""
+
+    url: str
+    config: AppConfig
+    asked_of: list[str]
+
+
+@pytest.fixture(scope="session")
+def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the session, in threads of this process."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+    asked_of: list[str] = []
+    connect = socket.socket.connect
+
+    def noted(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            asked_of.append(str(address[0]))
+        connect(self, address)
+
+    patch.setattr(socket.socket, "connect", noted)
+    config = AppConfig(run=str(run), device="cpu", max_upload_mb=0.5, max_megapixels=1)
+    page = build_page(load(run, device="cpu"), config)
+    yield Served(serve(page, config), config, asked_of)
+    page.close(verbose=False)
+    patch.undo()
+
+
+class Browser:
+    """A Chromium with what the tests do in it."""
+
+    def __init__(self, downloads: Path) -> None:
+        from selenium import webdriver
+
+        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        driver = shutil.which("chromedriver")
+        if chromium is None or driver is None:
+            pytest.fail(f"found chromium at {chromium}, chromedriver at {driver}; expected both; {INSTALL}")
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+            options.add_argument(argument)
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        self.downloads = downloads
+
+    def open(self, url: str, *, width: int = 1280) -> None:
+        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get(url)
+        self.find("#paint")
+        self.find("#pad canvas", shown=False)
+
+    def find(self, selector: str, *, shown: bool = True) -> Any:
+        """The first such element, once it is there (and can be seen)."""
+
+        def look() -> Any:
+            for element in self.driver.find_elements("css selector", selector):
+                if not shown or element.is_displayed():
+                    return element
+            return None
+
+        return self.until(look, selector)
+
+    def until(self, look: Callable[[], Any], what: str) -> Any:
+        """What `look` finds, waited for; elements may be replaced while it looks."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            try:
+                if found := look():
+                    return found
+            except StaleElementReferenceException:
+                pass
+            time.sleep(0.05)
+        said = self.driver.find_element("css selector", "body").text
+        raise AssertionError(f"{what}: not found within {WAIT_S:g} s on the page that says {said[:500]!r}")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def choose(self, group: str, text: str) -> None:
+        """Click the radio button or check box of a group that is called so."""
+
+        def look() -> Any:
+            labels = self.driver.find_elements("css selector", f"{group} label")
+            return next((label for label in labels if label.text.strip() == text), None)
+
+        label = self.until(look, f"{text} in {group}")
+        self.run("arguments[0].scrollIntoView({block: 'center'})", label)
+        label.click()
+        self.until(lambda: look().find_element("css selector", "input").is_selected(), f"{text} chosen in {group}")
+
+    def said(self, text: str) -> str:
+        """What the page says, once it holds this text."""
+
+        def look() -> str | None:
+            found = str(self.driver.find_element("css selector", "#said").text)
+            return found if text in found else None
+
+        return self.until(look, f"saying {text!r}")
+
+    def paint(self) -> None:
+        self.find("#paint").click()
+        self.said(" in ")
+        self.find("#download")
+
+    def draw(self, *moves: tuple[int, int]) -> None:
+        """Draw on the sheet with the pointer, from its middle on."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        canvas = self.find("#pad canvas")
+        self.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        pen = ActionChains(self.driver).move_to_element(canvas).click_and_hold()
+        for x, y in moves:
+            pen = pen.move_by_offset(x, y)
+        pen.release().perform()
+
+    def upload(self, button: str, file: Path) -> None:
+        self.driver.find_element(
+            "css selector", f"{button} input[type=file], input[data-testid^='{button}']"
+        ).send_keys(str(file))
+
+    def mistakes(self) -> list[str]:
+        """What the console holds of errors and warnings, since it was last asked."""
+        logged: Any = self.driver.get_log("browser")  # pyright: ignore[reportAttributeAccessIssue]
+        return [entry["message"] for entry in logged if entry["level"] in ("SEVERE", "WARNING")]
+
+    def hosts(self) -> set[str]:
+        """Hosts that anything was asked of, data URLs left out."""
+        logged: Any = self.driver.get_log("performance")  # pyright: ignore[reportAttributeAccessIssue]
+        events = [json.loads(entry["message"])["message"] for entry in logged]
+        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        return {url.split("/")[2].split(":")[0] for url in urls if not url.startswith(("data:", "blob:", "chrome"))}
+
+    def tiles(self) -> list[str]:
+        """What is under each picture."""
+        return [
+            " ".join(element.text.split())
+            for element in self.driver.find_elements("css selector", "label.tile .caption")
+        ]
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for the session; it is never skipped: what is missing is said."""
+    browser = Browser(tmp_path_factory.mktemp("downloads"))
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def page(chromium: Browser, served: Served) -> Iterator[Browser]:
+    """The page, freshly opened, which must leave no mistake in the console."""
+    chromium.open(served.url)
+    chromium.mistakes()
+    yield chromium
+    assert chromium.mistakes() == []
+
+
+def downloaded(browser: Browser) -> zipfile.ZipFile:
+    before = set(browser.downloads.glob("*.zip"))
+    browser.find("#download").click()
+    (file,) = browser.until(lambda: set(browser.downloads.glob("*.zip")) - before, "a download")
+    return zipfile.ZipFile(io.BytesIO(file.read_bytes()))
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(data)))
+
+
+def test_opening_it_leaves_no_mistake_and_asks_nobody_else(chromium, served):
+    chromium.mistakes(), chromium.hosts()
+    chromium.open(served.url)
+    chromium.paint()
+    assert chromium.mistakes() == []
+    assert chromium.hosts() == {"127.0.0.1"}
+    assert served.asked_of == []
+    assert served.url.startswith("http://127.0.0.1:")
+
+
+def test_a_drawn_mask_is_painted_and_taken_home(page, served, model: Model):
+    page.choose("#follows", "a drawing")
+    page.draw((50, 30), (-40, 40), (-40, -40))
+    page.choose("#classes", "3")
+    page.paint()
+    assert page.tiles() == ["0 seed 0", "3 seed 0"]
+    assert "your mask" in page.find(".tile.given").text
+    with downloaded(page) as zipped:
+        names = set(zipped.namelist())
+        assert {"seed-0/settings.yaml", "seed-0/mask.png", "seed-0/0-000.png", "seed-0/3-000-map.npy"} <= names
+        mask = pixels(zipped.read("seed-0/mask.png"))
+        image = pixels(zipped.read("seed-0/3-000.png"))
+    assert mask.shape == (256, 256)
+    assert 0.02 < (mask > 127).mean() < 0.9
+    wanted = ask(model, served.config, classes=[0, 3], seed=0, side_by_side=1, follows="mask", mask=mask, stages=1)
+    *_, painting = paint(model, wanted)
+    assert np.array_equal(painting.pictures[1].frames[-1].image_HWC[..., 0], image)
+
+
+def test_stages_appear_one_after_the_other(page):
+    page.run(
+        """window.seen = [];
+        new MutationObserver(() => window.seen.push(document.querySelectorAll('#strip-0 .frame:not(.map) img').length))
+          .observe(document.querySelector('#easel'), {childList: true, subtree: true});"""
+    )
+    page.paint()
+    seen = page.run("return window.seen")
+    assert sorted(seen) == seen
+    assert len(set(seen) & {1, 2, 3, 4}) >= 2, seen  # some may come within one frame of the screen
+    assert seen[-1] == 5
+    assert len(page.driver.find_elements("css selector", "#strip-0 .map img")) == 5
+
+
+def test_seeds_stand_side_by_side_and_each_shows_its_stages(page):
+    page.choose("#beside", "3")
+    page.paint()
+    assert page.tiles() == ["0 seed 0", "0 seed 1", "0 seed 2"]
+    page.find("label.tile:has(#tile-1)").click()
+    assert page.find("#strip-1").is_displayed()
+    assert not page.find("#strip-2", shown=False).is_displayed()
+    left = page.run("return [...document.querySelectorAll('label.tile')].map(e => e.getBoundingClientRect().left)")
+    assert left == sorted(set(left))
+
+
+def test_a_part_of_a_picture_is_painted_anew(page, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60), np.uint8)).save(tmp_path / "mine.png")
+    page.choose("#follows", "part of a picture")
+    page.upload("Choose a picture", tmp_path / "mine.png")
+    page.said("Draw over what is to be painted anew.")
+    page.draw((40, 0), (0, 40))
+    page.paint()
+    assert "the kept part" in page.find(".tile.given").text
+    with downloaded(page) as zipped:
+        assert {"seed-0/picture.png", "seed-0/keep.png"} <= set(zipped.namelist())
+
+
+def test_a_picture_gives_its_structure(page, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)).save(tmp_path / "mine.jpg")
+    page.choose("#follows", "a picture")
+    page.upload("Choose a picture", tmp_path / "mine.jpg")
+    page.find("#picture img")
+    page.choose("#stages", "2")
+    page.paint()
+    assert "2 stages given" in page.find(".tile.given").text
+
+
+def test_an_uploaded_mask_lies_on_the_sheet(page, tmp_path):
+    mask = np.zeros((80, 80), np.uint8)
+    mask[:, :40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    page.choose("#follows", "a drawing")
+    page.upload("Upload a mask", tmp_path / "mask.png")
+    page.said("The mask is on the sheet.")
+    share = """const ink = document.querySelector('#pad canvas').getContext('2d');
+        const d = ink.getImageData(0, 0, 256, 256).data;
+        let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 127; return n / 65536;"""
+    page.until(lambda: abs(page.run(share) - 0.5) < 0.01, "half a sheet of ink")
+    page.paint()
+    page.find("#pad .clear").click()
+    page.find("#paint").click()
+    page.said("there is no mask yet; draw on the sheet")
+
+
+@pytest.mark.parametrize("kind", ["animated", "huge", "empty", "text"])
+def test_an_upload_that_cannot_be_used_is_said_on_the_page(page, tmp_path, kind):
+    file = tmp_path / f"{kind}.gif"
+    if kind == "animated":
+        frames = [Image.fromarray(np.full((9, 9), level, np.uint8)) for level in (0, 200)]
+        frames[0].save(file, save_all=True, append_images=frames[1:])
+    elif kind == "huge":
+        Image.fromarray(np.zeros((2000, 2000), np.uint8)).save(file)
+    else:
+        file.write_bytes({"empty": b"", "text": b"no picture"}[kind])
+    said = {
+        "animated": "animated, 2 frames",
+        "huge": "4.0 megapixels, expected at most 1",
+        "empty": "the file is empty",
+        "text": "the file is no picture",
+    }
+    page.choose("#follows", "a picture")
+    page.upload("Choose a picture", file)
+    page.said(said[kind])
+    page.find("#paint").click()
+    page.said("there is no picture yet")
+
+
+def test_a_file_of_too_many_bytes_is_said_on_the_page(chromium, served, tmp_path):
+    chromium.open(served.url)
+    (tmp_path / "large.png").write_bytes(bytes(700_000))
+    chromium.choose("#follows", "a picture")
+    chromium.upload("Choose a picture", tmp_path / "large.png")
+    chromium.until(
+        lambda: "exceeds" in chromium.driver.find_element("css selector", "body").text.lower(), "a message of the size"
+    )
+    chromium.mistakes()
+
+
+def test_a_wrong_wish_is_said_and_the_next_one_painted(page):
+    page.choose("#classes", "1")
+    page.run("document.querySelectorAll('#classes input:checked').forEach(box => box.click())")
+    page.until(lambda: not page.driver.find_elements("css selector", "#classes input:checked"), "no class")
+    page.find("#paint").click()
+    page.said("classes is []; expected 1 to 4 classes")
+    page.choose("#classes", "8")
+    page.paint()
+    assert page.tiles() == ["8 seed 0"]
+
+
+def test_the_keyboard_alone_draws_and_paints(page):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def press(*keys: str) -> None:
+        ActionChains(page.driver).send_keys(*keys).perform()
+
+    def tab_to(selector: str) -> None:
+        for _ in range(60):
+            if page.run("return document.activeElement.matches(arguments[0])", selector):
+                return
+            press(Keys.TAB)
+        raise AssertionError(f"{selector} cannot be reached by Tab")
+
+    tab_to("#classes input")
+    press(Keys.TAB, Keys.TAB, Keys.SPACE)
+    tab_to("#follows input")
+    press(Keys.ARROW_RIGHT)
+    tab_to("#pad canvas")
+    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(*[Keys.ARROW_DOWN] * 6).key_up(Keys.SHIFT).perform()
+    press(Keys.ARROW_RIGHT, Keys.SPACE)
+    tab_to("#paint")
+    press(Keys.ENTER)
+    page.said(" in ")
+    assert page.tiles() == ["0 seed 0", "2 seed 0"]
+    tab_to("label.tile input")
+    press(Keys.ARROW_RIGHT)
+    assert page.find("#strip-1").is_displayed()
+    tab_to("#download, #download *")
+
+
+def test_a_narrow_screen_needs_no_scrolling_sideways(chromium, served):
+    chromium.open(served.url, width=400)
+    chromium.choose("#follows", "a drawing")
+    chromium.draw((40, 0), (0, 60))
+    chromium.choose("#beside", "4")
+    chromium.paint()
+    assert chromium.run("return document.documentElement.scrollWidth") <= 400
+    wide = """return [...document.querySelectorAll('#main *')]
+        .filter(e => e.offsetParent && e.getBoundingClientRect().right > 400).map(e => e.outerHTML.slice(0, 80))"""
+    assert chromium.run(wide) == []
+    assert chromium.mistakes() == []
+
+
+def test_two_pages_at_once_do_not_mix(chromium, served):
+    first = chromium.driver.current_window_handle
+    chromium.open(served.url)
+    chromium.choose("#classes", "5")
+    chromium.driver.switch_to.new_window("tab")
+    second = chromium.driver.current_window_handle
+    chromium.open(served.url)
+    chromium.choose("#classes", "7")
+    chromium.find("#paint").click()
+    chromium.driver.switch_to.window(first)
+    chromium.paint()
+    assert chromium.tiles() == ["0 seed 0", "5 seed 0"]
+    chromium.driver.switch_to.window(second)
+    chromium.said(" in ")
+    assert chromium.tiles() == ["0 seed 0", "7 seed 0"]
+    chromium.driver.close()
+    chromium.driver.switch_to.window(first)
+    assert chromium.mistakes() == []
