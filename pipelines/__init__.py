@@ -19,6 +19,7 @@ in the import order of `pyproject.toml` alone, and nothing is re-exported here, 
     evaluate/          scores: `generator.run_evaluate` and one entry a command beside it
     release            the authors' checkpoints in and out: `import_release`, `export_release`
     gallery            the paper's figures from one's own model: `draw_gallery`
+    app/               a page on which a layout is drawn and painted: `page.run_app`
     experiment/        a file of steps, each done once, in their order, with a status: `run.run_experiment`
     ablate/            the paper's ablations under one budget: `study.run_ablate`
     doctor             what the machine has of what is needed: `run_doctor`

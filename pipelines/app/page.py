@@ -108,7 +108,6 @@ def serve(page: Any, config: AppConfig) -> str:
         UserError: the port or the address cannot be had.
     """
     import gradio as gr
-    from starlette.middleware import Middleware
 
     page.queue(default_concurrency_limit=1, max_size=config.max_waiting)
     try:
@@ -120,7 +119,7 @@ def serve(page: Any, config: AppConfig) -> str:
             prevent_thread_lock=True,
             quiet=True,
             max_file_size=round(config.max_upload_mb * 10**6),
-            app_kwargs={"middleware": [Middleware(_OwnHostAlone)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [(_OwnHostAlone, (), {})], "docs_url": None, "redoc_url": None},
             footer_links=[],
             ssr_mode=False,
             pwa=False,

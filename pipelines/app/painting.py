@@ -6,7 +6,7 @@ Shapes: image uint8 (H, W, C); map int64 (side, side).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -74,7 +74,7 @@ class Painting:
         return all(picture.structure_ss is not None for picture in self.pictures)
 
 
-def paint(model: Model, asked: Asked) -> Iterator[Painting]:
+def paint(model: Model, asked: Asked) -> Generator[Painting, None, None]:
     """Paint what was asked for; closing the generator ends the work after the stage that is under way.
 
     Yields:

@@ -76,6 +76,7 @@ def test_a_picture_is_the_one_of_the_library_at_every_stage(model):
     drawn = model.sample([3, 7], seed=6)
     for row, picture in enumerate(painting.pictures):
         assert (picture.label, picture.number, picture.seed) == ([3, 7][row], 0, 6)
+        assert picture.structure_ss is not None
         assert np.array_equal(picture.structure_ss, drawn.maps(4)[row])
         for stage, frame in enumerate(picture.frames):
             assert np.array_equal(frame.map_ss, drawn.maps(stage)[row])
@@ -242,7 +243,9 @@ def test_an_uploaded_mask_lies_on_the_sheet_and_comes_back_as_a_drawing(tmp_path
     (tmp_path / "upload").write_bytes(file_of(DISC[:, :200]))
     sheet = mask_sheet(read_upload(tmp_path / "upload", CONFIG, channels=1))
     assert sheet.shape == (MASK_PIXELS, MASK_PIXELS)
-    assert np.array_equal(read_drawing(data_url(sheet)), sheet)
+    read = read_drawing(data_url(sheet))
+    assert read is not None
+    assert np.array_equal(read, sheet)
 
 
 @pytest.mark.parametrize(
