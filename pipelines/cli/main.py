@@ -192,8 +192,6 @@ def plan(
     """
     import json
 
-    from rich.console import Console
-
     from nvg.bounds import refuse
     from pipelines.experiment import forecast_page
     from pipelines.experiment.forecast import forecast, load_steps
@@ -206,13 +204,13 @@ def plan(
     steps = load_steps([text for text in files if "=" not in text], [text for text in files if "=" in text])
     row = find_device(device, device_file)
     if header:
-        typer.echo("\n".join(forecast_page.headers(steps, images)))
+        typer.echo("\n".join(line for lines in forecast_page.headers(steps, images).values() for line in lines))
         return
     planned = forecast(steps, row, devices, images)
     if as_json:
         typer.echo(json.dumps(forecast_page.as_json(planned, row, devices, price), indent=1))
         return
-    forecast_page.show(planned, row, devices, price, Console(highlight=False))
+    forecast_page.show(planned, row, devices, price)
     if verbose:
         typer.echo("\n".join(["", *forecast_page.estimators(planned, row)]))
 

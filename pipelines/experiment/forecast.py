@@ -127,8 +127,7 @@ def _steps_in(file: str, settings: Sequence[Setting]) -> list[tuple[str, StepCon
     raise refuse(
         "FILE",
         file,
-        "an experiment (tokenizer, precompute, generators, evaluation), or a file of `nvg train …`, `nvg precompute` or "
-        f"`nvg eval generator`, found the keys {', '.join(keys) or 'none'}",
+        f"an experiment ({', '.join(STEPS)}) or one of its steps; found the keys {', '.join(keys) or 'none'}",
         "name another file",
     )
 
@@ -200,10 +199,9 @@ def workload_of(steps: dict[str, StepConfig], name: str) -> Workload:
     content = _drawn_by(steps, "content", config.content)
     structure = _drawn_by(steps, "structure", config.structure) if config.structure else None
     assert content is not None
-    decoder = count_tokenizer(_tokenizer_model(steps, "tokenizer", config.tokenizer)).decoder_flops
     return Workload(
         what="sampling",
-        flops_per_image=sampling_flops(content, structure, config.sampling) + decoder,
+        flops_per_image=sampling_flops(content, structure, config.sampling),
         precision=config.precision or "bf16",
         compiled=config.compile,
     )
@@ -312,7 +310,9 @@ def _evaluation(
     longest = min(-(-chunks // used) * pool.chunk_size, pool.num_samples)
     side = _tokenizer_model(steps, "tokenizer", config.tokenizer).image_size
     written = 3 * side**2 * bool(config.samples_file or config.samples_folder)
-    second = config.guidance_one and not config.reference
+    notes = ["decoding and features of the images are not counted (4 % at d16)"]
+    if config.guidance_one and not config.reference:
+        notes.append("a second pool without guidance is not counted (evaluation.guidance_one)")
     return StepOutlook(
         name=name,
         num_images=pool.num_samples,
@@ -324,7 +324,7 @@ def _evaluation(
         hours=longest / speed.images_per_s / 3600,
         device_hours=pool.num_samples / speed.images_per_s / 3600,
         storage_bytes=pool.num_samples * float(_FEATURE_BYTES + written),
-        notes=["a second pool without guidance is not counted (guidance_one)"] if second else [],
+        notes=notes,
     )
 
 

@@ -17,10 +17,11 @@ from pipelines.train.plan import GIB, STATED_DEVICE, STATED_UTILISATION
 from pipelines.train.scaling import STORE_SPEED, USABLE, Workload
 
 _UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_PIPED_WIDTH = 120
 _NAMES = {"bf16": "bf16", "tf32": "TF32", "fp32": "fp32"}
 
 
-def show(steps: Sequence[StepOutlook], device: Device, num_devices: int, price: float | None, console: Console) -> None:
+def show(steps: Sequence[StepOutlook], device: Device, num_devices: int, price: float | None) -> None:
     """Print all steps in one table, then each training's memory, communication and checkpoints."""
     table = Table(title=f"{num_devices} × {device.name}", title_justify="left")
     table.add_column("")
@@ -50,6 +51,9 @@ def show(steps: Sequence[StepOutlook], device: Device, num_devices: int, price: 
         sums["cost"] = f"{price * device_hours:,.0f}"
     for name, cells in rows.items():
         table.add_row(name, *cells, *[sums.get(name, "")] * (len(steps) > 1))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED_WIDTH)
     console.print(table)
     for step in steps:
         for line in lines_of(step, device):
@@ -64,17 +68,18 @@ def lines_of(step: StepOutlook, device: Device) -> list[str]:
         sent = training.communication
         step_s = training.compute_s + sent.seconds
         stages = "; ".join(
-            f"ZeRO-{row.zero_stage} {(row.state.total + row.buffers) / GIB:.1f} GiB and {row.largest_micro_batch} images"
+            f"ZeRO-{row.zero_stage} {(row.state.total + row.buffers) / GIB:.1f} GiB, {row.largest_micro_batch} images"
             for row in training.stages
         )
         lines += [
-            f"  memory: {step.work.num_parameters:,} parameters; weights, gradients, moments, average and buffers, and "
-            f"the largest micro batch beside them in {USABLE:.0%} of {device.memory_bytes / GIB:.1f} GiB: {stages}",
+            f"  memory of {device.memory_bytes / GIB:.1f} GiB, {USABLE:.0%} usable, with {step.work.num_parameters:,} "
+            f"parameters; state and the largest micro batch beside it: {stages}",
             f"  proposed: ZeRO-{training.zero_stage}, {training.passes} pass(es) of {training.micro_batch} images "
             f"({training.activation_bytes / GIB:.1f} GiB of activations)"
             + (f": set {' '.join(training.changes)}" if training.changes else ", as it is"),
             f"  a step: {1e3 * step_s:.3g} ms, of it {1e3 * sent.seconds:.3g} ms ({sent.seconds / step_s:.0%}) for "
-            f"{size_text(sent.bytes_per_device)} that each device sends; {_bends_text(training.bends_at, training.equals_at)}",
+            f"{size_text(sent.bytes_per_device)} that each device sends",
+            f"  {_bends_text(training.bends_at, training.equals_at)}",
             f"  checkpoints: {size_text(training.checkpoint_bytes)} each, {training.checkpoint_s:.3g} s at "
             f"{STORE_SPEED / 1e9:g} GB/s; {training.num_kept} are kept",
         ]
@@ -84,7 +89,7 @@ def lines_of(step: StepOutlook, device: Device) -> list[str]:
 
 def _bends_text(bends_at: int | None, equals_at: int | None) -> str:
     if bends_at is None:
-        return "less than a tenth on any number of devices that divides the batch"
+        return "scaling does not bend: less than a tenth of a step is communication while each device has an image"
     equal = "never half of it" if equals_at is None else f"half of it from {equals_at} on"
     return f"scaling bends at {bends_at} devices, where a tenth of a step is communication ({equal})"
 
@@ -115,9 +120,9 @@ def estimators(steps: Sequence[StepOutlook], device: Device) -> list[str]:
             additional_buffer_factor=1.0,
         )
         lines.append(
-            f"{step.name}: DeepSpeed estimates {two[1] / GIB:.2f} GiB at ZeRO-2 and {three[1] / GIB:.2f} at ZeRO-3, here "
-            f"{ours[2]:.2f} and {ours[3]:.2f}: its weights and gradients are 16 bit wide where these are fp32 under "
-            "autocast, and it has no average"
+            f"{step.name}: DeepSpeed estimates {two[1] / GIB:.2f} GiB at ZeRO-2 and {three[1] / GIB:.2f} at ZeRO-3, "
+            f"here {ours[2]:.2f} and {ours[3]:.2f}: its weights and gradients are 16 bit wide where these are fp32 "
+            "under autocast, and it has no average"
         )
     return lines
 
@@ -130,24 +135,25 @@ def as_json(steps: Sequence[StepOutlook], device: Device, num_devices: int, pric
     return {"device": device.key, "num_devices": num_devices, "price": price, "steps": rows}
 
 
-def headers(steps: Mapping[str, StepConfig], num_images: int | None) -> list[str]:
-    """The lines of all steps that have such a header, as they stand in a file."""
-    lines: list[str] = []
+def headers(steps: Mapping[str, StepConfig], num_images: int | None) -> dict[str, list[str]]:
+    """`GPU-hours:` of presets' headers as they stand in the files: work at the stated share of a device, and measured.
+
+    Args:
+        steps: with those whose networks they take.
+        num_images: training images, of a precompute; null counts those of its source.
+
+    Returns:
+        Step to lines; an evaluation has none.
+    """
+    lines: dict[str, list[str]] = {}
     for name, config in steps.items():
         if isinstance(config, RunConfig | PrecomputeConfig):
-            first, *more = header_lines(steps, name, num_images)
-            lines += [f"# GPU-hours:  {first}", *(f"#{' ' * 13}{line}" for line in more)]
+            first, *more = _header_lines(steps, name, num_images)
+            lines[name] = [f"# GPU-hours:  {first}", *(f"#{' ' * 13}{line}" for line in more)]
     return lines
 
 
-def header_lines(steps: Mapping[str, StepConfig], name: str, num_images: int | None) -> list[str]:
-    """`GPU-hours:` of a preset's header: its work at the stated share of the stated device, and what was measured.
-
-    Args:
-        steps: the step, and those whose networks it takes.
-        name: of the step.
-        num_images: training images, of a precompute; null counts those of its source.
-    """
+def _header_lines(steps: Mapping[str, StepConfig], name: str, num_images: int | None) -> list[str]:
     config, device = steps[name], find_device(STATED_DEVICE)
     work = workload_of(dict(steps), name)
     if isinstance(config, RunConfig):
@@ -160,9 +166,10 @@ def header_lines(steps: Mapping[str, StepConfig], name: str, num_images: int | N
     lines = [f"{'' if row else 'predicted, not measured: '}{_stated(work, total, device, without)}"]
     if row is not None:
         share = row.images_per_s * work.flops_per_image / device.peak(work.precision)
+        note = "without the judges" if work.what == "tokenizer" else row.note
         lines.append(
-            f"measured on one{without if work.what == 'tokenizer' else ''}: {row.images_per_s:.3g} images/s, {share:.0%}, "
-            f"which is {total / row.images_per_s / 3600:,.0f} hours (docs/results/gpu.md)".replace("%", " %")
+            f"measured on one{', ' if note else ''}{note}: {row.images_per_s:.3g} images/s, "
+            f"{100 * share:.0f} %, which is {total / row.images_per_s / 3600:,.0f} hours (docs/results/gpu.md)"
         )
     return lines
 
@@ -173,8 +180,8 @@ def _stated(work: Workload, num_images: float, device: Device, without: str) -> 
     hours = float(f"{hours:.2g}")
     power = f"{flops:.1e}".replace("e+", "e")
     return (
-        f"{power} FLOP{without}, about {hours:,.0f} hours of an {STATED_DEVICE.upper()} at {100 * STATED_UTILISATION:.0f} % of "
-        f"{peak / 1e12:.0f} TFLOP/s ({_NAMES[work.precision]})"
+        f"{power} FLOP{without}, about {hours:,.0f} hours of an {STATED_DEVICE.upper()} at "
+        f"{100 * STATED_UTILISATION:.0f} % of {peak / 1e12:.0f} TFLOP/s ({_NAMES[work.precision]})"
     )
 
 

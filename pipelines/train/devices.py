@@ -1,6 +1,6 @@
 """What devices can do: the table `configs/devices.yaml`, and a file of the user's own beside it.
 
-Makers state peaks; what was measured on a device stands in its row, by the operations of the image it was measured with.
+Makers state peaks; what was measured on a device stands in its row, by the operations of an image.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Measured:
         row: name in docs/results/gpu.json.
         flops_per_image: operations of an image; two works of one kind and as many operations count as the same.
         images_per_s: of one device.
+        note: how it differs from what the project does now.
         micro_batch, peak_gib: of a training's step: images a pass, and the most memory it held; null elsewhere.
     """
 
@@ -38,6 +39,7 @@ class Measured:
     precision: Precision = "bf16"
     compiled: bool = False
     images_per_s: float = positive()
+    note: str = ""
     micro_batch: int | None = positive(None)
     peak_gib: float | None = positive(None)
 
@@ -123,8 +125,8 @@ def find_device(key: str, file: str | None = None) -> Device:
             "--device",
             key,
             f"one of {', '.join(known)}",
-            f"{f'did you mean {similar}? ' if similar else ''}for another one write its row into a file of your own, as "
-            f"configs/{TABLE} has it (peaks, memory, links), and add --device-file FILE",
+            f"{f'take {similar}, or ' if similar else ''}write a row for it into a file of your own, in the form of "
+            f"configs/{TABLE}, and add --device-file FILE",
         )
     return known[key]
 

@@ -66,6 +66,7 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
     total = work.flops_per_image * optimizer.total_images
     peak = find_device(STATED_DEVICE).bf16_flops
     hours = total / (STATED_UTILISATION * peak * num_devices) / 3600
+    activations = work.activation_bytes * micro_batch + work.pass_bytes
     states = ", ".join(
         f"ZeRO-{stage} {_state(config, work, stage, num_devices) / GIB:.1f}{' (this run)' if own else ''}"
         for stage in range(4)
@@ -77,7 +78,7 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
         f"{total:.2g} FLOP in all: {hours:,.0f} hours on {num_devices} device(s) at {STATED_UTILISATION:.0%} of "
         f"{peak / 1e12:.0f} TFLOP/s each (bf16, {STATED_DEVICE.upper()}); `nvg plan` says more",
         f"GiB a device for weights, gradients, moments and average: {states}",
-        f"GiB a device for activations: {(work.activation_bytes * micro_batch + work.pass_bytes) / GIB:.1f} at {micro_batch} images a pass"
+        f"GiB a device for activations: {activations / GIB:.1f} at {micro_batch} images a pass"
         + (", blocks computed again" if config.compute.recompute_activations else ""),
     ]
 

@@ -234,7 +234,8 @@ def outlook(name: str, work: Workload, config: RunConfig, device: Device, num_de
     asked = config.optimizer.micro_batch or batch // config.launch.num_workers
     if asked > most:
         notes.append(
-            f"optimizer.micro_batch={asked} DOES NOT FIT: {most} images do at most; set optimizer.micro_batch={micro_batch}"
+            f"optimizer.micro_batch={asked} DOES NOT FIT: {most} images do at most; "
+            f"set optimizer.micro_batch={micro_batch}"
         )
     wanted = {
         "launch.num_workers": (config.launch.num_workers, used),
@@ -311,7 +312,7 @@ def _too_few(name: str, work: Workload, config: RunConfig, device: Device, num_d
         "--device",
         device.key,
         f"one with more memory for {name}: one image a pass and the average alone take {gib:.1f} GiB",
-        "take a larger one, set compute.recompute_activations=true, or lower the model's depth or loss.stages_per_image",
+        "take a larger one, set compute.recompute_activations=true, or lower depth or loss.stages_per_image",
     )
 
 
