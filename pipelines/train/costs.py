@@ -119,6 +119,8 @@ def count_work(
     around = _kept_bytes(lambda number: _forward(_build(shallow), number), bf16) - _block_bytes(network, bf16, "cpu")
     block = _block_bytes(network, bf16, device_type)
     kept = block.of_an_image * (COMPILED_KEEP if compiled else 1.0)
+    if isinstance(model, ContentGeneratorConfig):  # the cross-entropy keeps the logarithm of every probability
+        around = around._replace(of_an_image=around.of_an_image + 4.0 * network.layout.num_tokens * model.codebook_size)
     if recompute_activations:  # the inputs of all blocks, and one block at a time
         activations = share * (around.of_an_image + kept) + 4.0 * tokens * width * model.depth
     else:
@@ -190,7 +192,7 @@ def _kept_bytes(run: Callable[[int], Any], bf16: bool, passed_over: Callable[[],
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
+            if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
                 kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 

@@ -24,6 +24,7 @@ from pipelines.experiment.steps import ExperimentConfig
 
 COMMANDS = [
     ["run"],
+    ["plan"],
     ["demo"],
     ["train", "tokenizer"],
     ["train", "content"],
