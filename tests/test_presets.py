@@ -172,7 +172,7 @@ def test_stated_work_is_counted(kind, name, depth):
     "name", [*(name for _, name, _ in TRAININGS), "tokenizer/f16.yaml", "precompute/imagenet.yaml"]
 )
 def test_the_header_is_what_the_plan_writes(name):
-    steps = load_steps(dict.fromkeys([name, *(["tokenizer/f16.yaml"] if "precompute" in name else [])]))
+    steps = load_steps([name, *(["tokenizer/f16.yaml"] if "precompute" in name else [])])
     lines = headers(steps, IMAGENET)[name.split("/")[0]]
     assert "\n".join(lines) + "\n" in (CONFIGS / name).read_text()
 

@@ -97,7 +97,7 @@ class StepRows:
 class _EpochRows:
     """Row numbers of any range of samples, one epoch's order kept at a time."""
 
-    def __init__(self, seed: int, view_rows: ViewRows, *, in_turn: bool) -> None:
+    def __init__(self, seed: int, view_rows: list[np.ndarray] | np.ndarray, *, in_turn: bool) -> None:
         self.seed, self.in_turn = seed, in_turn
         if isinstance(view_rows, np.ndarray):
             self.counts, self.rows = np.full(len(view_rows), view_rows.shape[1]), view_rows.reshape(-1)
@@ -159,8 +159,10 @@ class EpochSource:
         """Rows of this rank's batches from `start_step` on; never ends."""
         share = global_batch // ranks.world_size
         rows = self._view_rows
-        kind = _ComputedRows if isinstance(rows, ViewGrid) else _EpochRows
-        epoch_rows = kind(seed, rows, in_turn=self._in_turn)  # pyright: ignore[reportArgumentType]
+        if isinstance(rows, ViewGrid):
+            epoch_rows: _ComputedRows | _EpochRows = _ComputedRows(seed, rows, in_turn=self._in_turn)
+        else:
+            epoch_rows = _EpochRows(seed, rows, in_turn=self._in_turn)
         global_rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
         first = start_step * global_batch + ranks.rank * share
         while True:

@@ -1,6 +1,7 @@
 """Costs counted without storage, and what --dry-run says about them."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_states_without_zero_are_the_tensors_of_a_training():
 
 
 def test_operations_of_sampling_are_those_that_torch_counts():
-    sizes = {"num_positions": 64, "latent_channels": 8, "num_classes": 10}
+    sizes: dict[str, Any] = {"num_positions": 64, "latent_channels": 8, "num_classes": 10}
     content = ContentGeneratorConfig(depth=6, width=128, codebook_size=32, **sizes)
     structure = StructureGeneratorConfig(depth=6, width=128, **sizes)
     dequantizer = Dequantizer(DequantizerConfig(num_positions=64, latent_channels=8, codebook_size=32))
