@@ -78,7 +78,9 @@ def speed_on(work: Workload, device: Device) -> Speed:
     row = device.measured_as(work.what, work.flops_per_image, work.precision, work.compiled)
     if row is not None and not work.recomputed:
         share = row.images_per_s * work.flops_per_image / peak
-        return Speed(row.images_per_s, share, "measured", f"measured on {device.name} ({row.row}, docs/results/gpu.md)")
+        at = f" at {row.micro_batch} images a pass" if row.micro_batch else ""
+        why = f"measured on {device.name}{at} ({row.row}, docs/results/gpu.md)"
+        return Speed(row.images_per_s, share, "measured", why)
     if work.stream_elements:
         moved = (_COMPILED_BYTES if work.compiled else _EAGER_BYTES) * (1.0 if work.precision == "bf16" else 2.0)
         seconds = work.flops_per_image / (_PRODUCTS * peak)
