@@ -13,11 +13,11 @@ from typing import Any
 
 from nvg.bounds import refuse
 from nvg.checkpoints.networks import read_network
+from nvg.checkpoints.runs import weights_folder
 from nvg.errors import UserError
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.records import MANIFEST_FILE, FeatureLayout, RecordLayout
 from nvg.tokenizer import Tokenizer
-from pipelines.checkpoints import weights_folder
 from pipelines.configuration import Setting, load_config, read_keys
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.experiment.steps import STEPS, ExperimentConfig

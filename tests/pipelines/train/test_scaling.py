@@ -8,9 +8,10 @@ import pytest
 from golden_training import GoldenRunConfig, build_task
 from safetensors.torch import load_file
 
+from nvg.checkpoints.runs import checkpoints_in
 from nvg.errors import UserError
 from nvg.models import ContentGeneratorConfig
-from pipelines.checkpoints import checkpoints_in, folder_bytes
+from pipelines.checkpoints import folder_bytes
 from pipelines.configuration import load_config
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import DeepSpeedConfig
