@@ -255,7 +255,7 @@ def _generator(
     if isinstance(config, ContentRun) and config.loss.repa_weight:
         image_bytes += _jpeg_bytes(model.num_positions)
         notes.append(
-            "reads a JPEG of each view for the alignment; DINOv2's forward pass is not counted (an estimated 2 % at d16)"
+            "reads a JPEG of each view (alignment); DINOv2's forward pass is not counted (an estimated 2 % at d16)"
         )
     step = _training(steps, name, device, num_devices, image_bytes)
     assert step.training is not None
