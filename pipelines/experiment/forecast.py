@@ -242,7 +242,7 @@ def _tokenizer(
     steps: dict[str, StepConfig], name: str, device: Device, num_devices: int, num_images: int | None
 ) -> StepOutlook:
     step = _training(steps, name, device, num_devices, None)
-    return replace(step, notes=["the judges' operations are not counted (LPIPS and DINO: about a tenth more)"])
+    return replace(step, notes=["the judges' operations are not counted (LPIPS and DINO: an estimated 5 to 10 % more)"])
 
 
 def _generator(
@@ -254,7 +254,9 @@ def _generator(
     image_bytes, notes = float(RecordLayout(model.num_positions).bytes_per_record), []
     if isinstance(config, ContentRun) and config.loss.repa_weight:
         image_bytes += _jpeg_bytes(model.num_positions)
-        notes.append("reads a JPEG of each view for the alignment; DINOv2's forward pass is not counted (2 % at d16)")
+        notes.append(
+            "reads a JPEG of each view (alignment); DINOv2's forward pass is not counted (an estimated 2 % at d16)"
+        )
     step = _training(steps, name, device, num_devices, image_bytes)
     assert step.training is not None
     if step.training.zero_stage == 3 and config.compute.compile:
@@ -310,7 +312,7 @@ def _evaluation(
     longest = min(-(-chunks // used) * pool.chunk_size, pool.num_samples)
     side = _tokenizer_model(steps, "tokenizer", config.tokenizer).image_size
     written = 3 * side**2 * bool(config.samples_file or config.samples_folder)
-    notes = ["decoding and features of the images are not counted (4 % at d16)"]
+    notes = ["decoding and features of the images are not counted (an estimated 4 % at d16)"]
     if config.guidance_one and not config.reference:
         notes.append("a second pool without guidance is not counted (evaluation.guidance_one)")
     return StepOutlook(
