@@ -70,7 +70,7 @@ def main() -> None:
 def _row(preset: str) -> dict[str, Any]:
     config = load_config(GeneratorRunConfig, preset, OVERRIDES)
     parameters = generator_work(config).num_parameters
-    needed = SPARE * state_bytes(parameters, zero_stage=1, world_size=1, offload=False)
+    needed = SPARE * state_bytes(parameters, zero_stage=1, world_size=1, offload=False).total
     free = psutil.virtual_memory().available
     row: dict[str, Any] = {"preset": preset, "parameters": parameters}
     if needed > free:

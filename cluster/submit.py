@@ -25,7 +25,10 @@ from cluster.head import local_head
 from cluster.session import ClusterError, SessionConfig, session_environment
 
 # Never part of an upload: the job server refuses more than 100 MiB, and outputs are not code.
-_UPLOAD_EXCLUDES = ["/runs/", "/build/", "/dist/", "/wandb/", "/tests/data/", "*.egg-info/", "*.safetensors"]
+_UPLOAD_EXCLUDES = [
+    "/runs/", "/build/", "/dist/", "/wandb/", "/tests/data/", "*.egg-info/", "*.safetensors", ".git", ".venv",
+    "__pycache__/", "/docs/",
+]  # fmt: skip
 _STOP_WAIT_S = 120
 _STATUS_POLL_S = 0.5
 _STATUS_TIMEOUT_S = 60.0

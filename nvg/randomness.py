@@ -38,6 +38,8 @@ class Purpose(IntEnum):
     TRAIN_CROP = 43
     TRAIN_REVIVAL = 44
     DATA_CROP = 45
+    DATA_ORDER = 46
+    DATA_VIEW = 47
 
 
 def uniforms(
@@ -86,6 +88,59 @@ def normals(
 def permutation(seed: int, index: int, purpose: Purpose, step: int, length: int) -> Tensor:
     """A random order of 0..length-1 as int64, from the ranks of uniforms."""
     return uniforms(seed, index, purpose, step, (length,)).argsort(stable=True)
+
+
+class IndexOrder:
+    """A random order of 0..length-1 of which any part is computed alone, without an array of all of it.
+
+    A Feistel network permutes the numbers of as many bits as the last one needs; what falls outside goes through again
+    until it is inside. Round keys are those of (seed, epoch), so an order needs no memory and nothing is stored to go
+    on with it.
+
+    Args:
+        seed: 0 <= seed < 2^63.
+        epoch: 0 or more.
+        length: of the order, 1 to 2^62.
+    """
+
+    _ROUNDS = 8  # four give what a statistic cannot tell from random; the rest costs a few nanoseconds a number
+
+    def __init__(self, seed: int, epoch: int, length: int) -> None:
+        if not 1 <= length <= 1 << 62:
+            raise UserError(f"the length of an order is {length}; expected 1 to 2^62")
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed is {seed}; a seed is an integer from 0 to 2^63 - 1")
+        self.length = length
+        half = max(1, -(-(length - 1).bit_length() // 2))  # bits of a half
+        self._shift, self._mask = np.uint64(half), np.uint64((1 << half) - 1)
+        philox = np.random.Philox(key=[seed, epoch], counter=[0, 0, int(Purpose.DATA_ORDER), 0])
+        self._keys = philox.random_raw(self._ROUNDS)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """What stands at these places, int64; each place of 0..length-1 has another number."""
+        numbers = self._permuted(np.asarray(places, np.uint64))
+        while (outside := np.flatnonzero(numbers >= self.length)).size:
+            numbers[outside] = self._permuted(numbers[outside])
+        return numbers.astype(np.int64)
+
+    def _permuted(self, numbers: np.ndarray) -> np.ndarray:
+        left, right = numbers >> self._shift, numbers & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (_mixed(right ^ key) & self._mask)
+        return (left << self._shift) | right
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Each bit depends on all bits: the finaliser of SplitMix64, uint64."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def picks(seed: int, epoch: int, numbers: np.ndarray, choices: int) -> np.ndarray:
+    """One of 0..choices-1 for each number, int64, drawn by (seed, epoch, number) alone."""
+    key = np.random.Philox(key=[seed, epoch], counter=[0, 0, int(Purpose.DATA_VIEW), 0]).random_raw(1)
+    return (_mixed(_mixed(np.asarray(numbers, np.uint64)) ^ key) % np.uint64(choices)).astype(np.int64)
 
 
 def per_sample_uniforms(seed: int, indices_B: Tensor, purpose: Purpose, step: int, shape: tuple[int, ...]) -> Tensor:

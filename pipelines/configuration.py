@@ -126,6 +126,11 @@ def read_section(file: Path, name: str) -> dict[str, Any]:
     return {name: merged[name]} if name in merged else {}
 
 
+def read_keys(name: str | Path) -> dict[str, Any]:
+    """What a YAML file (also a name below `configs/`) holds at its top level, as it is written."""
+    return {key: value for _, content in _read_yaml(find_config(name)) for key, value in content.items()}
+
+
 def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """Name and content of a file, behind those of the file that it extends; single values as `Written`."""
     try:

@@ -92,13 +92,14 @@ def test_what_it_cannot_do_is_refused_by_name(module, monkeypatch, capsys):
 
 def test_operations_are_those_that_a_training_counts(module):
     from nvg.models import ContentGeneratorConfig, StructureGeneratorConfig
-    from pipelines.train.costs import PEAK_FLOPS, flops_per_image
+    from pipelines.train.costs import flops_per_image
+    from pipelines.train.devices import peak_flops
 
     speed = importlib.import_module("gpu_speed")
     for (kind, depth), flops in speed.FLOPS.items():
         make = ContentGeneratorConfig if kind == "content" else StructureGeneratorConfig
         assert flops == pytest.approx(flops_per_image(make(depth=depth), None), rel=2e-3)
-    assert all(PEAK_FLOPS[name] == peak for name, peak in speed.PEAK_FLOPS.items())
+    assert all(peak_flops(name) == peak for name, peak in speed.PEAK_FLOPS.items())
 
 
 def test_the_page_holds_every_prediction(module):

@@ -27,10 +27,13 @@ from pipelines.configuration import ConfigError, load_config
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.table import PublishedConfig
 from pipelines.evaluate.tokenizer import EvaluateTokenizerConfig
+from pipelines.experiment.forecast import load_steps, workload_of
+from pipelines.experiment.forecast_page import headers
 from pipelines.experiment.steps import ExperimentConfig
 from pipelines.precompute.config import PrecomputeConfig
 from pipelines.sample import SampleConfig
 from pipelines.sources.views import make_view
+from pipelines.train.devices import DeviceTable
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.plan import plan_alignment
 from pipelines.train.tokenizer import TokenizerRunConfig
@@ -43,6 +46,7 @@ SCHEMAS: dict[str, type] = {
     "ablations": GeneratorRunConfig,
     "content": GeneratorRunConfig,
     "demo": ExperimentConfig,
+    "devices.yaml": DeviceTable,
     "eval": EvaluateConfig,
     "precompute": PrecomputeConfig,
     "published": PublishedConfig,
@@ -97,7 +101,7 @@ def test_published_presets_are_there():
 @pytest.mark.parametrize("name", FILES)
 def test_file_starts_with_its_provenance(name):
     needed = {"Command", "Expected"}
-    if not name.startswith(("demo/", "ablate/")):  # those run in minutes on digits and claim nothing of the paper's
+    if not name.startswith(("demo/", "ablate/", "devices")):  # of digits, in minutes, and of machines: not the paper's
         needed |= {"Paper", "GPU-hours", "Status"}
     assert needed <= header(name).keys()
 
@@ -148,7 +152,7 @@ def test_generator_trains_as_published(kind, name, depth):
 
 @pytest.mark.parametrize(("kind", "name", "depth"), TRAININGS)
 def test_stated_work_is_counted(kind, name, depth):
-    """Three times the forward pass (backward counts twice) of all stages of every image."""
+    """By torch: three times the forward pass (backward counts twice) of all stages of every image."""
     config = load_config(GeneratorRunConfig, name)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         maps, stages = torch.empty(9, 256, dtype=torch.int64), torch.arange(9)
@@ -158,8 +162,19 @@ def test_stated_work_is_counted(kind, name, depth):
         else:
             noisy, time = torch.empty(7, 256, 8), torch.empty(7)
             StructureGenerator(config.model)(noisy, canvas[:7], maps[:7], stages[:7], time, classes[:7])
-    work = 3 * counter.get_total_flops() * config.optimizer.total_images
-    check_stated_work(name, work, flops_per_s=989e12)
+    work = 3 * counter.get_total_flops()
+    planned = workload_of(load_steps([name]), kind).flops_per_image
+    assert planned == pytest.approx(work, rel=0.02)
+    check_stated_work(name, work * config.optimizer.total_images, flops_per_s=989e12)
+
+
+@pytest.mark.parametrize(
+    "name", [*(name for _, name, _ in TRAININGS), "tokenizer/f16.yaml", "precompute/imagenet.yaml"]
+)
+def test_the_header_is_what_the_plan_writes(name):
+    steps = load_steps([name, *(["tokenizer/f16.yaml"] if "precompute" in name else [])])
+    lines = headers(steps, IMAGENET)[name.split("/")[0]]
+    assert "\n".join(lines) + "\n" in (CONFIGS / name).read_text()
 
 
 def test_steps_are_those_of_table_1():

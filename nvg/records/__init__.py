@@ -5,6 +5,7 @@ writer      MDS shards written, byte for byte `MDSWriter`'s: `ShardWriter`
 shard       MDS shards read with NumPy alone
 manifest    the card beside a data set: `read_manifest`
 dataset     a whole data set in memory or mapped: `RecordDataset`
+indexed     the same of hundreds of millions, opened by its index: `IndexedDataset`
 companions  what may lie beside the records: features or JPEGs of the same views
 """
 
@@ -18,6 +19,7 @@ from nvg.records.companions import (
     to_int8,
 )
 from nvg.records.dataset import RecordDataset
+from nvg.records.indexed import IndexedDataset
 from nvg.records.manifest import (
     DINOV2,
     EFFICIENTNET,
@@ -45,6 +47,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "FeatureDataset",
     "FeatureLayout",
+    "IndexedDataset",
     "JpegDataset",
     "RecordDataset",
     "RecordLayout",

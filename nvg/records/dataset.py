@@ -58,11 +58,11 @@ class RecordDataset:
             UserError: a file is missing, truncated or damaged, or manifest and shards do not fit each other.
         """
         folder = Path(folder)
-        manifest, entries = _read_description(folder)
+        manifest, entries = read_description(folder)
         layout = RecordLayout(manifest["num_positions"])
         shards = [read_shard(folder, entry, layout, verify_hash=verify_hashes, mapped=mapped) for entry in entries]
         for shard in shards:
-            _check_ranges(folder, shard, manifest)
+            check_ranges(folder, shard, manifest)
         return cls._of_shards(folder, manifest, shards)
 
     @classmethod
@@ -76,7 +76,7 @@ class RecordDataset:
             UserError: one of them is missing or damaged, or they do not fit each other.
         """
         folder = Path(folder)
-        manifest, _ = _read_description(folder)
+        manifest, _ = read_description(folder)
         return cls._of_shards(folder, manifest, [])
 
     @classmethod
@@ -121,7 +121,7 @@ class RecordDataset:
         return {"label": self.label[rows_B].astype(np.int64), "content_ids": ids_BT, "structure": structure_BL}
 
 
-def _read_description(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_description(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Manifest and index entries, of which the records' numbers agree."""
     manifest, entries = read_manifest(folder / MANIFEST_FILE), read_index(folder)
     num_records = sum(entry["samples"] for entry in entries)
@@ -133,7 +133,7 @@ def _read_description(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     return manifest, entries
 
 
-def _check_ranges(folder: Path, shard: np.ndarray, manifest: dict[str, Any]) -> None:
+def check_ranges(folder: Path, shard: np.ndarray, manifest: dict[str, Any]) -> None:
     """Compare the largest value of each column with what the manifest allows."""
     limits = {
         "content_ids": ("codebook_size", manifest["codebook_size"]),

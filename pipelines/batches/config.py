@@ -17,7 +17,8 @@ class DataConfig:
         remote: URL or path of where the records lie; `path` is then a folder of each node to which they are copied
             when they are first read (streaming).
         loader: "memory" holds all records in each rank (1.6 GB a view of ImageNet); "mapped" reads them where they lie,
-            the ranks of a node sharing one copy; "streaming" is StreamingDataset, for the records of `remote`.
+            the ranks of a node sharing one copy; "indexed" does so for 10^8 and more, of which it holds nothing, in an
+            order of its own; "streaming" is StreamingDataset, for the records of `remote`.
         views_per_epoch: "one" random view of each image per epoch, one after the other "in_turn" (epoch e takes view
             e mod their number), or "all" views (streaming always goes over all).
         num_canonical_nodes, shuffle_block_size, shuffle_algo: StreamingDataset's order; part of the fingerprint.
@@ -27,7 +28,7 @@ class DataConfig:
 
     path: str = ""
     remote: str = ""
-    loader: Literal["memory", "mapped", "streaming"] = "memory"
+    loader: Literal["memory", "mapped", "indexed", "streaming"] = "memory"
     views_per_epoch: ViewsPerEpoch = "one"
     num_canonical_nodes: int = positive(8)
     shuffle_block_size: int = positive(262_144)

@@ -18,12 +18,28 @@ import numpy as np
 from torch import Tensor
 
 from cluster.ranks import Ranks
+from nvg.randomness import IndexOrder, picks
+
+_ORDER, _COMPUTED_ORDER = "philox permutation of (seed, epoch)", "feistel network of (seed, epoch)"
+
+
+@dataclass(frozen=True)
+class ViewGrid:
+    """Rows of so many images with so many views each, one after the other; no array holds them.
+
+    An epoch's order is computed where it is asked for, so hundreds of millions of rows cost a rank nothing.
+    """
+
+    num_images: int
+    num_views: int
+
+    def __len__(self) -> int:
+        return self.num_images
+
 
 # Rows (views) of each image: a list, or an array (N, V) where all have as many. With one row an image, an epoch is a
 # permutation of rows.
-ViewRows = list[np.ndarray] | np.ndarray
-
-_ORDER = "philox permutation of (seed, epoch)"
+ViewRows = list[np.ndarray] | np.ndarray | ViewGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +97,7 @@ class StepRows:
 class _EpochRows:
     """Row numbers of any range of samples, one epoch's order kept at a time."""
 
-    def __init__(self, seed: int, view_rows: ViewRows, *, in_turn: bool) -> None:
+    def __init__(self, seed: int, view_rows: list[np.ndarray] | np.ndarray, *, in_turn: bool) -> None:
         self.seed, self.in_turn = seed, in_turn
         if isinstance(view_rows, np.ndarray):
             self.counts, self.rows = np.full(len(view_rows), view_rows.shape[1]), view_rows.reshape(-1)
@@ -106,6 +122,24 @@ class _EpochRows:
         return np.concatenate([self._epoch(epoch)[samples[samples // size == epoch] % size] for epoch in epochs])
 
 
+class _ComputedRows:
+    """Row numbers of any range of samples of a `ViewGrid`; what `_EpochRows` is for arrays, in another order."""
+
+    def __init__(self, seed: int, grid: ViewGrid, *, in_turn: bool) -> None:
+        self.seed, self.grid, self.in_turn = seed, grid, in_turn
+
+    def take(self, first: int, count: int) -> np.ndarray:
+        """Rows of samples `first` .. `first + count - 1`, int64."""
+        samples, size = np.arange(first, first + count), self.grid.num_images
+        epochs = range(first // size, (first + count - 1) // size + 1)
+        return np.concatenate([self._rows(epoch, samples[samples // size == epoch] % size) for epoch in epochs])
+
+    def _rows(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        images, num_views = IndexOrder(self.seed, epoch, self.grid.num_images)[places], self.grid.num_views
+        views = epoch % num_views if self.in_turn else picks(self.seed, epoch, images, num_views)
+        return images * num_views + views
+
+
 class EpochSource:
     """What sources whose order is our own share: their fingerprint, an epoch's length, the rows of each step.
 
@@ -118,13 +152,17 @@ class EpochSource:
     def __init__(self, view_rows: ViewRows, fingerprint: dict[str, Any], views_per_epoch: str) -> None:
         self._view_rows = _rows_apart(view_rows) if views_per_epoch == "all" else view_rows
         self._in_turn = views_per_epoch == "in_turn"
-        self.fingerprint = {**fingerprint, "order": _ORDER}
+        self.fingerprint = {**fingerprint, "order": _COMPUTED_ORDER if isinstance(view_rows, ViewGrid) else _ORDER}
         self.num_images = len(self._view_rows)
 
     def steps(self, *, start_step: int, global_batch: int, seed: int, ranks: Ranks) -> Iterator[StepRows]:
         """Rows of this rank's batches from `start_step` on; never ends."""
         share = global_batch // ranks.world_size
-        epoch_rows = _EpochRows(seed, self._view_rows, in_turn=self._in_turn)
+        rows = self._view_rows
+        if isinstance(rows, ViewGrid):
+            epoch_rows: _ComputedRows | _EpochRows = _ComputedRows(seed, rows, in_turn=self._in_turn)
+        else:
+            epoch_rows = _EpochRows(seed, rows, in_turn=self._in_turn)
         global_rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
         first = start_step * global_batch + ranks.rank * share
         while True:
@@ -157,7 +195,9 @@ class ArraySource(EpochSource):
             yield Batch(tensors=self._fetch(step.rows_B), sample_ids=step.rows_B, global_rows=step.global_rows)
 
 
-def _rows_apart(view_rows: ViewRows) -> np.ndarray:
+def _rows_apart(view_rows: ViewRows) -> np.ndarray | ViewGrid:
     """Each row as an image of its own, (rows, 1), in ascending order: an epoch then goes over all views."""
+    if isinstance(view_rows, ViewGrid):
+        return ViewGrid(view_rows.num_images * view_rows.num_views, 1)
     rows = view_rows.reshape(-1) if isinstance(view_rows, np.ndarray) else np.concatenate(view_rows)
     return np.sort(rows)[:, None]

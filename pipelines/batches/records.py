@@ -30,6 +30,7 @@ from nvg.records import (
     MANIFEST_FILE,
     FeatureDataset,
     FeatureLayout,
+    IndexedDataset,
     JpegDataset,
     RecordDataset,
     RepaTarget,
@@ -38,7 +39,7 @@ from nvg.records.shard import INDEX_FILE
 from nvg.tokenizer import Dinov2Features, EfficientNetTokens
 from nvg.training import FEATURES, IMAGE
 from pipelines.batches.config import DataConfig
-from pipelines.batches.order import ArraySource, BatchSource, ViewRows
+from pipelines.batches.order import ArraySource, BatchSource, ViewGrid, ViewRows
 from pipelines.batches.streaming import StreamingSource
 
 WEIGHTS_KEYS: dict[RepaTarget, str] = {DINOV2: "dinov2_weights", EFFICIENTNET: "efficientnet_weights"}
@@ -70,6 +71,8 @@ def open_records(config: DataConfig) -> RecordDataset:
     Raises:
         UserError: they are missing or damaged, or `config.path` holds other ones than `config.remote`.
     """
+    if config.loader == "indexed":
+        return IndexedDataset.open_index(Path(config.path))
     if not config.remote:
         return RecordDataset.open(Path(config.path), mapped=config.loader == "mapped")
     _fetch_description(config.remote, Path(config.path))
@@ -119,7 +122,13 @@ def generator_source(records: RecordDataset, config: DataConfig, repa: RepaSourc
         batch = {name: torch.from_numpy(values) for name, values in records.batch(rows).items()}
         return batch if repa is None else {**batch, **repa.fetch(rows)}
 
-    return ArraySource(_view_rows(records.image, records.view), fetch, fingerprint, config.views_per_epoch)
+    if isinstance(records, IndexedDataset):
+        rows: ViewRows = ViewGrid(records.manifest["num_images"], records.manifest["num_views"])
+    elif config.loader == "indexed":  # a description alone, of which the fingerprint is asked
+        rows = ViewGrid(1, 1)
+    else:
+        rows = _view_rows(records.image, records.view)
+    return ArraySource(rows, fetch, fingerprint, config.views_per_epoch)
 
 
 def _view_rows(image: np.ndarray, view: np.ndarray) -> ViewRows:
@@ -137,7 +146,7 @@ def _fingerprint(config: DataConfig, manifest: dict[str, Any]) -> dict[str, Any]
         "num_positions", "source_fingerprint", "source_content",
     )  # fmt: skip
     fingerprint: dict[str, Any] = {name: manifest[name] for name in wanted if name in manifest}
-    order = "streaming" if config.loader == "streaming" else "memory"  # mapped or not, the same batches
+    order = "memory" if config.loader == "mapped" else config.loader  # mapped or not, the same batches
     fingerprint |= {"loader": order, "views_per_epoch": config.views_per_epoch}
     if config.loader == "streaming":
         of_order = ("num_canonical_nodes", "shuffle_block_size", "shuffle_algo")

@@ -182,6 +182,61 @@ def _run_experiment(
 
 
 @app.command()
+def plan(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE... [KEY=VALUE...]", help="An experiment, or files of its steps, planned together."
+        ),
+    ],
+    device: Annotated[str, typer.Option("--device", metavar="KEY", help="A row of configs/devices.yaml.")] = "h100",
+    devices: Annotated[int, typer.Option("--devices", metavar="N", help="How many of them.")] = 8,
+    device_file: Annotated[
+        str | None, typer.Option("--device-file", metavar="FILE", help="Devices of your own, in the same form.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", metavar="N", help="Training images, where they are not here yet.")
+    ] = None,
+    price: Annotated[float | None, typer.Option("--price", metavar="P", help="Of one device for an hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also DeepSpeed's own estimates of memory.")] = False,
+    header: Annotated[bool, typer.Option("--header", help="Print what a preset's header says of its work.")] = False,
+) -> None:
+    """What an experiment takes before you pay for it: memory, micro batch, hours, communication, storage.
+
+    Each step is planned on all devices. Speeds are measured ones where the table of devices has them, else predicted;
+    each line says which. The formulas are in docs/scaling.md.
+
+    Examples: [bold]nvg plan content/d16.yaml --device h100 --devices 64[/bold] · [bold]nvg plan tokenizer/f16.yaml
+    precompute/imagenet.yaml content/d16.yaml structure/d16.yaml --images 1281167 --price 2.5[/bold] · [bold]nvg plan
+    demo/digits.yaml --devices 1 --json[/bold]
+    """
+    import json
+
+    from nvg.bounds import refuse
+    from pipelines.experiment import forecast_page
+    from pipelines.experiment.forecast import forecast, load_steps
+    from pipelines.train.devices import find_device
+
+    if price is not None and price <= 0:
+        raise refuse("--price", price, "above 0, of one device for an hour")
+    if images is not None and images < 1:
+        raise refuse("--images", images, "1 or more")
+    steps = load_steps([text for text in files if "=" not in text], [text for text in files if "=" in text])
+    row = find_device(device, device_file)
+    if header:
+        typer.echo("\n".join(line for lines in forecast_page.headers(steps, images).values() for line in lines))
+        return
+    planned = forecast(steps, row, devices, images)
+    if as_json:
+        typer.echo(json.dumps(forecast_page.as_json(planned, row, devices, price), indent=1))
+        return
+    forecast_page.show(planned, row, devices, price)
+    if verbose:
+        typer.echo("\n".join(["", *forecast_page.estimators(planned, row)]))
+
+
+@app.command()
 def precompute(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Turn images into records: encode, cluster, write an MDS data set, on Ray actors.
 

@@ -18,7 +18,9 @@ In reading order:
     report              what a rank tells: rows of numbers, a bar, pictures
     sinks               places besides metrics.jsonl: Weights & Biases, TensorBoard
     samples             samples of a generator in training (loads eval)
-    costs               parameters, operations, memory, hours
+    devices             what devices can do, stated and measured: the table configs/devices.yaml (`find_device`)
+    costs               parameters, operations, memory of networks
+    scaling             a training on so many devices: micro batch, time, communication, checkpoints (`outlook`)
     plan                the lines of a dry run (`plan_training`, `plan_generators`)
     drivers             trainings in processes of their own: a pair, a queue (`train_generators`, `train_queue`)
 """

@@ -5,27 +5,30 @@ All of it is counted on networks without storage, so the largest takes a second 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.ranks import Ranks
+from nvg.layers import SingleStreamBlock
+from nvg.layers.block import normed_and_turned
+from nvg.layers.rope import HEAD_WIDTH
 from nvg.models import ContentGenerator, ContentGeneratorConfig, StructureGenerator, StructureGeneratorConfig
+from nvg.sampling import SamplingConfig
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+from pipelines.train.devices import peak_flops
 from pipelines.train.task import TrainingTask
 
 ModelConfig = ContentGeneratorConfig | StructureGeneratorConfig
 _BACKWARD = 2.0  # operations of the backward pass for each of the forward pass
-
-# Dense bf16 operations a second, as the makers state them, by a part of the device's name.
-PEAK_FLOPS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12,
-    "A800": 312e12, "L40S": 362e12, "RTX 4090": 165e12,
-}  # fmt: skip
-STATED_DEVICE, STATED_UTILISATION = "H100", 0.4
+# Of what blocks keep for the backward pass, compiled ones keep so much: measured at four sizes, docs/results/gpu.json.
+COMPILED_KEEP = 0.865
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +40,39 @@ class TrainingWork:
         flops_per_image: matrix products and attention of forward and backward pass over all stages of an image.
         tokens_per_image: of all sequences of an image.
         activation_bytes: kept for the backward pass of one image.
+        pass_bytes: kept of a pass whatever its images: weights as the matrix products take them.
+        largest_parameter: elements of the largest tensor.
+        stream_elements: tokens of an image · width · depth: what the blocks carry through memory.
     """
 
     num_parameters: int
     flops_per_image: float
     tokens_per_image: int
     activation_bytes: float
+    pass_bytes: float = 0.0
+    largest_parameter: int = 0
+    stream_elements: float = 0.0
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 operations a second of a device, None where it is not in the list."""
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)
+@dataclass(frozen=True, kw_only=True)
+class TokenizerWork:
+    """Costs of a tokenizer that follow from the network alone, of one image and without the judges.
+
+    Attributes:
+        num_parameters: trained ones.
+        encoder_flops, decoder_flops: operations of a forward pass.
+        activation_bytes: kept for the backward pass, in fp32.
+    """
+
+    num_parameters: int
+    encoder_flops: float
+    decoder_flops: float
+    activation_bytes: float
+
+    @property
+    def step_flops(self) -> float:
+        """Operations of an image in training, forward and backward."""
+        return (1 + _BACKWARD) * (self.encoder_flops + self.decoder_flops)
 
 
 def tokens_per_image(network: ContentGenerator | StructureGenerator, stages_per_image: int | None) -> int:
@@ -66,33 +91,157 @@ def flops_per_image(model: ModelConfig, stages_per_image: int | None) -> float:
 
 
 def count_work(
-    model: ModelConfig, *, stages_per_image: int | None, precision: str, recompute_activations: bool
+    model: ModelConfig,
+    *,
+    stages_per_image: int | None,
+    precision: str,
+    recompute_activations: bool,
+    compiled: bool = False,
+    device_type: Literal["cuda", "cpu"] = "cuda",
 ) -> TrainingWork:
-    """Count one image of a generator; `stages_per_image` None stands for all stages."""
-    kept: dict[int, int] = {}
+    """Count one image of a generator.
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
+    Blocks keep all the same, so one is counted for all of them.
 
-    with FakeTensorMode():
+    Args:
+        model: architecture.
+        stages_per_image: of a step; None stands for all.
+        precision: bf16, or another.
+        recompute_activations, compiled: see `ComputeConfig`.
+        device_type: whose kernels norm and turn queries and keys: a CPU's keep their steps as well.
+    """
+    with torch.device("meta"):
         network = _build(model)
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-        with autocast, saved_tensors_hooks(keep, lambda tensor: tensor):
-            result = _forward(network)
-    for parameter in network.parameters():
-        kept.pop(parameter.untyped_storage()._cdata, None)
-    del result
-    tokens = tokens_per_image(network, stages_per_image)
-    activations = float(sum(kept.values())) * tokens / tokens_per_image(network, None)
+    width, tokens = network.canvas_in.out_features, tokens_per_image(network, stages_per_image)
+    share = tokens / tokens_per_image(network, None)
+    bf16 = precision == "bf16"
+    shallow = replace(model, depth=1, width=width)
+    around = _kept_bytes(lambda number: _forward(_build(shallow), number), bf16) - _block_bytes(network, bf16, "cpu")
+    block = _block_bytes(network, bf16, device_type)
+    kept = block.of_an_image * (COMPILED_KEEP if compiled else 1.0)
+    if isinstance(model, ContentGeneratorConfig):  # the cross-entropy keeps the logarithm of every probability
+        around = around._replace(of_an_image=around.of_an_image + 4.0 * network.layout.num_tokens * model.codebook_size)
     if recompute_activations:  # the inputs of all blocks, and one block at a time
-        activations = 4.0 * tokens * network.canvas_in.out_features * model.depth + activations / model.depth
+        activations = share * (around.of_an_image + kept) + 4.0 * tokens * width * model.depth
+    else:
+        activations = share * (around.of_an_image + model.depth * kept)
     return TrainingWork(
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         flops_per_image=flops_per_image(model, stages_per_image),
         tokens_per_image=tokens,
         activation_bytes=activations,
+        pass_bytes=around.of_a_pass + (1 if recompute_activations else model.depth) * block.of_a_pass,
+        largest_parameter=max(parameter.numel() for parameter in network.parameters()),
+        stream_elements=float(tokens * width * model.depth),
     )
+
+
+def count_tokenizer(model: TokenizerConfig) -> TokenizerWork:
+    """Count one image of a tokenizer: encoder and decoder; clustering and quantising are small beside them."""
+    with torch.device("meta"):
+        tokenizer, image = Tokenizer(model), torch.empty(1, model.image_channels, model.image_size, model.image_size)
+        with FlopCounterMode(display=False) as encoder:
+            latent = tokenizer.encode(image)
+        with FlopCounterMode(display=False) as decoder:
+            tokenizer.decode(latent)
+
+    def reconstruct(number: int) -> Tensor:
+        network = Tokenizer(model)
+        return network.decode(network.encode(torch.zeros(number, *image.shape[1:])))
+
+    return TokenizerWork(
+        num_parameters=sum(parameter.numel() for parameter in tokenizer.parameters()),
+        encoder_flops=float(encoder.get_total_flops()),
+        decoder_flops=float(decoder.get_total_flops()),
+        activation_bytes=_kept_bytes(reconstruct, bf16=False).of_an_image,
+    )
+
+
+def sampling_flops(content: ModelConfig, structure: ModelConfig | None, config: SamplingConfig) -> float:
+    """Operations of one drawn sequence by Algorithm 2: a pass, or two with guidance, at each stage and flow step."""
+    with torch.device("meta"):
+        layout = _build(content).layout
+    last = layout.last_stage
+
+    def passes(scale: float) -> int:
+        return 1 if scale == 1.0 else 2
+
+    of_contents = sum(passes(config.content_scale(stage, last)) for stage in range(layout.num_stages))
+    total = of_contents * flops_per_image(content, 1) / (1 + _BACKWARD)
+    if structure is not None:
+        scales = [config.structure_scale(stage, last) for stage in range(layout.num_structure_stages)]
+        evaluations = config.num_flow_steps * sum(map(passes, scales))
+        total += evaluations * flops_per_image(structure, 1) / (1 + _BACKWARD)
+    return total
+
+
+class _Kept(NamedTuple):
+    """Bytes kept for the backward pass: of each image, and of a pass whatever its images."""
+
+    of_an_image: float
+    of_a_pass: float
+
+    def __sub__(self, other: _Kept) -> _Kept:
+        return _Kept(self.of_an_image - other.of_an_image, self.of_a_pass - other.of_a_pass)
+
+
+def _kept_bytes(run: Callable[[int], Any], bf16: bool, passed_over: Callable[[], list[Tensor]] = list) -> _Kept:
+    """What autograd keeps of a forward pass of so many images, its leaves not counted; nothing has storage."""
+
+    def kept_of(number: int) -> int:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with saved_tensors_hooks(keep, lambda tensor: tensor):
+                result = run(number)
+            for tensor in passed_over():
+                kept.pop(tensor.untyped_storage()._cdata, None)
+        del result
+        return sum(kept.values())
+
+    one, two = kept_of(1), kept_of(2)
+    return _Kept(float(two - one), float(2 * one - two))
+
+
+def _block_bytes(network: ContentGenerator | StructureGenerator, bf16: bool, device_type: str) -> _Kept:
+    """Bytes that one block keeps of all sequences of an image; what all blocks share is not counted."""
+    num_sequences, num_tokens = _sequences(network)
+    first = network.trunk.blocks[0]
+    assert isinstance(first, SingleStreamBlock)
+    width = network.canvas_in.out_features
+    shared: list[Tensor] = []
+
+    def run(number: int) -> list[Any]:
+        block = SingleStreamBlock(width, first.mlp_width // width)
+        x_NSD = torch.zeros(number * num_sequences, num_tokens, width, requires_grad=True)
+        vec_ND = torch.zeros(number * num_sequences, width, requires_grad=True)
+        table_NSP2 = torch.zeros(number * num_sequences, num_tokens, HEAD_WIDTH // 2, 2)
+        shared.extend((vec_ND, table_NSP2))
+        turn = normed_and_turned if device_type == "cpu" else _turned_by_kernel
+        return [block, block(x_NSD, vec_ND, table_NSP2, None, turn)]
+
+    return _kept_bytes(run, bf16, lambda: shared)
+
+
+class _Kernel(torch.autograd.Function):
+    """Keeps what `nvg.layers.triton_heads.turn_heads` keeps; without a GPU there may be no Triton to ask."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*inputs)
+        heads = inputs[0]
+        shape = heads.shape[:2] + heads.shape[3:]
+        return heads.new_empty(shape), heads.new_empty(shape)
+
+
+def _turned_by_kernel(qk_NS2HD: Tensor, gain_2D: Tensor, table_NSP2: Tensor) -> tuple[Tensor, Tensor]:
+    query, key = _Kernel.apply(qk_NS2HD, gain_2D.float(), table_NSP2)  # pyright: ignore[reportGeneralTypeIssues]
+    return query, key
 
 
 def _build(model: ModelConfig) -> ContentGenerator | StructureGenerator:
@@ -107,11 +256,12 @@ def _sequences(network: ContentGenerator | StructureGenerator) -> tuple[int, int
     return layout.num_structure_stages, 1 + 2 * layout.num_positions
 
 
-def _forward(network: ContentGenerator | StructureGenerator) -> list[Tensor]:
-    """All stages of one image; what keeps the graph alive."""
+def _forward(network: ContentGenerator | StructureGenerator, number: int = 1) -> list[Tensor]:
+    """All stages of so many images; what keeps the graph alive."""
     config, layout = network.config, network.layout
-    num_sequences, _ = _sequences(network)
-    stages, classes = torch.arange(num_sequences), torch.zeros(num_sequences, dtype=torch.int64)
+    of_an_image, _ = _sequences(network)
+    stages = torch.arange(of_an_image).repeat(number)
+    num_sequences, classes = len(stages), torch.zeros(len(stages), dtype=torch.int64)
     maps = torch.zeros(num_sequences, config.num_positions, dtype=torch.int64)
     canvas = torch.zeros(num_sequences, config.num_positions, config.latent_channels)
     if isinstance(network, StructureGenerator):
@@ -119,11 +269,35 @@ def _forward(network: ContentGenerator | StructureGenerator) -> list[Tensor]:
         return [network(noisy, canvas, maps, stages, torch.zeros(num_sequences), classes)]
     noise = canvas if network.config.needs_noise else None
     final = network(canvas, maps, stages, classes, noise_NLC=noise)
-    return [network.token_logits(final[:1], canvas[:1], maps[:1], stage) for stage in range(num_sequences)]
+    few = slice(number)
+    return [network.token_logits(final[few], canvas[few], maps[few], stage) for stage in range(of_an_image)]
 
 
-def state_bytes(num_parameters: int, *, zero_stage: int, world_size: int, offload: bool) -> float:
-    """Bytes a device holds of weights, gradients and AdamW's moments, all fp32, and of the main rank's average.
+@dataclass(frozen=True, kw_only=True)
+class StateBytes:
+    """Bytes that a device holds between two steps.
+
+    Attributes:
+        weights, gradients: fp32.
+        master: the fp32 weights that ZeRO updates, a device its share, apart from those of the network.
+        moments: AdamW's two, fp32.
+        average: of the weights, fp32, on the main rank.
+    """
+
+    weights: float
+    gradients: float
+    master: float
+    moments: float
+    average: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.master + self.moments + self.average
+
+
+def state_bytes(num_parameters: int, *, zero_stage: int, world_size: int, offload: bool) -> StateBytes:
+    """Weights, gradients and AdamW's moments of the main rank, and its average, which the others do not hold.
 
     Args:
         zero_stage: 0 keeps all of it on every device; 1 shards the moments and the weights they act on, 2 gradients as
@@ -131,14 +305,15 @@ def state_bytes(num_parameters: int, *, zero_stage: int, world_size: int, offloa
         world_size: devices.
         offload: whether the moments and the weights they act on are in host memory.
     """
-    weights = gradients = average = 4.0
-    if zero_stage == 0:
-        return num_parameters * (weights + gradients + 8.0 + average)
-    share = 1.0 / world_size
-    moments = 0.0 if offload else 12.0 * share
-    weights *= share if zero_stage == 3 else 1.0
-    gradients *= share if zero_stage >= 2 else 1.0 + share
-    return num_parameters * (weights + gradients + moments + average)
+    whole, part = 4.0 * num_parameters, 4.0 * num_parameters / world_size
+    on_device = not offload
+    return StateBytes(
+        weights=part if zero_stage == 3 else whole,
+        gradients=part if zero_stage >= 2 else whole + part if zero_stage == 1 else whole,
+        master=part if zero_stage and on_device else 0.0,
+        moments=2 * (part if zero_stage else whole) if on_device else 0.0,
+        average=whole,
+    )
 
 
 class Speed:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from pipelines.train.generator import GeneratorRunConfig
 
 GIB = 2.0**30
+STATED_DEVICE, STATED_UTILISATION = "h100", 0.4  # of the headers of presets
 _NETWORKS = {DINOV2: "DINOv2", EFFICIENTNET: "EfficientNet-Lite0"}
 
 
-def _generator_model(config: GeneratorRunConfig) -> ModelConfig:
+def generator_model(config: GeneratorRunConfig) -> ModelConfig:
     """The architecture with what the records fix, where they are there already.
 
     Raises:
@@ -44,10 +45,11 @@ def generator_work(config: GeneratorRunConfig) -> TrainingWork:
     from pipelines.train.costs import count_work
 
     return count_work(
-        _generator_model(config),
+        generator_model(config),
         stages_per_image=config.loss.stages_per_image,
         precision=config.loop.precision,
         recompute_activations=config.compute.recompute_activations,
+        compiled=config.compute.compile,
     )
 
 
@@ -57,13 +59,14 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
     Raises:
         UserError: the batch does not divide over the devices.
     """
-    from pipelines.train.costs import PEAK_FLOPS, STATED_DEVICE, STATED_UTILISATION
+    from pipelines.train.devices import find_device
 
     work, optimizer = generator_work(config), config.optimizer
     micro_batch = optimizer.global_batch // num_devices // optimizer.accumulation_steps(num_devices)
     total = work.flops_per_image * optimizer.total_images
-    peak = PEAK_FLOPS[STATED_DEVICE]
+    peak = find_device(STATED_DEVICE).bf16_flops
     hours = total / (STATED_UTILISATION * peak * num_devices) / 3600
+    activations = work.activation_bytes * micro_batch + work.pass_bytes
     states = ", ".join(
         f"ZeRO-{stage} {_state(config, work, stage, num_devices) / GIB:.1f}{' (this run)' if own else ''}"
         for stage in range(4)
@@ -73,9 +76,9 @@ def plan_costs(config: GeneratorRunConfig, num_devices: int) -> list[str]:
         f"{work.num_parameters:,} parameters; {work.flops_per_image / 1e12:.3g} TFLOP and {work.tokens_per_image:,} "
         "tokens an image, forward and backward",
         f"{total:.2g} FLOP in all: {hours:,.0f} hours on {num_devices} device(s) at {STATED_UTILISATION:.0%} of "
-        f"{peak / 1e12:.0f} TFLOP/s each (bf16, {STATED_DEVICE})",
+        f"{peak / 1e12:.0f} TFLOP/s each (bf16, {STATED_DEVICE.upper()}); `nvg plan` says more",
         f"GiB a device for weights, gradients, moments and average: {states}",
-        f"GiB a device for activations: {work.activation_bytes * micro_batch / GIB:.1f} at {micro_batch} images a pass"
+        f"GiB a device for activations: {activations / GIB:.1f} at {micro_batch} images a pass"
         + (", blocks computed again" if config.compute.recompute_activations else ""),
     ]
 
@@ -114,7 +117,7 @@ def _state(config: GeneratorRunConfig, work: TrainingWork, zero_stage: int, num_
     from pipelines.train.costs import state_bytes
 
     offload = config.deepspeed.offload_optimizer
-    return state_bytes(work.num_parameters, zero_stage=zero_stage, world_size=num_devices, offload=offload)
+    return state_bytes(work.num_parameters, zero_stage=zero_stage, world_size=num_devices, offload=offload).total
 
 
 def plan_generators(config: PairRunConfig) -> list[str]:

@@ -136,6 +136,6 @@ class GeneratorSheets:
 
     def _given(self, labels_B: Tensor) -> Given:
         """The maps of the first record of each class, or of any record where a class has none."""
-        rows = [int(np.argmax(self.records.label == label)) for label in labels_B.tolist()]
+        rows = [int(np.argmax(np.asarray(self.records.label) == label)) for label in labels_B.tolist()]
         structure_BL = torch.from_numpy(self.records.batch(rows)["structure"])
         return Given(structure_BL=structure_BL, num_splits=structure_BL.shape[1].bit_length() - 1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+import zipfile
 
 import pytest
+from ray._private.runtime_env.packaging import create_package
 
 from cluster.session import ClusterError
 from cluster.submit import JobConfig, job_entrypoint, job_environment, submit
@@ -34,6 +36,16 @@ def test_mistakes_are_named(tmp_path):
         JobConfig(num_cpus=-1)
     with pytest.raises(ValueError, match="no command"):
         submit([])
+
+
+def test_the_upload_of_the_project_is_small(repository, tmp_path):
+    """Below 5 MB as Ray packs it, stored without compression; code and configurations are in it."""
+    package = tmp_path / "package.zip"
+    create_package(str(repository), package, include_gitignore=True, excludes=JobConfig().excludes)
+    assert package.stat().st_size < 5e6
+    names = zipfile.ZipFile(package).namelist()
+    assert {"nvg/models/content.py", "pipelines/cli/main.py", "configs/demo/digits.yaml"} <= set(names)
+    assert not [name for name in names if name.startswith((".git/", ".venv", "runs/", "tests/data/"))]
 
 
 @pytest.mark.cluster

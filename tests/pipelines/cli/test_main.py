@@ -27,6 +27,7 @@ from pipelines.experiment.steps import ExperimentConfig
 
 COMMANDS = [
     ["run"],
+    ["plan"],
     ["demo"],
     ["train", "tokenizer"],
     ["train", "content"],
@@ -159,7 +160,9 @@ SETTINGS = {
 SECTIONS = ("# resolved configuration\n", "\n# plan (dry run: nothing was started)\n1. ")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in (["verify"], ["doctor"])])
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if command not in (["plan"], ["verify"], ["doctor"])]
+)
 def test_every_command_shows_configuration_and_plan_and_starts_nothing(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, [*command, "--dry-run", *SETTINGS.get(" ".join(command), [])])
