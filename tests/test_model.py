@@ -359,9 +359,8 @@ def test_the_page_shows_what_works(run, given):
     """The first example of docs/python.md, on this run."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0].replace('"runs/demo"', repr(str(run)))
-    picture, mask = (np.asarray(Image.open(given[name])) for name in ("picture", "mask"))
-    names: dict[str, Any] = {"picture": picture, "mask": mask}
+    names: dict[str, Any] = {name: np.asarray(Image.open(given[name])) for name in ("picture", "mask", "keep")}
     exec(program, names)
     assert names["drawn"].labels.tolist() == [3] * 4 + [7] * 4
-    assert names["again"].labels.tolist() == [8]
+    assert names["again"].labels.tolist() == names["mixed"].labels.tolist() == [8]
     assert json.dumps(names["parts"].content_ids.tolist())

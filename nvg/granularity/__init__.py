@@ -8,7 +8,7 @@ pooling              between positions and tokens: `cluster_mean`, `place`, and 
 """
 
 from nvg.granularity.clustering import cluster_halves, cluster_latents, greedy_pairs, require_clustered
-from nvg.granularity.pooling import cluster_mean, cluster_means, place, place_all
+from nvg.granularity.pooling import cluster_mean, cluster_means, counted_mean, place, place_all
 from nvg.granularity.stages import (
     StageLayout,
     balanced_split,
@@ -28,6 +28,7 @@ __all__ = [
     "cluster_latents",
     "cluster_mean",
     "cluster_means",
+    "counted_mean",
     "greedy_pairs",
     "place",
     "place_all",

@@ -36,6 +36,27 @@ def cluster_mean(values_BLC: Tensor, structure_BL: Tensor, stage: int) -> Tensor
     return grouped.unflatten(1, (1 << stage, -1)).mean(2)
 
 
+def counted_mean(values_BLC: Tensor, counted_BL: Tensor, structure_BL: Tensor, stage: int) -> Tensor:
+    """`cluster_mean` over those positions of each cluster that count, over all of it where none does.
+
+    Args:
+        values_BLC: any float dtype.
+        counted_BL: bool, the positions that count.
+        structure_BL, stage: as of `cluster_mean`.
+
+    Returns:
+        (B, U, C) in the dtype of the values, to the bit `cluster_mean` of clusters that count as a whole.
+
+    Paper: Eq. (4), App. A.2
+    """
+    counted_BL1 = counted_BL[..., None].to(values_BLC)
+    share_BU1 = cluster_mean(counted_BL1, structure_BL, stage)
+    part_BUC = cluster_mean(values_BLC * counted_BL1, structure_BL, stage) / share_BU1.clamp_min(
+        1 / counted_BL.shape[1]
+    )
+    return torch.where(share_BU1 > 0, part_BUC, cluster_mean(values_BLC, structure_BL, stage))
+
+
 def cluster_means(
     values_NLC: Tensor, structure_NL: Tensor, stage_N: Tensor, order_N: Tensor, counts: Sequence[int]
 ) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nvg.bounds import between, check_fields
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, cluster_mean
+from nvg.granularity import StageLayout, cluster_mean, counted_mean
 from nvg.layers import ModulatedHead, rotary_table, token_ids
 from nvg.models.canvas_input import CANVAS, CONTENT_INPUTS, noise_level, noised_canvas
 from nvg.models.trunk import CONTENT_WIDTH_PER_DEPTH, HiddenTokens, Trunk, check_token_space, initialize, resolve_width
@@ -148,7 +148,15 @@ class ContentGenerator(nn.Module):
         x_NSD = self.trunk(x_NSD, vec_ND, rotary_table(ids_NSA), drop_path_ND, hidden)
         return self.head(x_NSD[:, 1:], vec_ND) / self.canvas_scales[-1]
 
-    def token_logits(self, final_NLC: Tensor, canvas_NLC: Tensor, structure_NL: Tensor, stage: int) -> Tensor:
+    def token_logits(
+        self,
+        final_NLC: Tensor,
+        canvas_NLC: Tensor,
+        structure_NL: Tensor,
+        stage: int,
+        *,
+        painted_NL: Tensor | None = None,
+    ) -> Tensor:
         """Logits of the unique tokens of one stage, from what is still missing on the canvas.
 
         Args:
@@ -156,13 +164,17 @@ class ContentGenerator(nn.Module):
             canvas_NLC: x_{i-1}; zeros at stage 0.
             structure_NL: int64 finest map, its `stage` leading bits are read.
             stage: 0..K, the same for all rows.
+            painted_NL: bool, positions that the tokens will paint; what others lack does not count. None is all.
 
         Returns:
             (N, U, V).
 
         Paper: §2.2.2 (content prediction)
         """
-        return self.token_head(cluster_mean(self.missing(final_NLC, canvas_NLC), structure_NL, stage))
+        missing_NLC = self.missing(final_NLC, canvas_NLC)
+        if painted_NL is None:
+            return self.token_head(cluster_mean(missing_NLC, structure_NL, stage))
+        return self.token_head(counted_mean(missing_NLC, painted_NL, structure_NL, stage))
 
     def missing(self, final_NLC: Tensor, canvas_NLC: Tensor) -> Tensor:
         """What the canvas x_{i-1} still lacks, whose means in the clusters the token head reads: (N, L, C).

@@ -1,11 +1,13 @@
 """Keeping a region of a picture while the rest is generated: the rule, stage by stage.
 
-Outside the mask the canvas is the picture's own at every stage. Inside, structure and contents are generated. A cluster
-that lies wholly outside keeps its content; one that straddles the border paints only its positions inside. Splits
-follow the picture outside, and what each half then lacks is chosen inside by the flow. That is always possible: a
-cluster's positions outside all lie in the picture's own cluster of that number, whose halves hold no more of them than
-they have room. So clusters wholly outside are the picture's own, and only the last split, which follows the raster
-order in every map, may number a position of a straddling pair otherwise.
+Outside the mask the canvas is the picture's own at every stage. Inside, structure and contents are generated.
+
+* Contents. A cluster that lies wholly outside keeps its content. Of one that straddles the border only its positions
+  inside stay painted, so its content is drawn for what these lack on the canvas, whatever those outside lack.
+* Splits. Outside they are the picture's; inside the flow chooses what each half then lacks. That is always possible: a
+  cluster's positions outside all lie in the picture's own cluster of that number, whose halves have room for them. So
+  clusters wholly outside are the picture's own, and only the last split, which follows the raster order in every map,
+  may number a position of a straddling pair otherwise.
 
 Legend: B samples, L positions, T = 2L - 1 tokens, U tokens of a stage, S = K + 1 stages, C channels; H, W pixels.
 """
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nvg.errors import UserError
-from nvg.granularity import StageLayout, place, place_all, stage_map
+from nvg.granularity import StageLayout, place_all, stage_map
 from nvg.tokenizer import Dequantizer
 
 
@@ -76,27 +78,16 @@ class Region:
         own_BU = torch.zeros_like(ids_BU).scatter(1, cluster_BL, self.content_ids_BSL[:, stage])
         return torch.where(inside_BU > 0, ids_BU, own_BU)
 
-    def paint(
-        self, dequantizer: Dequantizer, canvas_BLC: Tensor, ids_BU: Tensor, structure_BL: Tensor, stage: int
-    ) -> Tensor:
-        """The next canvas: outside the picture's own; inside what the stage adds, refined beside the picture's.
+    def canvas(self, canvas_BLC: Tensor, stage: int) -> Tensor:
+        """The canvas after a stage: inside as it was painted, outside the picture's own.
 
         Args:
-            dequantizer: codebook and refiners.
-            canvas_BLC: x_{i-1}.
-            ids_BU: int64, as `contents` returned them.
-            structure_BL: int64 map with `stage` known splits.
+            canvas_BLC: x_i, painted everywhere, also outside.
             stage: i, 0..K.
-
-        Returns:
-            (B, L, C), x_i.
 
         Paper: Eq. (5), Alg. 2 line 9
         """
-        generated_BL = place(ids_BU[..., None], structure_BL, stage)[..., 0]
-        ids_BL = torch.where(self.keep_BL, self.content_ids_BSL[:, stage], generated_BL)
-        painted_BLC = canvas_BLC + dequantizer.refiners[stage](dequantizer.codebook[ids_BL])
-        return torch.where(self.keep_BL[..., None], self.canvases_BSLC[:, stage], painted_BLC)
+        return torch.where(self.keep_BL[..., None], self.canvases_BSLC[:, stage], canvas_BLC)
 
 
 def keep_region(keep_BL: Tensor, content_ids_BT: Tensor, structure_BL: Tensor, dequantizer: Dequantizer) -> Region:

@@ -167,12 +167,14 @@ def _draw(
         if given.content_ids_BT is not None and stage < given.num_contents:
             ids_BU = given.content_ids_BT[:, layout.tokens(stage)]
         else:
-            ids_BU = _next_content(content, canvas_BLC, structure_BL, labels_B, stage, config, noise)
-        if given.region is None:
-            canvas_BLC = canvas_BLC + dequantizer.contribution(dequantizer.codebook[ids_BU], structure_BL, stage)
-        else:
+            painted_BL = None if given.region is None else ~given.region.keep_BL
+            ids_BU = _next_content(content, canvas_BLC, structure_BL, labels_B, stage, config, noise, painted_BL)
+        if given.region is not None:
             ids_BU = given.region.contents(ids_BU, structure_BL, stage)
-            canvas_BLC = given.region.paint(dequantizer, canvas_BLC, ids_BU, structure_BL, stage)
+        codes_BUC = dequantizer.codebook[ids_BU]
+        canvas_BLC = canvas_BLC + dequantizer.contribution(codes_BUC, structure_BL, stage)
+        if given.region is not None:
+            canvas_BLC = given.region.canvas(canvas_BLC, stage)
         ids.append(ids_BU)
         canvases.append(canvas_BLC)
         if watch is not None:
@@ -201,6 +203,7 @@ def _next_content(
     stage: int,
     config: SamplingConfig,
     noise: SampleNoise,
+    painted_BL: Tensor | None,
 ) -> Tensor:
     """Draws the ids (B, U) of one stage: guidance, top-p, one draw per unique token. Paper: Alg. 2 line 8"""
     layout = model.layout
@@ -211,7 +214,9 @@ def _next_content(
         canvas_NLC, structure_NL = torch.cat([canvas_BLC] * copies), torch.cat([structure_BL] * copies)
         noise_NLC = None if noise.canvas_BSLC is None else torch.cat([noise.canvas_BSLC[:, stage]] * copies)
         final_NLC = model(canvas_NLC, structure_NL, torch.full_like(classes_N, stage), classes_N, noise_NLC=noise_NLC)
-        both += model.token_logits(final_NLC, canvas_NLC, structure_NL, stage).chunk(copies)
+        painted_NL = None if painted_BL is None else torch.cat([painted_BL] * copies)
+        logits_NUV = model.token_logits(final_NLC, canvas_NLC, structure_NL, stage, painted_NL=painted_NL)
+        both += logits_NUV.chunk(copies)
     probabilities_BUV = top_p_filter(guide(both[0], both[-1], scale), config.top_p(stage, layout.last_stage))
     return draw_tokens(probabilities_BUV, noise.tokens_BT[:, layout.tokens(stage)])
 

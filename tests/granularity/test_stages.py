@@ -10,6 +10,7 @@ from nvg.granularity import (
     check_structure,
     cluster_mean,
     cluster_means,
+    counted_mean,
     place,
     place_all,
     raster_split,
@@ -147,3 +148,20 @@ def test_layout_counts_tokens_and_refuses_odd_grids():
 def test_unbalanced_map_is_refused():
     with pytest.raises(UserError, match="no permutation"):
         check_structure(torch.zeros(1, 16, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 4])
+def test_means_of_what_counts_leave_the_rest_out(stage):
+    generator = torch.Generator().manual_seed(stage)
+    values_BLC = torch.randn(5, 16, 3, generator=generator)
+    structure_BL = torch.stack([torch.randperm(16, generator=generator) for _ in range(5)])
+    counted_BL = torch.rand(5, 16, generator=generator) < 0.4
+    found_BUC = counted_mean(values_BLC, counted_BL, structure_BL, stage)
+    for row in range(5):
+        for cluster in range(1 << stage):
+            members_L = structure_BL[row] >> (4 - stage) == cluster
+            chosen_L = members_L & counted_BL[row] if (members_L & counted_BL[row]).any() else members_L
+            torch.testing.assert_close(found_BUC[row, cluster], values_BLC[row, chosen_L].mean(0))
+    for all_or_none_BL in (torch.ones_like(counted_BL), torch.zeros_like(counted_BL)):
+        found_BUC = counted_mean(values_BLC, all_or_none_BL, structure_BL, stage)
+        assert torch.equal(found_BUC, cluster_mean(values_BLC, structure_BL, stage))

@@ -120,18 +120,34 @@ def test_clusters_wholly_outside_keep_their_contents_and_only_they_must():
     assert kept_clusters > 40
 
 
-def test_a_stage_is_refined_beside_the_pictures_own_contents():
-    """Against the rule written out: what each position is painted with, refined and added, then the picture outside."""
+def test_inside_the_canvas_is_what_the_stages_paint_one_after_the_other():
+    """Against the rule written out: paint the stage as anywhere, then put the picture back outside."""
     networks, keep_BL = networks_of(), random_keep(6)
     dequantizer, region = networks[2], region_of(keep_BL, networks)
     drawn = tiny_networks.draw(networks, range(6), given=Given(region=region))
     canvas_BLC, layout = torch.zeros(6, 16, 4), StageLayout(16)
     for stage in range(layout.num_stages):
-        ids_BL = drawn.content_ids_BT[:, layout.tokens(stage)].gather(1, stage_map(drawn.structure_BL, stage, 4))
-        ids_BL[keep_BL] = region.content_ids_BSL[:, stage][keep_BL]
-        canvas_BLC = canvas_BLC + dequantizer.refiners[stage](dequantizer.codebook[ids_BL])
+        codes_BUC = dequantizer.codebook[drawn.content_ids_BT[:, layout.tokens(stage)]]
+        canvas_BLC = canvas_BLC + dequantizer.contribution(codes_BUC, drawn.structure_BL, stage)
         canvas_BLC[keep_BL] = region.canvases_BSLC[:, stage][keep_BL]
         torch.testing.assert_close(drawn.canvases_BSLC[:, stage], canvas_BLC, rtol=0, atol=1e-6)
+
+
+def test_what_the_picture_lacks_outside_does_not_choose_what_is_painted_inside(monkeypatch):
+    """The estimate of the final canvas outside is changed: no content inside changes with it."""
+    networks, keep_BL = networks_of(), random_keep(6)
+    region = region_of(keep_BL, networks)
+    given = Given(region=region, structure_BL=region.structure_BL, num_splits=4)
+    before = tiny_networks.draw(networks, range(6), given=given)
+    missing, shift = networks[0].missing, torch.randn(16, 4, generator=torch.Generator().manual_seed(7)) * 10
+
+    def changed(final_NLC, canvas_NLC):
+        keep_NL1 = keep_BL.repeat(len(final_NLC) // 6, 1)[..., None]
+        return missing(final_NLC, canvas_NLC) + keep_NL1 * shift
+
+    monkeypatch.setattr(networks[0], "missing", changed)
+    after = tiny_networks.draw(networks, range(6), given=given)
+    assert torch.equal(before.content_ids_BT, after.content_ids_BT)
 
 
 @pytest.mark.parametrize("content_input", ["canvas", "noised_canvas"])
