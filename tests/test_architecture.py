@@ -41,11 +41,11 @@ HOUSE = House()
 PAGE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "architecture.png"
 BARS = {
-    "modules of pipelines + eval, front doors not counted": 111,
-    "rooms at the top of pipelines": 21,
+    "modules of pipelines + eval, front doors not counted": 116,
+    "rooms at the top of pipelines": 22,
     "modules in import circles": 0,
-    "lines of pipelines + eval": 25_330,
-    "code lines of pipelines + eval + cluster": 17_220,
+    "lines of pipelines + eval": 25_850,
+    "code lines of pipelines + eval + cluster": 17_700,
 }
 MOST_FILES_IN_A_STEP = 8
 ONCE_A_STEP = "nvg/training/generator_objectives.py:ContentObjective.forward"

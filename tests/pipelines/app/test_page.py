@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,11 @@ from nvg.model import Model, load
 from pipelines.app.page import build_page, serve
 from pipelines.app.painting import paint
 from pipelines.app.settings import AppConfig, ask
+from tools.page_picture import Browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-WAIT_S = 20.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-INSTALL = "sudo apt-get install -y chromium chromium-driver (Ubuntu: chromium-browser chromium-chromedriver)"
 
 
 @dataclass
@@ -60,123 +57,6 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     patch.undo()
 
 
-class Browser:
-    """A Chromium with what the tests do in it."""
-
-    def __init__(self, downloads: Path) -> None:
-        from selenium import webdriver
-
-        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        driver = shutil.which("chromedriver")
-        if chromium is None or driver is None:
-            pytest.fail(f"found chromium at {chromium}, chromedriver at {driver}; expected both; {INSTALL}")
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-            options.add_argument(argument)
-        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        self.downloads = downloads
-
-    def open(self, url: str, *, width: int = 1280) -> None:
-        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.get(url)
-        self.find("#paint")
-        self.find("#pad canvas", shown=False)
-
-    def find(self, selector: str, *, shown: bool = True) -> Any:
-        """The first such element, once it is there (and can be seen)."""
-
-        def look() -> Any:
-            for element in self.driver.find_elements("css selector", selector):
-                if not shown or element.is_displayed():
-                    return element
-            return None
-
-        return self.until(look, selector)
-
-    def until(self, look: Callable[[], Any], what: str) -> Any:
-        """What `look` finds, waited for; elements may be replaced while it looks."""
-        from selenium.common.exceptions import StaleElementReferenceException
-
-        end = time.monotonic() + WAIT_S
-        while time.monotonic() < end:
-            try:
-                if found := look():
-                    return found
-            except StaleElementReferenceException:
-                pass
-            time.sleep(0.05)
-        said = self.driver.find_element("css selector", "body").text
-        raise AssertionError(f"{what}: not found within {WAIT_S:g} s on the page that says {said[:500]!r}")
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def choose(self, group: str, text: str) -> None:
-        """Click the radio button or check box of a group that is called so."""
-
-        def look() -> Any:
-            labels = self.driver.find_elements("css selector", f"{group} label")
-            return next((label for label in labels if label.text.strip() == text), None)
-
-        label = self.until(look, f"{text} in {group}")
-        self.run("arguments[0].scrollIntoView({block: 'center'})", label)
-        label.click()
-        self.until(lambda: look().find_element("css selector", "input").is_selected(), f"{text} chosen in {group}")
-
-    def said(self, text: str) -> str:
-        """What the page says, once it holds this text."""
-
-        def look() -> str | None:
-            found = str(self.driver.find_element("css selector", "#said").text)
-            return found if text in found else None
-
-        return self.until(look, f"saying {text!r}")
-
-    def paint(self) -> None:
-        self.find("#paint").click()
-        self.said(" in ")
-        self.find("#download")
-
-    def draw(self, *moves: tuple[int, int]) -> None:
-        """Draw on the sheet with the pointer, from its middle on."""
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        canvas = self.find("#pad canvas")
-        self.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        pen = ActionChains(self.driver).move_to_element(canvas).click_and_hold()
-        for x, y in moves:
-            pen = pen.move_by_offset(x, y)
-        pen.release().perform()
-
-    def upload(self, button: str, file: Path) -> None:
-        self.driver.find_element(
-            "css selector", f"{button} input[type=file], input[data-testid^='{button}']"
-        ).send_keys(str(file))
-
-    def mistakes(self) -> list[str]:
-        """What the console holds of errors and warnings, since it was last asked."""
-        logged: Any = self.driver.get_log("browser")  # pyright: ignore[reportAttributeAccessIssue]
-        return [entry["message"] for entry in logged if entry["level"] in ("SEVERE", "WARNING")]
-
-    def hosts(self) -> set[str]:
-        """Hosts that anything was asked of, data URLs left out."""
-        logged: Any = self.driver.get_log("performance")  # pyright: ignore[reportAttributeAccessIssue]
-        events = [json.loads(entry["message"])["message"] for entry in logged]
-        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        return {url.split("/")[2].split(":")[0] for url in urls if not url.startswith(("data:", "blob:", "chrome"))}
-
-    def tiles(self) -> list[str]:
-        """What is under each picture."""
-        return [
-            " ".join(element.text.split())
-            for element in self.driver.find_elements("css selector", "label.tile .caption")
-        ]
-
-
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """One browser for the session; it is never skipped: what is missing is said."""
@@ -206,7 +86,8 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def test_opening_it_leaves_no_mistake_and_asks_nobody_else(chromium, served):
-    chromium.mistakes(), chromium.hosts()
+    chromium.mistakes()
+    chromium.hosts()
     chromium.open(served.url)
     chromium.paint()
     assert chromium.mistakes() == []
@@ -384,6 +265,25 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(chromium, served):
         .filter(e => e.offsetParent && e.getBoundingClientRect().right > 400).map(e => e.outerHTML.slice(0, 80))"""
     assert chromium.run(wide) == []
     assert chromium.mistakes() == []
+
+
+def test_stop_ends_it_and_the_next_click_paints(page, monkeypatch):
+    def slowly(*wanted):
+        for painting in paint(*wanted):
+            time.sleep(0.5)
+            yield painting
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.app.page.paint", slowly)
+        page.find("#paint").click()
+        page.find("#strip-0 .map img")
+        page.find("#stop").click()
+        page.said("Stopped.")
+    time.sleep(1.5)
+    assert len(page.driver.find_elements("css selector", "#strip-0 .map img")) < 5
+    assert not page.find("#stop", shown=False).is_displayed()
+    page.paint()
+    assert len(page.driver.find_elements("css selector", "#strip-0 .map img")) == 5
 
 
 def test_two_pages_at_once_do_not_mix(chromium, served):
