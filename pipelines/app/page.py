@@ -130,7 +130,9 @@ def serve(page: Any, config: AppConfig) -> str:
         )
     except OSError as error:
         where = f"{config.host}, port {config.port or '7860 to 7959'}"
-        raise UserError(f"the page cannot listen on {where} ({error}); choose another --port or --host") from error
+        raise UserError(
+            f"{where}: the page cannot listen there, it is taken; choose another --port or --host"
+        ) from error
     return url
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nvg.errors import UserError
 from nvg.model import Model, load
 from pipelines.app.page import build_page, serve
 from pipelines.app.painting import paint
@@ -284,6 +285,13 @@ def test_stop_ends_it_and_the_next_click_paints(page, monkeypatch):
     assert not page.find("#stop", shown=False).is_displayed()
     page.paint()
     assert len(page.driver.find_elements("css selector", "#strip-0 .map img")) == 5
+
+
+def test_a_port_that_is_taken_is_said(served, model: Model):
+    taken = AppConfig(port=int(served.url.strip("/").rsplit(":", 1)[1]))
+    page = build_page(model, taken)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1, port \d+: the page cannot listen there, it is taken"):
+        serve(page, taken)
 
 
 def test_two_pages_at_once_do_not_mix(chromium, served):
