@@ -8,6 +8,7 @@ from typing import Literal
 
 from nvg.bounds import at_least, between, check_fields, positive, refuse
 from nvg.errors import UserError
+from nvg.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,7 @@ class LoopConfig:
     """
 
     engine: Literal["plain", "deepspeed"] = "deepspeed"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = at_least(0, 0)
     threads_per_rank: int | None = positive(None)

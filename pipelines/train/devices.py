@@ -11,12 +11,12 @@ from typing import Literal
 
 from nvg.bounds import at_least, check_fields, positive, refuse
 from nvg.errors import UserError
+from nvg.precision import Precision
 from pipelines.configuration import load_config
 from pipelines.written import nearest
 
 TABLE = "devices.yaml"
 Work = Literal["tokenizer", "encoder", "content", "structure", "sampling"]
-Precision = Literal["fp32", "tf32", "bf16"]
 _SAME_WORK = 0.02  # of the operations of an image
 
 

@@ -12,9 +12,10 @@ from typing import Literal
 
 from nvg.bounds import refuse
 from nvg.errors import UserError
+from nvg.precision import Precision
 from pipelines.train.config import DeepSpeedConfig, RunConfig
 from pipelines.train.costs import StateBytes, state_bytes
-from pipelines.train.devices import Device, Precision, Work, carried_utilisation
+from pipelines.train.devices import Device, Work, carried_utilisation
 
 WORD = 4.0  # bytes of a number that is kept, sent or stored
 USABLE = 0.95  # of a device's memory; the rest is its context, NCCL and holes between blocks
