@@ -8,7 +8,7 @@ from typing import Literal
 
 from nvg.bounds import at_least, between, check_fields, positive, refuse
 from nvg.errors import UserError
-from nvg.precision import Precision
+from nvg.precision import Device, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class LoopConfig:
 
     engine: Literal["plain", "deepspeed"] = "deepspeed"
     precision: Precision = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     seed: int = at_least(0, 0)
     threads_per_rank: int | None = positive(None)
     log_every_steps: int = positive(50)
