@@ -215,7 +215,13 @@ def test_ci_runs_the_readmes_test_command(repository):
     script = repository / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert "exec make test" in script.read_text()
-    planned = subprocess.run(["make", "--dry-run", "test"], cwd=repository, capture_output=True, text=True, check=True)
+    planned = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "test"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     marks = re.findall(r"\.venv/bin/python -m pytest .*-m \"?([a-z ]+)", planned.stdout)
     assert re.match(r"tools/preflight\.sh \S+ browser\n", planned.stdout)
     assert marks == ["not cluster and not long", "cluster and not long"]  # together every test but those of `make long`
