@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +28,7 @@ from pipelines.train.task import Objective
 
 MicroBatch = tuple[dict[str, Tensor], dict[str, Tensor]]  # rows of the data, rows of the noise
 Item = TypeVar("Item")
+_LONGEST_WAIT_S = 1.0
 _PATIENCE_S = 10.0  # with a source that is still reading when the run ends
 logger = logging.getLogger(__name__)
 
@@ -149,9 +150,14 @@ def one_ahead(items: Generator[Item]) -> Iterator[Iterator[Item]]:
         asked.put(future)
         return future
 
+    def made(future: Future[Item | None]) -> Item | None:
+        while not future.done():  # a Ctrl-C in the moment before a wait begins does not end it: so waits are short
+            wait([future], timeout=_LONGEST_WAIT_S)
+        return future.result()
+
     def in_turn() -> Iterator[Item]:
         future = ask()
-        while (item := future.result()) is not None:
+        while (item := made(future)) is not None:
             future = ask()
             yield item
 
