@@ -40,6 +40,8 @@ class Purpose(IntEnum):
     DATA_CROP = 45
     DATA_ORDER = 46
     DATA_VIEW = 47
+    TRAIN_MISTAKES = 48
+    TRAIN_MISTAKE_SIZE = 49
 
 
 def uniforms(

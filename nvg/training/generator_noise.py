@@ -32,6 +32,8 @@ class GeneratorLossConfig:
         repa_block: block, from 1, after which they are taken; published 8. None is 8, in the first half of the network
             where it has fewer than 16 blocks.
         repa_target: the frozen network: DINOv2, as published, or EfficientNet-Lite0, which a CPU can afford.
+        self_correction: largest size of the mistakes on canvases that the content generator learns to put right, in
+            what a stage has to add; each image's is drawn from 0 to it. 0 is none, as published.
 
     DEVIATION: hidden tokens may be aligned with a feature map of EfficientNet-Lite0 (`repa_target`), for those without
     a GPU; the paper has DINOv2.
@@ -44,6 +46,7 @@ class GeneratorLossConfig:
     repa_weight: float = at_least(0, 0.0)
     repa_block: int | None = positive(None)
     repa_target: RepaTarget = DINOV2
+    self_correction: float = at_least(0, 0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvg.bounds import refuse
 from nvg.granularity import cluster_means, structure_embedding
 from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
 from nvg.precision import without_autocast
-from nvg.randomness import EVERY_ROW, Purpose, normals
+from nvg.randomness import EVERY_ROW, Purpose, normals, uniforms
 from nvg.tokenizer import Dequantizer
 from nvg.training.alignment import Alignment
 from nvg.training.generator_noise import (
@@ -28,6 +29,7 @@ from nvg.training.generator_noise import (
     kept_branches,
     noisy_structure,
 )
+from nvg.training.self_correction import mistaken_canvases
 
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: 4,096 tokens of 4,096 codes
 
@@ -86,6 +88,11 @@ class ContentObjective(nn.Module):
         if network.config.needs_noise:
             shape = (global_batch, network.config.num_positions, network.config.latent_channels)
             noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape, rows)
+        if self.config.self_correction:
+            shape = (global_batch, network.layout.num_tokens, network.config.latent_channels)
+            noise["mistakes"] = normals(seed, 0, Purpose.TRAIN_MISTAKES, step, shape, rows)
+            size_B = uniforms(seed, 0, Purpose.TRAIN_MISTAKE_SIZE, step, (global_batch,), rows)
+            noise["mistake_size"] = (self.config.self_correction * size_B).float()
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,6 +111,12 @@ class ContentObjective(nn.Module):
         sequences = Sequences(noise["stages"], structure_BL.device)
         image_N, stage_N = sequences.image_N, sequences.stage_N
         canvases_BSLC = decoded(self.dequantizer, batch)
+        final_BLC, content_ids_BT = canvases_BSLC[:, -1], batch["content_ids"]
+        if self.training and self.config.self_correction:
+            mistaken = mistaken_canvases(
+                self.dequantizer, content_ids_BT, structure_BL, final_BLC, noise["mistakes"], noise["mistake_size"]
+            )
+            canvases_BSLC, content_ids_BT = mistaken.canvases_BSLC, mistaken.content_ids_BT
         before_NLC = canvases_BSLC[image_N, stage_N - 1]
         canvas_NLC = torch.where((stage_N > 0)[:, None, None], before_NLC, 0.0)
         structure_NL = structure_BL[image_N]
@@ -118,14 +131,14 @@ class ContentObjective(nn.Module):
         missing_NLC = network.missing(estimate_NLC, canvas_NLC)
         missing_QC = cluster_means(missing_NLC, structure_NL, stage_N, sequences.order_N, sequences.counts)
         logits_QV = network.token_head(missing_QC)
-        target_Q = batch["content_ids"][tokens.image_Q, tokens.token_Q]
+        target_Q = content_ids_BT[tokens.image_Q, tokens.token_Q]
         entropy_Q = token_entropies(logits_QV, target_Q) * tokens.weight_Q
         right_Q = (logits_QV.detach().argmax(-1) == target_Q) * tokens.weight_Q
         entropy, accuracy = entropy_Q.sum() / len(stage_N), right_Q.sum() / len(stage_N)
         per_stage = sequences.sums({"cross_entropy": entropy_Q.detach(), "accuracy": right_Q}, tokens.sizes)
         loss, metrics = entropy, {"cross_entropy": entropy.detach(), "accuracy": accuracy, **per_stage}
         if network.config.prediction == FINAL_CANVAS:
-            error = F.mse_loss(estimate_NLC, canvases_BSLC[:, -1][image_N])
+            error = F.mse_loss(estimate_NLC, final_BLC[image_N])
             loss, metrics = error + loss, {"mse": error.detach(), **metrics}
         if self.alignment is not None and hidden is not None:
             distance = self.alignment(hidden, batch)
@@ -141,6 +154,8 @@ class StructureObjective(nn.Module):
 
     def __init__(self, network: StructureGenerator, dequantizer: Dequantizer, config: GeneratorLossConfig) -> None:
         super().__init__()
+        if config.self_correction:
+            raise refuse("loss.self_correction", config.self_correction, "0 here: it is the content generator's")
         self.network = network
         self.dequantizer = frozen(dequantizer)
         self.config = config
