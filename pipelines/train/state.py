@@ -20,6 +20,7 @@ _ALWAYS_BEFORE = {
     "adversary.ema_ramp": 0.1,
     "loss.feature_weight": 0.0,
     "loss.repa_target": DINOV2,
+    "loss.self_correction": 0.0,
 }
 
 

@@ -88,7 +88,8 @@ def test_rows_of_a_step_are_the_same_however_the_batch_is_split():
     part = objective.draw_noise(seed=3, step=5, global_batch=6, rows=slice(2, 4))
     for name in ("mistakes", "mistake_size"):
         assert torch.equal(whole[name][2:4], part[name])
-    assert (whole["mistake_size"] >= 0).all() and (whole["mistake_size"] < 1).all()
+    assert (whole["mistake_size"] >= 0).all()
+    assert (whole["mistake_size"] < 1).all()
 
 
 def test_a_negative_size_and_the_structure_generator_are_refused():

@@ -34,13 +34,18 @@ def test_another_ramp_is_another_run():
 
 
 @pytest.mark.parametrize(
-    ("loss", "name"), [(TokenizerLossConfig, "feature_weight"), (GeneratorLossConfig, "repa_target")]
+    ("loss", "name"),
+    [
+        (TokenizerLossConfig, "feature_weight"),
+        (GeneratorLossConfig, "repa_target"),
+        (GeneratorLossConfig, "self_correction"),
+    ],
 )
 def test_states_of_before_a_loss_existed_go_on_without_it(loss, name):
     now = flatten({"loss": asdict(loss())})
     saved = {key: value for key, value in now.items() if key != f"loss.{name}"}
     assert len(saved) == len(now) - 1
     assert require_same(saved, now, "configuration", FOLDER) == []
-    other = {**now, f"loss.{name}": 0.5 if name == "feature_weight" else "efficientnet-lite0"}
+    other = {**now, f"loss.{name}": "efficientnet-lite0" if name == "repa_target" else 0.5}
     with pytest.raises(UserError, match=f"loss.{name}: checkpoint (0.0|'dinov2-vitb14'), this run"):
         require_same(saved, other, "configuration", FOLDER)
