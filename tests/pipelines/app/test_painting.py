@@ -136,7 +136,7 @@ def test_a_mistake_in_drawing_reaches_who_asked(model, monkeypatch):
     def broken(*_args, **_how):
         raise UserError("the networks have diverged")
 
-    monkeypatch.setattr(type(model), "draw", broken)
+    monkeypatch.setattr(type(model), "follow", broken)
     with pytest.raises(UserError, match="diverged"):
         list(paint(model, asked(model)))
 
