@@ -28,7 +28,7 @@ pip --no-deps --no-build-isolation -e .
 log "creating $app for the page"
 "$python" -m venv --clear --without-pip "$app"
 site='import sysconfig; print(sysconfig.get_path("purelib"))'
-"$venv/bin/python" -c "$site" >"$("$app/bin/python" -c "$site")/all_else.pth"
+"$venv/bin/python" -c "$site" >"$("$app/bin/python" -c "$site")/beside_nvg.pth"
 "$app/bin/python" -m pip --disable-pip-version-check install --quiet --no-input --no-deps -r requirements-app.lock
 "$app/bin/python" -m pip --disable-pip-version-check install --quiet --no-input --no-deps --no-build-isolation -e .
 log "installation took $(($(date +%s) - started)) s"

@@ -46,7 +46,7 @@ class AppConfig:
     """What is served, to whom, and how much a user may ask for.
 
     Attributes:
-        run: folder of a demo or of one's own trainings, or an exported model.
+        run: folder of a demo or of one's own trainings, an exported model, or `owner/name` on the Hugging Face hub.
         evaluation: folder name of the evaluation by whose settings is sampled; needed where several differ.
         weights: which weights of the generators.
         device, precision: as of `nvg sample`.
@@ -263,9 +263,10 @@ def settings_file(asked: Asked, seed: int, model: Model, config: AppConfig) -> s
         "region": {"edit_from": _PICTURE_FILE, "keep": _KEEP_FILE, "view_policy": "center"},
     }
     control = ControlConfig(**followed[asked.follows], stages=asked.stages)
-    return _HEAD + dump_config(
+    assert model.parts is not None
+    return _HEAD.format(run=config.run) + dump_config(
         SampleConfig(
-            run=str(Path(config.run).expanduser().absolute()),
+            run=str(model.parts.folder.absolute()),  # of a hub's repository, this commit in the library's cache
             classes=asked.classes,
             num_per_class=1,
             seed=seed,
@@ -279,7 +280,7 @@ def settings_file(asked: Asked, seed: int, model: Model, config: AppConfig) -> s
     )
 
 
-_HEAD = "# The same pictures again, from this folder: nvg sample --config settings.yaml\n"
+_HEAD = "# Pictures of {run!r} again, the same, from this folder: nvg sample --config settings.yaml\n"
 
 
 def _whole(key: str, value: Any, low: int, high: int) -> int:

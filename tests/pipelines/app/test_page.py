@@ -22,7 +22,7 @@ from pipelines.app.painting import paint
 from pipelines.app.settings import AppConfig, ask
 from tools.page_picture import Browser
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.page, pytest.mark.slow, pytest.mark.timeout(300)]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
