@@ -29,13 +29,13 @@ demo: $(INSTALLED)
 	$(BIN)/nvg demo
 
 # What starts Ray, DeepSpeed's launcher or StreamingDataset runs one at a time, all else in two processes.
-# The page runs in the environment that has Gradio.
+# The tests of the page run in its environment, those of them that need no Gradio in both.
 PYTEST := $(BIN)/python -m pytest
 
 test: browser $(INSTALLED)
 	$(PYTEST) -n 2 -m "not cluster and not long and not page"
 	$(PYTEST) -m "cluster and not long"
-	$(VENV)-app/bin/python -m pytest -n 2 -m page
+	$(VENV)-app/bin/python -m pytest -n 2 tests/pipelines/app
 
 quick: $(INSTALLED)
 	$(PYTEST) -n 2 -m "not slow and not cluster and not long"

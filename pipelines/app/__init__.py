@@ -7,7 +7,7 @@ In reading order:
     cards      tiles, film strips and the archive: `painting_html`, `archive`
     page       the layout, what happens at a click, and the server: `run_app`
 
-`page.css` and `pad.js` are the look and the sheet that is drawn on.
+`page.css` and `pad.js` are the look and the sheet that is drawn on, `uploads.js` refuses files of too many bytes.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def serve(page: Any, config: AppConfig) -> str:
             share=False,
             prevent_thread_lock=True,
             quiet=True,
-            max_file_size=round(config.max_upload_mb * 10**6),
+            max_file_size=_most_bytes(config),
             app_kwargs={"middleware": [(_OwnHostAlone, (), {})], "docs_url": None, "redoc_url": None},
             footer_links=[],
             ssr_mode=False,
@@ -189,7 +189,8 @@ def build_page(model: Model, config: AppConfig) -> Any:
                     stop = gr.Button("Stop", elem_id="stop", visible=False)
             with gr.Column(scale=9, min_width=320):
                 easel = gr.HTML(empty_html(model.num_stages), elem_id="easel")
-                said = gr.HTML("<p></p>", elem_id="said")
+                refusing = (_HERE / "uploads.js").read_text(encoding="utf-8")
+                said = gr.HTML("<p></p>", js_on_load=refusing, elem_id="said", most_bytes=_most_bytes(config))
                 taken = gr.DownloadButton(
                     "Download pictures, maps and settings", visible=False, size="md", elem_id="download"
                 )
@@ -322,6 +323,10 @@ def _theme(gr: Any) -> Any:
         button_primary_text_color="#ffffff",
         slider_color="#0f766e",
     )
+
+
+def _most_bytes(config: AppConfig) -> int:
+    return round(config.max_upload_mb * 10**6)
 
 
 def _head(model: Model) -> str:

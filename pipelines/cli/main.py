@@ -373,7 +373,7 @@ def serve_page(
     """A page to draw a layout on, which the model paints stage by stage.
 
     It needs Gradio: `make demo` has installed it, else `pip install "nvg[app]"`. A word without "=" is the folder of a
-    run or of an exported model, or owner/name on the hub. The page is for this machine alone unless --host says otherwise.
+    run or of an exported model, or owner/name on the hub. The page is for this machine alone unless --host says more.
 
     Examples: [bold]nvg app runs/demo --open[/bold] · [bold]nvg app runs/demo --host 0.0.0.0 max_upload_mb=2[/bold]
     """
