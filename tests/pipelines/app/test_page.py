@@ -220,7 +220,7 @@ def test_an_upload_that_cannot_be_used_is_said_on_the_page(page, tmp_path, kind)
     else:
         file.write_bytes({"empty": b"", "text": b"no picture"}[kind])
     said = {
-        "animated": "animated, 2 frames",
+        "animated": "the picture is animated",
         "huge": "4.0 megapixels, expected at most 1",
         "empty": "the file is empty",
         "text": "the file is no picture",

@@ -8,11 +8,16 @@ import shutil
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_networks import save_tokenizer
 from typer.testing import CliRunner
@@ -46,7 +51,7 @@ def asked(model, config=CONFIG, **wanted):
     return ask(model, config, **{**known, **wanted})
 
 
-def given(model, follows):
+def followed(model, follows):
     """What the page has when a user starts from this, all of it whether it is wanted or not."""
     photo = picture_levels(PHOTO, model)
     stages = {"mask": 1, "picture": 2}.get(follows, 4)
@@ -56,7 +61,7 @@ def given(model, follows):
 @pytest.mark.parametrize("follows", ["nothing", "mask", "picture", "region"])
 def test_the_command_line_makes_the_same_bytes_of_the_settings_file(model, run, tmp_path, monkeypatch, follows):
     config = AppConfig(run=str(run), device="cpu")
-    wanted = asked(model, config, preset="table2", **given(model, follows))
+    wanted = asked(model, config, preset="table2", **followed(model, follows))
     *_, painting = paint(model, wanted)
     with zipfile.ZipFile(io.BytesIO(archive(painting, wanted, model, config))) as zipped:
         zipped.extractall(tmp_path)
@@ -90,7 +95,7 @@ def test_stages_appear_one_by_one_and_seeds_one_after_the_other(model):
 
 
 def test_only_the_last_painting_is_done_and_its_page_shows_all(model):
-    *earlier, last = paint(model, asked(model, **given(model, "mask")))
+    *earlier, last = paint(model, asked(model, **followed(model, "mask")))
     assert not any(painting.done for painting in earlier)
     assert last.done
     html = painting_html(last)
@@ -109,7 +114,7 @@ def test_class_names_are_text_on_the_page(model):
 
 
 def test_two_users_at_once_do_not_mix(model):
-    wanted = [asked(model, classes=[label], seed=label, **given(model, how)) for label, how in enumerate(
+    wanted = [asked(model, classes=[label], seed=label, **followed(model, how)) for label, how in enumerate(
         ["nothing", "mask", "picture", "region"]
     )]  # fmt: skip
 
@@ -195,8 +200,8 @@ def test_spatial_structure_has_no_maps_to_give(run, tmp_path):
     spatial = load(tmp_path / "run", device="cpu")
     assert followed_by(spatial) == ["nothing", "region"]
     with pytest.raises(UserError, match="expected one of nothing, region: what this model can follow"):
-        asked(spatial, **given(spatial, "mask"))
-    *_, painting = paint(spatial, asked(spatial, **given(spatial, "region")))
+        asked(spatial, **followed(spatial, "mask"))
+    *_, painting = paint(spatial, asked(spatial, **followed(spatial, "region")))
     assert painting.done
 
 
@@ -207,19 +212,21 @@ def file_of(levels, kind="PNG", **how):
 
 
 FRAMES = [Image.fromarray(np.full((9, 9), level, np.uint8)) for level in (0, 90, 200)]
+FRAMED_GIF = file_of(np.array(FRAMES[0]), "GIF", save_all=True, append_images=FRAMES[1:])
 UPLOADS = {
     "empty": (b"", r"the file is empty; expected a PNG, JPEG, WebP or GIF picture"),
     "text": (b"hello, I am a picture", "the file is no picture; expected PNG, JPEG, WebP or GIF"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "the file is no picture"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "the file is no picture"),
     "tiff": (file_of(PHOTO, "TIFF"), "the file is no picture; expected PNG"),
-    "gif": (file_of(np.array(FRAMES[0]), "GIF", save_all=True, append_images=FRAMES[1:]), "animated, 3 frames"),
-    "apng": (file_of(np.array(FRAMES[0]), "PNG", save_all=True, append_images=FRAMES[1:]), "animated, 3 frames"),
-    "webp": (file_of(np.array(FRAMES[0]), "WEBP", save_all=True, append_images=FRAMES[1:]), "animated, 3 frames"),
+    "gif": (file_of(np.array(FRAMES[0]), "GIF", save_all=True, append_images=FRAMES[1:]), "the picture is animated; expected"),
+    "apng": (file_of(np.array(FRAMES[0]), "PNG", save_all=True, append_images=FRAMES[1:]), "the picture is animated; expected"),
+    "webp": (file_of(np.array(FRAMES[0]), "WEBP", save_all=True, append_images=FRAMES[1:]), "the picture is animated; expected"),
     "many bytes": (bytes(2_100_000), r"the file has 2\.1 MB; expected at most 2 MB; send a smaller one"),
     "many pixels": (file_of(np.zeros((1100, 1000), np.uint8)), r"1000×1100 pixels .*, expected at most 1"),
     "a bomb": (file_of(np.zeros((14000, 14000), np.uint8)), "expected at most 1"),
     "cut off": (file_of(PHOTO)[:200], "send another one"),
+    "cut off within its second frame": (FRAMED_GIF[: FRAMED_GIF.index(b",", 60) + 3], "send another one"),
 }  # fmt: skip
 
 
@@ -229,6 +236,21 @@ def test_uploads_that_cannot_be_used_are_said(tmp_path, kind):
     (tmp_path / "upload").write_bytes(data)
     with pytest.raises(UserError, match=said):
         read_upload(tmp_path / "upload", AppConfig(max_upload_mb=2, max_megapixels=1), channels=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "frames"]), st.integers(0, 10**6), st.binary(max_size=4))
+def test_whatever_is_sent_is_read_or_refused(kind, place, found):
+    """Damage at any place: what a reader stumbles over is told, and is never a mistake of ours."""
+    data = FRAMED_GIF if kind == "frames" else file_of(PHOTO[:9, :7], kind)
+    place %= len(data)
+    damaged = data[:place] + found + data[place + len(found) :] if found else data[:place]
+    with TemporaryDirectory() as folder, suppress(UserError):
+        (Path(folder) / "upload").write_bytes(damaged)
+        assert read_upload(Path(folder) / "upload", AppConfig(max_megapixels=1), channels=3).dtype == np.uint8
+    url = "data:image/png;base64," + base64.b64encode(damaged).decode()
+    with suppress(UserError):
+        read_drawing(url)
 
 
 @pytest.mark.parametrize(
