@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import WRITER, taken_for_the_hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 from nvg.errors import UserError
 from nvg.model import load
+from nvg.sampling import SamplingConfig
 from pipelines.app.cards import archive, data_url, empty_html, painting_html
 from pipelines.app.painting import paint
 from pipelines.app.settings import (
@@ -58,22 +60,48 @@ def followed(model, follows):
     return {"follows": follows, "mask": DISC, "picture": photo, "stages": stages}
 
 
-@pytest.mark.parametrize("follows", ["nothing", "mask", "picture", "region"])
-def test_the_command_line_makes_the_same_bytes_of_the_settings_file(model, run, tmp_path, monkeypatch, follows):
-    config = AppConfig(run=str(run), device="cpu")
-    wanted = asked(model, config, preset="table2", **followed(model, follows))
+def taken_home(model, config, wanted, folder):
+    """The folder of the second seed, as a user unpacks it."""
     *_, painting = paint(model, wanted)
     with zipfile.ZipFile(io.BytesIO(archive(painting, wanted, model, config))) as zipped:
-        zipped.extractall(tmp_path)
-    folder = tmp_path / "seed-6"
+        zipped.extractall(folder)
+    return folder / "seed-6"
+
+
+def make_again(folder, monkeypatch):
+    """What `nvg sample` makes of its settings file there is what lies there."""
     monkeypatch.chdir(folder)
     result = CliRunner().invoke(app, ["sample", "--config", "settings.yaml"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     for name in ("3-000.png", "7-000.png"):
         assert (folder / name).read_bytes() == (folder / SampleConfig().output / name).read_bytes()
+
+
+@pytest.mark.parametrize("follows", ["nothing", "mask", "picture", "region"])
+def test_the_command_line_makes_the_same_bytes_of_the_settings_file(model, run, tmp_path, monkeypatch, follows):
+    config = AppConfig(run=str(run), device="cpu")
+    wanted = asked(model, config, preset="table2", **followed(model, follows))
+    folder = taken_home(model, config, wanted, tmp_path)
+    make_again(folder, monkeypatch)
     assert (folder / "3-000-stages.png").is_file()
     assert np.load(folder / "3-000-map.npy").shape == (4, 4)
-    assert (tmp_path / "seed-5/3-000.png").read_bytes() != (tmp_path / "seed-6/3-000.png").read_bytes()
+    assert (tmp_path / "seed-5/3-000.png").read_bytes() != (folder / "3-000.png").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["exported", "me/digits"])
+def test_so_it_does_of_a_model_that_was_handed_on(model, tmp_path, monkeypatch, where):
+    """An exported folder, named from elsewhere; a repository of the hub, which cannot be reached any more."""
+    monkeypatch.chdir(tmp_path)
+    few = replace(model, sampling=SamplingConfig(num_flow_steps=2))
+    few.save_pretrained("exported")
+    with taken_for_the_hub(monkeypatch, tmp_path) as hub:
+        few.push_to_hub("me/digits", token=WRITER, private=False)
+        loaded, config = load(where, device="cpu"), AppConfig(run=where, device="cpu")
+        assert hub.requests
+    assert loaded.sampling == few.sampling
+    folder = taken_home(loaded, config, asked(loaded, config, **followed(loaded, "region")), tmp_path / "home")
+    assert f"# Pictures of '{where}' again" in (folder / "settings.yaml").read_text()
+    make_again(folder, monkeypatch)
 
 
 def test_a_picture_is_the_one_of_the_library_at_every_stage(model):
@@ -212,16 +240,22 @@ def file_of(levels, kind="PNG", **how):
 
 
 FRAMES = [Image.fromarray(np.full((9, 9), level, np.uint8)) for level in (0, 90, 200)]
-FRAMED_GIF = file_of(np.array(FRAMES[0]), "GIF", save_all=True, append_images=FRAMES[1:])
+
+
+def animated(kind):
+    return file_of(np.array(FRAMES[0]), kind, save_all=True, append_images=FRAMES[1:])
+
+
+FRAMED_GIF, ANIMATED = animated("GIF"), "the picture is animated; expected a still one; send one of its frames"
 UPLOADS = {
     "empty": (b"", r"the file is empty; expected a PNG, JPEG, WebP or GIF picture"),
     "text": (b"hello, I am a picture", "the file is no picture; expected PNG, JPEG, WebP or GIF"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "the file is no picture"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "the file is no picture"),
     "tiff": (file_of(PHOTO, "TIFF"), "the file is no picture; expected PNG"),
-    "gif": (file_of(np.array(FRAMES[0]), "GIF", save_all=True, append_images=FRAMES[1:]), "the picture is animated; expected"),
-    "apng": (file_of(np.array(FRAMES[0]), "PNG", save_all=True, append_images=FRAMES[1:]), "the picture is animated; expected"),
-    "webp": (file_of(np.array(FRAMES[0]), "WEBP", save_all=True, append_images=FRAMES[1:]), "the picture is animated; expected"),
+    "gif": (animated("GIF"), ANIMATED),
+    "apng": (animated("PNG"), ANIMATED),
+    "webp": (animated("WEBP"), ANIMATED),
     "many bytes": (bytes(2_100_000), r"the file has 2\.1 MB; expected at most 2 MB; send a smaller one"),
     "many pixels": (file_of(np.zeros((1100, 1000), np.uint8)), r"1000×1100 pixels .*, expected at most 1"),
     "a bomb": (file_of(np.zeros((14000, 14000), np.uint8)), "expected at most 1"),
