@@ -6,6 +6,7 @@ It asks no other host for anything: fonts are the system's, nothing is reported,
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.model import Model, load
 from nvg.pixels import ImageArray
@@ -71,8 +73,9 @@ def run_app(config: AppConfig) -> None:
     """Load the model and serve the page until Ctrl-C.
 
     Raises:
-        UserError: there is no such model, or the port is taken.
+        UserError: there is no such model, or it cannot listen there.
     """
+    _check_address(config.host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     warnings.filterwarnings("ignore", module=r"gradio\.")  # of what Gradio itself calls
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -105,7 +108,7 @@ def serve(page: Any, config: AppConfig) -> str:
         URL of the page.
 
     Raises:
-        UserError: the port or the address cannot be had.
+        UserError: the port is taken.
     """
     import gradio as gr
 
@@ -130,10 +133,19 @@ def serve(page: Any, config: AppConfig) -> str:
         )
     except OSError as error:
         where = f"{config.host}, port {config.port or '7860 to 7959'}"
-        raise UserError(
-            f"{where}: the page cannot listen there, it is taken; choose another --port or --host"
-        ) from error
+        raise UserError(f"{where}: the page cannot listen there, it is taken; choose another --port") from error
     return url
+
+
+def _check_address(host: str) -> None:
+    """Raises UserError for what is no address of this machine: the server would try it with every port."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as trial:
+            trial.bind(place)
+    except OSError as error:
+        where = "an address of this machine, 127.0.0.1 or 0.0.0.0 for all"
+        raise refuse("host", host, f"{where} ({error.strerror})", "change --host") from error
 
 
 def build_page(model: Model, config: AppConfig) -> Any:

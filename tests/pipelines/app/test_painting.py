@@ -27,6 +27,7 @@ from nvg.errors import UserError
 from nvg.model import load
 from nvg.sampling import SamplingConfig
 from pipelines.app.cards import archive, data_url, empty_html, painting_html
+from pipelines.app.page import run_app
 from pipelines.app.painting import paint
 from pipelines.app.settings import (
     AS_SCORED,
@@ -338,6 +339,12 @@ def test_the_command_says_what_it_would_serve_and_refuses_what_it_cannot(run):
     assert "serve the page on 127.0.0.1, port 7861, until Ctrl-C" in shown.output
     assert isinstance(said(str(run), "max_upload_mb=0", "--dry-run").exception, UserError)
     assert isinstance(said(str(run), "--port", "0", "--dry-run").exception, UserError)
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "no host", "192.0.2.7", "::7"])
+def test_an_address_of_another_machine_is_refused_at_once(host):
+    with pytest.raises(UserError, match=r"host is '.*'; expected an address of this machine.*; change --host"):
+        run_app(AppConfig(run="nowhere", host=host))
 
 
 def test_what_is_drawn_is_not_drawn_with_the_numbers_of_others(model):
