@@ -1,4 +1,5 @@
-# Every target sets the machine up first: a virtual environment with the versions of requirements.lock.
+# Every target sets the machine up first: a virtual environment with the versions of requirements.lock, and a thin one
+# beside it for the page, with what requirements-app.lock has on top.
 #   make demo    digits in, generated digits and a report out       make test    every test
 #   make quick   tests without slow and cluster ones                make check   format, lint, types, layers, tests
 #   make long    matrices, random kills, whole demos                make docs    equation map and picture of the house
@@ -12,11 +13,11 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,4s/^#  //p' Makefile
+	@sed -n '3,5s/^#  //p' Makefile
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml requirements.lock tools/install.sh
+$(INSTALLED): pyproject.toml requirements.lock requirements-app.lock tools/install.sh
 	@tools/preflight.sh $(PYTHON)
 	@tools/install.sh $(PYTHON) $(VENV)
 	@touch $@
@@ -28,11 +29,13 @@ demo: $(INSTALLED)
 	$(BIN)/nvg demo
 
 # What starts Ray, DeepSpeed's launcher or StreamingDataset runs one at a time, all else in two processes.
+# The tests of the page run in its environment, those of them that need no Gradio in both.
 PYTEST := $(BIN)/python -m pytest
 
 test: browser $(INSTALLED)
-	$(PYTEST) -n 2 -m "not cluster and not long"
+	$(PYTEST) -n 2 -m "not cluster and not long and not page"
 	$(PYTEST) -m "cluster and not long"
+	$(VENV)-app/bin/python -m pytest -n 2 tests/pipelines/app
 
 quick: $(INSTALLED)
 	$(PYTEST) -n 2 -m "not slow and not cluster and not long"
@@ -62,5 +65,5 @@ check: browser lint types layers test
 
 # Everything the commands made, apart from runs/: those are somebody's work.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-app build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find nvg pipelines cluster eval tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 One enters by `nvg.load`; to change something, by the rooms below.
 
 model        everything in one object: `load`, `Model`
+networks     tokenizer and generators on one device: `Networks`
 sequences    what it gives: `Samples`, `Sequences`
 folders      where it comes from and goes to: run folders, exported ones, the hub
 granularity  stage arithmetic: maps, embeddings, pooling, placing

@@ -4,8 +4,8 @@
     model = nvg.load("runs/demo")
     drawn = model.sample(["3", 7], per_class=4, seed=0)
 
-Every sample of this project is drawn by `Model.draw`: those of evaluations, of `nvg sample`, of trainings.
-Legend: B samples, L positions, C latent channels.
+The networks beneath, which evaluations and trainings draw from too, are in `nvg.networks`.
+Legend: B samples, S = K + 1 stages, L positions, C latent channels.
 """
 
 from __future__ import annotations
@@ -13,62 +13,46 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from nvg.bounds import refuse
-from nvg.checkpoints import load_network
 from nvg.class_names import labels_of, number_samples
 from nvg.errors import UserError
-from nvg.folders import Parts, Settings, find_model, hub, write_export
+from nvg.folders import Settings, find_model, hub, write_export
 from nvg.folders.run import Weights
-from nvg.granularity import spatial_structure
-from nvg.models import ContentGenerator, StructureGenerator
+from nvg.networks import Networks, load_networks
 from nvg.pictures import Cut, cut_picture
-from nvg.pixels import ImageArray, Rounding, to_model_range, to_uint8
-from nvg.precision import Device, Precision, resolve_device, resolve_precision, settle_precision
-from nvg.sampling import Given, SampledSequence, SamplingConfig, Watch, sample
+from nvg.pixels import to_model_range
+from nvg.precision import Device, Precision, resolve_device, resolve_precision
+from nvg.sampling import SamplingConfig, Watch
 from nvg.sampling.following import Control, follow, follow_region
 from nvg.sequences import Samples, Sequences, sequences_of
-from nvg.tokenizer import Tokenizer
-from nvg.tokenizer.tokenizer import SPATIAL
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Model:
-    """Tokenizer and both generators, on one device and in evaluation mode, and how they are sampled.
+class Model(Networks):
+    """The networks of a run, and what is known of them: classes by name, how pictures are cut, what has scored them.
 
     Attributes:
-        tokenizer, content: the networks.
-        structure: likewise; None where the tokenizer's structure is spatial, the same for every image.
         class_names: by label.
         sampling: guidance, top-p, flow steps; those the run was scored with, where `scored_by` names an evaluation.
-        rounding: from network output to bytes, see `nvg.pixels.to_uint8`.
         cut: how pictures are cut to the tokenizer's square, see `nvg.pictures.cut_picture`.
         scored_by: folder name of the evaluation that scored these weights with these settings; None where none has.
         notices: what was said at loading: licences of imported weights, and settings that nothing has scored.
-        parts: the folders it was loaded from; None for networks put together in memory.
     """
 
-    tokenizer: Tokenizer
-    content: ContentGenerator
-    structure: StructureGenerator | None
     class_names: list[str]
-    sampling: SamplingConfig
-    rounding: Rounding = "round"
     cut: Cut = "center"
     scored_by: str | None = None
     notices: list[str] = field(default_factory=list)
-    parts: Parts | None = None
     _settings: Settings | None = None
 
     def __repr__(self) -> str:
@@ -83,16 +67,6 @@ class Model:
     def from_pretrained(cls, where: str | Path, **options: Any) -> Model:
         """The same as `load`, under the name that others give it."""
         return load(where, **options)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return self.tokenizer.dequantizer.codebook.device
-
-    @property
-    def num_stages(self) -> int:
-        """K + 1: stage 0 paints one token, the last one a token for each position of the latent."""
-        return self.tokenizer.dequantizer.layout.num_stages
 
     def sample(
         self,
@@ -144,7 +118,7 @@ class Model:
             mask_foreground=mask_foreground,
             cut=cut or self.cut,
         )
-        return self._samples(given, classes, per_class, seed, settings)
+        return self.follow(given, classes, per_class=per_class, seed=seed, settings=settings)
 
     def edit(
         self,
@@ -176,17 +150,30 @@ class Model:
         Paper: Alg. 2, §3.2
         """
         given = follow_region(self.tokenizer, picture, keep, cut=cut or self.cut, names=("picture", "keep"))
-        return self._samples(given, classes, per_class, seed, settings)
+        return self.follow(given, classes, per_class=per_class, seed=seed, settings=settings)
 
-    def _samples(
+    def follow(
         self,
         control: Control | None,
-        classes: str | int | Sequence[str | int] | None,
-        per_class: int,
-        seed: int,
-        settings: SamplingConfig | None,
+        classes: str | int | Sequence[str | int] | None = None,
+        *,
+        per_class: int = 1,
+        seed: int = 0,
+        settings: SamplingConfig | None = None,
+        watch: Watch | None = None,
     ) -> Samples:
-        """Draw and decode."""
+        """Draw images that follow what is given already as tensors.
+
+        Args:
+            control: of `nvg.sampling.following`; None follows nothing.
+            classes, per_class, seed, settings: as of `sample`.
+            watch: sees copies of canvas and map after every stage, see `nvg.sampling.sample`.
+
+        Raises:
+            UserError: there is no such class.
+
+        Paper: Alg. 2, §3.2
+        """
         labels = labels_of(classes, self.class_names)
         if index(per_class) < 1:
             raise refuse("per_class", per_class, "1 or more")
@@ -200,6 +187,7 @@ class Model:
                 seed=seed,
                 settings=settings,
                 given=None if control is None else control.for_samples(len(labels_B)),
+                watch=watch,
             )
             images = self.decode(drawn.canvases_BSLC[:, -1], indices_B)
         return Samples(
@@ -267,75 +255,6 @@ class Model:
         with tempfile.TemporaryDirectory() as folder:
             return hub.upload(self.save_pretrained(Path(folder) / "model"), repo_id, private=private, token=token)
 
-    def draw(
-        self,
-        labels_B: Tensor,
-        sample_indices_B: Tensor,
-        *,
-        seed: int,
-        settings: SamplingConfig | None = None,
-        given: Given | None = None,
-        watch: Watch | None = None,
-    ) -> SampledSequence:
-        """Draw sequences: ids, maps and the canvas after every stage, on the model's device.
-
-        Args:
-            labels_B: int64 classes asked for.
-            sample_indices_B: int64 indices among all samples of the seed.
-            seed: 0 <= seed < 2^63.
-            settings: None takes `sampling`.
-            given: what is fixed instead of drawn; where structure is spatial its maps are the spatial ones.
-            watch: sees copies of canvas and map after every stage, see `nvg.sampling.sample`.
-
-        Raises:
-            UserError: a class does not exist, or the networks or what is given do not fit.
-
-        Paper: Alg. 2, §3.2
-        """
-        if self.structure is None and self.tokenizer.config.structure == SPATIAL:
-            layout = self.tokenizer.dequantizer.layout
-            maps_BL = spatial_structure(layout.num_positions).repeat(len(labels_B), 1)
-            given = replace(given or Given(), structure_BL=maps_BL, num_splits=layout.last_stage)
-        return sample(
-            content=self.content,
-            structure=self.structure,
-            dequantizer=self.tokenizer.dequantizer,
-            labels_B=labels_B,
-            sample_indices_B=sample_indices_B,
-            seed=seed,
-            config=settings or self.sampling,
-            given=given,
-            watch=watch,
-        )
-
-    def decode(self, canvas_BLC: Tensor, sample_indices_B: NDArray[np.int64] | Tensor | None = None) -> ImageArray:
-        """Canvases of any stage as images.
-
-        Args:
-            canvas_BLC: float32, on any device.
-            sample_indices_B: whose they are, for the message.
-
-        Returns:
-            uint8 (B, H, W, channels).
-
-        Raises:
-            UserError: values that are not finite; names the samples.
-        """
-        with torch.inference_mode():
-            images_BCHW = self.tokenizer.decode(canvas_BLC.to(self.device))
-        bad_B = ~images_BCHW.isfinite().flatten(1).all(dim=1).cpu().numpy()
-        if bad_B.any():
-            numbers = np.arange(len(bad_B)) if sample_indices_B is None else np.asarray(sample_indices_B)
-            raise UserError(
-                f"samples {numbers[bad_B][:5].tolist()}: found values that are not finite; the tokenizer or the "
-                f"generators{self._origin} have diverged, give older ones"
-            )
-        return to_uint8(images_BCHW, self.rounding)
-
-    @property
-    def _origin(self) -> str:
-        return "" if self.parts is None else f" in {self.parts.content} and {self.parts.structure or 'none'}"
-
 
 def load(
     where: str | Path,
@@ -374,66 +293,14 @@ def load(
     notices = [*parts.licences, *([chosen.note] if chosen.note else [])]
     for notice in notices:
         logger.warning("%s", notice)
-    model = assemble(parts, sampling=chosen.sampling, device=place, precision=resolve_precision(precision, place))
-    return replace(model, scored_by=chosen.scored_by, notices=notices, _settings=chosen)
-
-
-def assemble(
-    parts: Parts,
-    *,
-    sampling: SamplingConfig,
-    device: str,
-    precision: Precision,
-    rounding: Rounding = "round",
-    compile: bool = False,
-) -> Model:
-    """Load networks that are known to fit onto a device; a process computes in one precision.
-
-    Args:
-        parts: their folders.
-        sampling, rounding: see `Model`.
-        device: "cpu" or "cuda".
-        precision: see `nvg.precision`.
-        compile: True compiles the generators' blocks, once for all.
-
-    Raises:
-        UserError: weights are missing or damaged, or know another number of classes.
-    """
-    settle_precision(precision, device)
-    tokenizer = load_network(Tokenizer, parts.tokenizer, name=parts.tokenizer_weights).to(device)
-    content = load_network(ContentGenerator, parts.content, name=parts.weights).to(device)
-    check_structure(parts, tokenizer)
-    structure = None
-    if parts.structure is not None:
-        structure = load_network(StructureGenerator, parts.structure, name=parts.weights).to(device)
-    for network in (content, structure):
-        if network is not None and precision == "bf16":
-            network.trunk.matmul_dtype = torch.bfloat16
-        if network is not None and compile:
-            network.trunk.compile_blocks()
-    if content.config.num_classes != len(parts.class_names):
-        raise UserError(
-            f"num_classes is {len(parts.class_names)} in the data; expected {content.config.num_classes}, on which the "
-            f"content generator in {parts.content} was trained; evaluate with its data set"
-        )
-    return Model(
-        tokenizer=tokenizer,
-        content=content,
-        structure=structure,
-        class_names=parts.class_names,
-        sampling=sampling,
-        rounding=rounding,
-        cut=parts.cut,
-        parts=parts,
+    networks = load_networks(
+        parts, sampling=chosen.sampling, device=place, precision=resolve_precision(precision, place)
     )
-
-
-def check_structure(parts: Parts, tokenizer: Tokenizer) -> None:
-    """Raises UserError unless there is a structure generator exactly where the tokenizer needs one."""
-    kind = tokenizer.config.structure
-    if (kind == SPATIAL) == (parts.structure is not None):
-        advice = "its maps are known: leave the generator out" if parts.structure else "give its generator's weights"
-        raise UserError(
-            f"structure: found {parts.structure or 'nothing'}, the tokenizer in {parts.tokenizer} has {kind} "
-            f"structure; {advice}"
-        )
+    return Model(
+        **vars(networks),
+        class_names=parts.class_names,
+        cut=parts.cut,
+        scored_by=chosen.scored_by,
+        notices=notices,
+        _settings=chosen,
+    )

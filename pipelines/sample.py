@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from eval.pool.samplers import GeneratorSampler, GeneratorSpec
 from nvg.bounds import at_least, check_fields
 from nvg.class_names import number_samples
 from nvg.errors import UserError
-from nvg.folders import find_run
+from nvg.folders import MODEL_FILE, find_export, find_run
+from nvg.json_files import read_json
 from nvg.pictures import Cut
 from nvg.pixels import ImageArray, Rounding
 from nvg.precision import Device, Precision, resolve_device, resolve_precision
@@ -51,11 +52,11 @@ class DrawConfig:
     Attributes:
         run: folder of a demo (or of one's own trainings) with tokenizer, content, structure and records below it;
             imported weights have no records, their classes are numbers; with a tokenizer of spatial structure there is
-            no structure generator.
+            no structure generator. Or an exported model.
         classes: class ids; empty draws all.
         sampling: guidance, top-p, flow steps; the command takes those of `run_sampling` where nothing else is given.
         seed: of all samples; the image of a class and number depends on it alone.
-        weights: which weights of the generators.
+        weights: which weights of the generators; an exported model has one kind.
         rounding: `round` or `release` (cut off), from network output to bytes.
         device: `auto` takes a GPU where there is one.
         precision: `bf16`, `tf32` or `fp32`, see `nvg.precision`; null is bf16 on a GPU and fp32 on a CPU.
@@ -93,12 +94,20 @@ class SampleConfig(DrawConfig):
     output: str = "samples"
 
 
+class _Exported(TypedDict):
+    sampling: dict[str, Any]
+
+
 def run_sampling(run: str) -> dict[str, Any]:
     """The sampling settings that a run was scored with, as a setting of the section `sampling`.
 
-    Empty where the folder of the run keeps no `configs/evaluation.yaml`.
+    Those of an exported model are in it. Empty where the folder of a run keeps no `configs/evaluation.yaml`.
     """
-    file = Path(run) / EVALUATION_FILE
+    folder = Path(run).expanduser()
+    if (folder / MODEL_FILE).is_file():
+        said: Any = read_json(folder / MODEL_FILE, _Exported, "what an exported model is", "export the run again")
+        return {"sampling": said["sampling"]}
+    file = folder / EVALUATION_FILE
     return read_section(file, "sampling") if file.is_file() else {}
 
 
@@ -160,7 +169,8 @@ def open_run(config: DrawConfig) -> Drawing:
     Raises:
         UserError: networks are missing or do not fit, a class does not exist, or there is no such device.
     """
-    parts = find_run(Path(config.run), config.weights)
+    folder = Path(config.run).expanduser()
+    parts = find_export(folder)[0] if (folder / MODEL_FILE).is_file() else find_run(folder, config.weights)
     names = parts.class_names
     classes = config.classes or list(range(len(names)))
     if odd := [label for label in classes if not 0 <= label < len(names)]:
@@ -172,7 +182,7 @@ def open_run(config: DrawConfig) -> Drawing:
         tokenizer=str(parts.tokenizer),
         content=str(parts.content),
         structure=str(parts.structure or ""),
-        weights=config.weights,
+        weights=parts.weights,
         tokenizer_weights=parts.tokenizer_weights,
         num_classes=len(names),
         sampling=config.sampling,

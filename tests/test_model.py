@@ -336,7 +336,7 @@ def test_importing_the_package_imports_nothing(tmp_path):
 
 
 def test_there_is_one_place_that_draws_samples():
-    """`nvg.sampling.sample` is called in `Model.draw`; benchmarks time it as it is."""
+    """`nvg.sampling.sample` is called in `Networks.draw`; benchmarks time it as it is."""
     callers = []
     for folder in ("nvg", "eval", "pipelines", "cluster", "tools"):
         for file in (ROOT / folder).rglob("*.py"):
@@ -352,7 +352,7 @@ def test_there_is_one_place_that_draws_samples():
                 calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
                 named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in imported]
                 callers += [file.relative_to(ROOT).as_posix()] * len(named)
-    assert callers == ["nvg/model.py"]
+    assert callers == ["nvg/networks.py"]
 
 
 def test_the_page_shows_what_works(run, given):

@@ -196,19 +196,29 @@ def test_a_missing_module_that_no_extra_brings_is_a_mistake_of_ours(repository):
     assert "Traceback" in done.stderr
 
 
-def test_lock_pins_every_dependency_exactly_and_without_addresses(repository):
-    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    lines = (repository / "requirements.lock").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+def pins_of(lock: Path) -> dict[str, Requirement]:
+    """Requirements of a lock by name: each once, exact, without an address."""
+    text = lock.read_text()
+    pins = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in pins)
-    locked = {plain_name(pin.name): pin.specifier for pin in pins}
-    assert len(locked) == len(pins)
-    extras = project["optional-dependencies"].values()
-    for requirement in map(Requirement, [*project["dependencies"], *chain(*extras)]):
-        if requirement.name != "nvg":
-            version = str(locked[plain_name(requirement.name)]).removeprefix("==")
-            assert requirement.specifier.contains(version, prereleases=True), requirement
-    assert not re.search(r"https?:|file:|@", (repository / "requirements.lock").read_text())
+    assert not re.search(r"https?:|file:|@", text)
+    named = {plain_name(pin.name): pin for pin in pins}
+    assert len(named) == len(pins)
+    return named
+
+
+def test_locks_pin_every_dependency_exactly_and_without_addresses(repository):
+    """The page's lock is what differs: Gradio, what it alone asks for, and the Pillow that it takes."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    first, page = (pins_of(repository / name) for name in ("requirements.lock", "requirements-app.lock"))
+    assert page.keys() & first.keys() == {"pillow"}
+    asked = [*project["dependencies"], *chain(*(extras[name] for name in extras if name != "app"))]
+    for locked, wanted in ((first, asked), ({**first, **page}, [*asked, *extras["app"]])):
+        for requirement in map(Requirement, wanted):
+            if requirement.name != "nvg":
+                version = str(locked[plain_name(requirement.name)].specifier).removeprefix("==")
+                assert requirement.specifier.contains(version, prereleases=True), requirement
 
 
 def test_ci_runs_the_readmes_test_command(repository):
@@ -222,9 +232,23 @@ def test_ci_runs_the_readmes_test_command(repository):
         text=True,
         check=True,
     )
-    marks = re.findall(r"\.venv/bin/python -m pytest .*-m \"?([a-z ]+)", planned.stdout)
     assert re.match(r"tools/preflight\.sh \S+ browser\n", planned.stdout)
-    assert marks == ["not cluster and not long", "cluster and not long"]  # together every test but those of `make long`
+    asked = re.findall(r"(\.venv\S*)/bin/python -m pytest (?:-n 2 )?(.*)", planned.stdout)
+    assert asked == [  # together every test but those of `make long`
+        (".venv", '-m "not cluster and not long and not page"'),
+        (".venv", '-m "cluster and not long"'),
+        (".venv-app", "tests/pipelines/app"),
+    ]
+
+
+def test_all_that_needs_gradio_is_run_where_it_is(repository):
+    marked = [
+        file.relative_to(repository)
+        for file in (repository / "tests").rglob("test_*.py")
+        if "mark.page" in file.read_text() and file != Path(__file__)
+    ]
+    assert marked
+    assert all(file.is_relative_to("tests/pipelines/app") for file in marked)
 
 
 def test_the_workflow_checks_every_python_that_the_package_names(repository):

@@ -18,7 +18,7 @@ from nvg.bounds import at_least, check_fields, refuse
 from nvg.checkpoints import load_network, weights_hash
 from nvg.errors import UserError
 from nvg.folders import Parts
-from nvg.model import assemble, check_structure
+from nvg.networks import check_structure, load_networks
 from nvg.pixels import ImageArray
 from nvg.precision import Precision, resolve_precision
 from nvg.sampling import Given, SampledSequence, SamplingConfig
@@ -149,7 +149,7 @@ class GeneratorSampler:
 
     def __init__(self, spec: GeneratorSpec, device: str) -> None:
         self.spec = spec
-        self.model = assemble(
+        self.networks = load_networks(
             spec.parts,
             sampling=spec.sampling,
             device=device,
@@ -158,11 +158,15 @@ class GeneratorSampler:
             compile=spec.compile,
         )
         self.device = torch.device(device)
-        self.tokenizer, self.content, self.structure = self.model.tokenizer, self.model.content, self.model.structure
+        self.tokenizer, self.content, self.structure = (
+            self.networks.tokenizer,
+            self.networks.content,
+            self.networks.structure,
+        )
 
     @torch.inference_mode()
     def draw_sequences(self, labels_B: Tensor, sample_indices_B: Tensor, given: Given | None = None) -> SampledSequence:
-        """Draw visual granularity sequences; see `Model.draw`.
+        """Draw visual granularity sequences; see `Networks.draw`.
 
         Args:
             labels_B: int64 classes asked for.
@@ -172,7 +176,7 @@ class GeneratorSampler:
         Raises:
             UserError: the blocks cannot be compiled here.
         """
-        return self.model.draw(labels_B, sample_indices_B, seed=self.spec.seed, given=given)
+        return self.networks.draw(labels_B, sample_indices_B, seed=self.spec.seed, given=given)
 
     @torch.inference_mode()
     def draw(self, labels_B: Tensor, sample_indices_B: Tensor) -> ImageArray:
@@ -181,7 +185,9 @@ class GeneratorSampler:
         Raises:
             UserError: values that are not finite; names the samples.
         """
-        return self.model.decode(self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1], sample_indices_B)
+        return self.networks.decode(
+            self.draw_sequences(labels_B, sample_indices_B).canvases_BSLC[:, -1], sample_indices_B
+        )
 
 
 def _hash(key: str, folder: str, weights: str) -> str:

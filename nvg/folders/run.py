@@ -27,6 +27,7 @@ RESULTS_FILE, RECORDS_FOLDER = "results.json", "records"
 Weights = Literal["ema", "model"]
 # Of weights of the authors' release: `configs/sampling/release.yaml`.
 _RELEASE_SAMPLING = SamplingConfig(gumbel_split=False)
+_HOW = "nvg app takes the name as evaluation="
 _OF_RECORDS = (
     "source_kind", "source_split", "num_images", "num_records", "num_views", "image_size", "image_channels",
     "source_fingerprint",
@@ -208,7 +209,7 @@ def scored_settings(parts: Parts, wanted: str | None = None) -> Settings:
     if wanted is not None:
         if wanted not in settings:
             scored = ", ".join(settings) or "nothing has scored these weights"
-            raise refuse("settings", wanted, f"an evaluation of these weights in {parts.folder} ({scored})")
+            raise refuse("settings", wanted, f"an evaluation of these weights in {parts.folder} ({scored})", _HOW)
         return Settings(sampling=settings[wanted], scored_by=wanted, results=these[wanted])
     if not settings:
         return _unscored(parts, sorted(found))
@@ -216,7 +217,7 @@ def scored_settings(parts: Parts, wanted: str | None = None) -> Settings:
         listed = "".join(f"\n  {name}: {_differing(sampling)}" for name, sampling in settings.items())
         raise UserError(
             f"settings is None, and {parts.folder} was scored with {len(settings)} settings:{listed}\n"
-            f"name one of these evaluations, settings={next(iter(settings))!r}, or give a SamplingConfig"
+            f"name one of these evaluations, settings={next(iter(settings))!r}, or give a SamplingConfig; {_HOW}"
         )
     name = next(iter(settings))
     return Settings(sampling=settings[name], scored_by=name, results=these[name])

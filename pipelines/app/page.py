@@ -6,6 +6,7 @@ It asks no other host for anything: fonts are the system's, nothing is reported,
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 import warnings
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from nvg.bounds import refuse
 from nvg.errors import UserError
 from nvg.model import Model, load
 from nvg.pixels import ImageArray
@@ -71,8 +73,9 @@ def run_app(config: AppConfig) -> None:
     """Load the model and serve the page until Ctrl-C.
 
     Raises:
-        UserError: there is no such model, or the port is taken.
+        UserError: there is no such model, or it cannot listen there.
     """
+    _check_address(config.host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     warnings.filterwarnings("ignore", module=r"gradio\.")  # of what Gradio itself calls
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -105,7 +108,7 @@ def serve(page: Any, config: AppConfig) -> str:
         URL of the page.
 
     Raises:
-        UserError: the port or the address cannot be had.
+        UserError: the port is taken.
     """
     import gradio as gr
 
@@ -118,7 +121,7 @@ def serve(page: Any, config: AppConfig) -> str:
             share=False,
             prevent_thread_lock=True,
             quiet=True,
-            max_file_size=round(config.max_upload_mb * 10**6),
+            max_file_size=_most_bytes(config),
             app_kwargs={"middleware": [(_OwnHostAlone, (), {})], "docs_url": None, "redoc_url": None},
             footer_links=[],
             ssr_mode=False,
@@ -130,10 +133,19 @@ def serve(page: Any, config: AppConfig) -> str:
         )
     except OSError as error:
         where = f"{config.host}, port {config.port or '7860 to 7959'}"
-        raise UserError(
-            f"{where}: the page cannot listen there, it is taken; choose another --port or --host"
-        ) from error
+        raise UserError(f"{where}: the page cannot listen there, it is taken; choose another --port") from error
     return url
+
+
+def _check_address(host: str) -> None:
+    """Raises UserError for what is no address of this machine: the server would try it with every port."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as trial:
+            trial.bind(place)
+    except OSError as error:
+        where = "an address of this machine, 127.0.0.1 or 0.0.0.0 for all"
+        raise refuse("host", host, f"{where} ({error.strerror})", "change --host") from error
 
 
 def build_page(model: Model, config: AppConfig) -> Any:
@@ -189,7 +201,8 @@ def build_page(model: Model, config: AppConfig) -> Any:
                     stop = gr.Button("Stop", elem_id="stop", visible=False)
             with gr.Column(scale=9, min_width=320):
                 easel = gr.HTML(empty_html(model.num_stages), elem_id="easel")
-                said = gr.HTML("<p></p>", elem_id="said")
+                refusing = (_HERE / "uploads.js").read_text(encoding="utf-8")
+                said = gr.HTML("<p></p>", js_on_load=refusing, elem_id="said", most_bytes=_most_bytes(config))
                 taken = gr.DownloadButton(
                     "Download pictures, maps and settings", visible=False, size="md", elem_id="download"
                 )
@@ -322,6 +335,10 @@ def _theme(gr: Any) -> Any:
         button_primary_text_color="#ffffff",
         slider_color="#0f766e",
     )
+
+
+def _most_bytes(config: AppConfig) -> int:
+    return round(config.max_upload_mb * 10**6)
 
 
 def _head(model: Model) -> str:

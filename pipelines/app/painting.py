@@ -12,7 +12,6 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +19,9 @@ from nvg.class_names import number_samples
 from nvg.granularity import stage_map
 from nvg.model import Model
 from nvg.pixels import ImageArray
-from nvg.sampling import SampledSequence, SamplingConfig
+from nvg.sampling import SamplingConfig
 from nvg.sampling.following import Control, follow_image, follow_mask, follow_region
+from nvg.sequences import Samples
 from pipelines.app.settings import Asked, presets
 
 
@@ -100,7 +100,7 @@ def paint(model: Model, asked: Asked) -> Generator[Painting, None, None]:
     yield easel
     for turn, seed in enumerate(asked.seeds):
         first = turn * len(rows)
-        for images, maps, place, structure in _stages(model, labels_B, indices_B, seed, sampling, control):
+        for images, maps, place, structure in _stages(model, asked.classes, indices_B, seed, sampling, control):
             pictures = list(easel.pictures)
             for row, (image, map_) in enumerate(zip(images, maps, strict=True), start=first + place):
                 frames = (*pictures[row].frames, Frame(map_ss=map_, image_HWC=image))
@@ -122,7 +122,7 @@ def _control(model: Model, asked: Asked) -> Control | None:
 
 def _stages(
     model: Model,
-    labels_B: NDArray[np.int64],
+    classes: list[int],
     indices_B: NDArray[np.int64],
     seed: int,
     sampling: SamplingConfig,
@@ -130,10 +130,9 @@ def _stages(
 ) -> Iterator[tuple[ImageArray, NDArray[np.int64], int, NDArray[np.int64] | None]]:
     """Images and maps of a stage of some rows, the first of these, and at the last stage their finest maps.
 
-    A thread draws while this one decodes and its caller shows. The last stage is decoded of all rows at once, as the
-    command line does.
+    A thread draws while this one decodes and its caller shows. The last stage is decoded there, of all rows at once.
     """
-    news: SimpleQueue[tuple[slice, int, Tensor, Tensor] | SampledSequence | BaseException] = SimpleQueue()
+    news: SimpleQueue[tuple[slice, int, Tensor, Tensor] | Samples | BaseException] = SimpleQueue()
     unwanted = Event()
     layout = model.tokenizer.dequantizer.layout
 
@@ -145,32 +144,21 @@ def _stages(
 
     def draw() -> None:
         try:
-            with torch.inference_mode():
-                drawn = model.draw(
-                    torch.from_numpy(labels_B),
-                    torch.from_numpy(indices_B),
-                    seed=seed,
-                    settings=sampling,
-                    given=None if control is None else control.for_samples(len(labels_B)),
-                    watch=watch,
-                )
-            news.put(drawn)
+            news.put(model.follow(control, classes, seed=seed, settings=sampling, watch=watch))
         except BaseException as error:  # handed to whoever waits for it
             news.put(error)
-
-    def maps(structure_BL: Tensor, stage: int) -> NDArray[np.int64]:
-        return stage_map(structure_BL, stage, layout.last_stage).view(-1, layout.side, layout.side).cpu().numpy()
 
     thread = Thread(target=draw, name=f"paint seed {seed}", daemon=True)
     thread.start()
     try:
-        while not isinstance(item := news.get(), SampledSequence):
+        while not isinstance(item := news.get(), Samples):
             if isinstance(item, BaseException):
                 raise item
             rows, stage, canvas_BLC, structure_BL = item
-            yield model.decode(canvas_BLC, indices_B[rows]), maps(structure_BL, stage), rows.start, None
-        finest = maps(item.structure_BL, layout.last_stage)
-        yield model.decode(item.canvases_BSLC[:, -1], indices_B), finest, 0, finest
+            maps = stage_map(structure_BL, stage, layout.last_stage).view(-1, layout.side, layout.side).cpu().numpy()
+            yield model.decode(canvas_BLC, indices_B[rows]), maps, rows.start, None
+        finest = item.maps(layout.last_stage)
+        yield item.images, finest, 0, finest
     finally:
         unwanted.set()
         thread.join()

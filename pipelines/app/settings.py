@@ -7,7 +7,6 @@ Shapes: levels uint8 (H, W) of a mask, (H, W, C) of a picture at the model's siz
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +45,7 @@ class AppConfig:
     """What is served, to whom, and how much a user may ask for.
 
     Attributes:
-        run: folder of a demo or of one's own trainings, or an exported model.
+        run: folder of a demo or of one's own trainings, an exported model, or `owner/name` on the Hugging Face hub.
         evaluation: folder name of the evaluation by whose settings is sampled; needed where several differ.
         weights: which weights of the generators.
         device, precision: as of `nvg sample`.
@@ -196,10 +195,12 @@ def read_upload(file: str | Path, config: AppConfig, *, channels: int) -> ImageA
     try:
         # Other formats of Pillow are not even tried: some of them start programs.
         with Image.open(io.BytesIO(data), formats=_KINDS) as image:
-            megapixels, frames = image.width * image.height / 1e6, getattr(image, "n_frames", 1)
-            if megapixels <= config.max_megapixels and frames > 1 and image.format != "MPO":
-                raise UserError(f"the picture is animated, {frames} frames; expected a still one; send one of them")
+            megapixels = image.width * image.height / 1e6
+            if megapixels <= config.max_megapixels and image.format != "MPO" and getattr(image, "is_animated", False):
+                raise UserError("the picture is animated; expected a still one; send one of its frames")
         return np.array(decode_image(data, channels, max_megapixels=config.max_megapixels))
+    except UserError:
+        raise
     except Image.UnidentifiedImageError:
         raise UserError("the file is no picture; expected PNG, JPEG, WebP or GIF; send another one") from None
     except Image.DecompressionBombError:
@@ -209,9 +210,7 @@ def read_upload(file: str | Path, config: AppConfig, *, channels: int) -> ImageA
     except BadImage as error:
         found = str(error).removesuffix(" (max_megapixels)")
         raise UserError(f"the picture cannot be used: {found}; send another one") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except Exception as error:  # Pillow's readers raise whatever damage made them stumble over
         raise UserError(f"the picture cannot be read ({error}); send another one") from error
 
 
@@ -242,11 +241,12 @@ def read_drawing(url: Any) -> ImageArray | None:
     try:
         data = base64.b64decode(url.removeprefix(_DRAWING_START), validate=True)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (MASK_PIXELS, MASK_PIXELS):
-                raise UserError(f"the drawing is {image.size} pixels; expected {MASK_PIXELS} a side; draw again")
-        levels = np.array(decode_image(data, 1))
-    except (binascii.Error, BadImage, OSError, SyntaxError) as error:
+            size = image.size
+        levels = np.array(decode_image(data, 1)) if size == (MASK_PIXELS, MASK_PIXELS) else None
+    except Exception as error:  # as above
         raise UserError("the drawing did not arrive whole; clear the sheet and draw again") from error
+    if levels is None:
+        raise UserError(f"the drawing is {size} pixels; expected {MASK_PIXELS} a side; draw again")
     return levels if levels.any() else None
 
 
@@ -263,9 +263,10 @@ def settings_file(asked: Asked, seed: int, model: Model, config: AppConfig) -> s
         "region": {"edit_from": _PICTURE_FILE, "keep": _KEEP_FILE, "view_policy": "center"},
     }
     control = ControlConfig(**followed[asked.follows], stages=asked.stages)
-    return _HEAD + dump_config(
+    assert model.parts is not None
+    return _HEAD.format(run=config.run) + dump_config(
         SampleConfig(
-            run=str(Path(config.run).expanduser().absolute()),
+            run=str(model.parts.folder.absolute()),  # of a hub's repository, this commit in the library's cache
             classes=asked.classes,
             num_per_class=1,
             seed=seed,
@@ -279,7 +280,7 @@ def settings_file(asked: Asked, seed: int, model: Model, config: AppConfig) -> s
     )
 
 
-_HEAD = "# The same pictures again, from this folder: nvg sample --config settings.yaml\n"
+_HEAD = "# Pictures of {run!r} again, the same, from this folder: nvg sample --config settings.yaml\n"
 
 
 def _whole(key: str, value: Any, low: int, high: int) -> int:

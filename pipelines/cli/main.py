@@ -370,12 +370,17 @@ def serve_page(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser of this machine.")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """A page to draw a layout on, which the model paints stage by stage; needs `pip install "nvg[app]"`.
+    """A page to draw a layout on, which the model paints stage by stage.
 
-    A word without "=" is the run's folder. The page is for this machine alone unless --host says otherwise.
+    It needs Gradio: `make demo` has installed it, else `pip install "nvg[app]"`. A word without "=" is the folder of a
+    run or of an exported model, or owner/name on the hub. The page is for this machine alone unless --host says more.
 
     Examples: [bold]nvg app runs/demo --open[/bold] · [bold]nvg app runs/demo --host 0.0.0.0 max_upload_mb=2[/bold]
     """
+    from pipelines.app import enter_own_environment
+
+    if not dry_run:
+        enter_own_environment()
     from pipelines.app.page import plan_app, run_app
     from pipelines.app.settings import AppConfig
 

@@ -16,8 +16,8 @@ from eval.pictures.sheets import painting_rows
 from nvg.checkpoints import load_network
 from nvg.checkpoints.runs import checkpoints_in, generators, newest_valid, require_tokenizer, weights_folder
 from nvg.errors import UserError
-from nvg.model import Model
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.networks import Networks
 from nvg.records import RecordDataset
 from nvg.sampling import Given, SamplingConfig
 from nvg.tokenizer import Tokenizer
@@ -104,14 +104,13 @@ class GeneratorSheets:
         tokenizer = load_network(Tokenizer, tokenizer_folder).to(device)
         num_images, num_classes = self.config.num_images, content.config.num_classes
         labels_B = torch.arange(num_images) * max(1, num_classes // num_images) % num_classes
-        model = Model(
+        networks = Networks(
             tokenizer=tokenizer,
             content=content,
             structure=structure,
-            class_names=list(map(str, range(num_classes))),
             sampling=SamplingConfig(),
         )
-        drawn = model.draw(
+        drawn = networks.draw(
             labels_B,
             torch.arange(num_images),
             seed=self.config.seed,

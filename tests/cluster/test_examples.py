@@ -137,4 +137,6 @@ def test_dockerfile_copies_what_the_package_needs(repository):
     for line in re.findall(r"^COPY --chown=\S+ (.*)$", text, flags=re.MULTILINE):
         for source in line.split()[:-1]:
             assert (repository / source).exists(), source
+    (needed,) = re.findall(r"^\$\(INSTALLED\): (.*)$", (repository / "Makefile").read_text(), flags=re.MULTILINE)
+    assert all(f" {name.split('/')[0]} " in text for name in needed.split())
     assert text.index("\nUSER nvg") < text.index("\nCMD")

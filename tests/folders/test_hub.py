@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_stand_in import READER, WRITER, hub_stand_in
+from hub_stand_in import READER, WRITER, hub_stand_in, taken_for_the_hub
 from tiny_networks import save_generators, save_tokenizer
 
 import nvg
@@ -30,16 +30,8 @@ def model(tmp_path_factory) -> nvg.Model:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The stand-in, which this process takes for the hub; no token is known, the cache is empty."""
-    with hub_stand_in() as running:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
-        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with taken_for_the_hub(monkeypatch, tmp_path) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ from tiny_networks import save_generators, save_tokenizer
 from typer.testing import CliRunner
 
 from nvg.errors import UserError
+from nvg.model import load
 from nvg.sampling import SamplingConfig
 from pipelines.cli.main import app
 from pipelines.configuration import dump_config
@@ -105,6 +106,22 @@ def test_settings_are_those_the_run_was_scored_with(run, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("sampling: {top_p_last: 0.3}\n")
     assert "content_guidance: 3.5" in resolved("--config", str(own))
+
+
+def test_an_exported_model_is_drawn_from_with_its_own_settings(run, tmp_path):
+    model = load(run, settings=SamplingConfig(content_guidance=7.0, num_flow_steps=2), device="cpu")
+    exported = model.save_pretrained(tmp_path / "exported")
+    arguments = ["sample", f"run={exported}", f"output={tmp_path / 'out'}", "classes=[3]", "num_per_class=1"]
+    result = CliRunner().invoke(app, [*arguments, "device=cpu"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = np.asarray(Image.open(tmp_path / "out" / "3-000.png"))
+    assert np.array_equal(found, model.sample(3).images[0, ..., 0])
+    (exported / "weights/structure/ema.safetensors").unlink()
+    with pytest.raises(UserError, match=r"structure/ema\.safetensors is missing"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (exported / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.json"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 def test_files_are_called_by_label_and_number_whatever_the_classes_are_called(run, tmp_path, monkeypatch):

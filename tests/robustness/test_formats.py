@@ -26,8 +26,8 @@ from eval.pages.published import markdown_table
 from nvg.checkpoints import load_network, runs
 from nvg.folders import cut_of, find_model, find_run, scored_settings
 from nvg.folders.card import model_card
-from nvg.model import assemble
 from nvg.models import ContentGenerator, StructureGenerator
+from nvg.networks import load_networks
 from nvg.records import RecordDataset
 from nvg.sampling import SamplingConfig
 from nvg.tokenizer import Tokenizer
@@ -424,7 +424,7 @@ def test_models_to_hand_on(tally: Tally, tmp_path):
     damages = json_damages(model, may_lack=lack, may_be=free, unread=("data.",))
 
     def load() -> None:
-        assemble(find_model(folder)[0], sampling=SamplingConfig(), device="cpu", precision="fp32")
+        load_networks(find_model(folder)[0], sampling=SamplingConfig(), device="cpu", precision="fp32")
 
     tally.expect_refusals(area, folder / "model.json", damages, load, names="")
     other = "the weights count as unscored, which is said"

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 READER, WRITER = "hf_reader", "hf_writer"
 
@@ -177,3 +180,18 @@ def hub_stand_in() -> Iterator[StandIn]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def taken_for_the_hub(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[StandIn]:
+    """The stand-in, which this process takes for the hub; no token is known, and the cache is in the folder."""
+    with hub_stand_in() as running:
+        patch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+        patch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "no-token"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+        patch.delenv("HF_TOKEN", raising=False)
+        yield running

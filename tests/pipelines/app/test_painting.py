@@ -8,18 +8,26 @@ import shutil
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import WRITER, taken_for_the_hub
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_networks import save_tokenizer
 from typer.testing import CliRunner
 
 from nvg.errors import UserError
 from nvg.model import load
+from nvg.sampling import SamplingConfig
 from pipelines.app.cards import archive, data_url, empty_html, painting_html
+from pipelines.app.page import run_app
 from pipelines.app.painting import paint
 from pipelines.app.settings import (
     AS_SCORED,
@@ -46,29 +54,55 @@ def asked(model, config=CONFIG, **wanted):
     return ask(model, config, **{**known, **wanted})
 
 
-def given(model, follows):
+def followed(model, follows):
     """What the page has when a user starts from this, all of it whether it is wanted or not."""
     photo = picture_levels(PHOTO, model)
     stages = {"mask": 1, "picture": 2}.get(follows, 4)
     return {"follows": follows, "mask": DISC, "picture": photo, "stages": stages}
 
 
-@pytest.mark.parametrize("follows", ["nothing", "mask", "picture", "region"])
-def test_the_command_line_makes_the_same_bytes_of_the_settings_file(model, run, tmp_path, monkeypatch, follows):
-    config = AppConfig(run=str(run), device="cpu")
-    wanted = asked(model, config, preset="table2", **given(model, follows))
+def taken_home(model, config, wanted, folder):
+    """The folder of the second seed, as a user unpacks it."""
     *_, painting = paint(model, wanted)
     with zipfile.ZipFile(io.BytesIO(archive(painting, wanted, model, config))) as zipped:
-        zipped.extractall(tmp_path)
-    folder = tmp_path / "seed-6"
+        zipped.extractall(folder)
+    return folder / "seed-6"
+
+
+def make_again(folder, monkeypatch):
+    """What `nvg sample` makes of its settings file there is what lies there."""
     monkeypatch.chdir(folder)
     result = CliRunner().invoke(app, ["sample", "--config", "settings.yaml"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     for name in ("3-000.png", "7-000.png"):
         assert (folder / name).read_bytes() == (folder / SampleConfig().output / name).read_bytes()
+
+
+@pytest.mark.parametrize("follows", ["nothing", "mask", "picture", "region"])
+def test_the_command_line_makes_the_same_bytes_of_the_settings_file(model, run, tmp_path, monkeypatch, follows):
+    config = AppConfig(run=str(run), device="cpu")
+    wanted = asked(model, config, preset="table2", **followed(model, follows))
+    folder = taken_home(model, config, wanted, tmp_path)
+    make_again(folder, monkeypatch)
     assert (folder / "3-000-stages.png").is_file()
     assert np.load(folder / "3-000-map.npy").shape == (4, 4)
-    assert (tmp_path / "seed-5/3-000.png").read_bytes() != (tmp_path / "seed-6/3-000.png").read_bytes()
+    assert (tmp_path / "seed-5/3-000.png").read_bytes() != (folder / "3-000.png").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["exported", "me/digits"])
+def test_so_it_does_of_a_model_that_was_handed_on(model, tmp_path, monkeypatch, where):
+    """An exported folder, named from elsewhere; a repository of the hub, which cannot be reached any more."""
+    monkeypatch.chdir(tmp_path)
+    few = replace(model, sampling=SamplingConfig(num_flow_steps=2))
+    few.save_pretrained("exported")
+    with taken_for_the_hub(monkeypatch, tmp_path) as hub:
+        few.push_to_hub("me/digits", token=WRITER, private=False)
+        loaded, config = load(where, device="cpu"), AppConfig(run=where, device="cpu")
+        assert hub.requests
+    assert loaded.sampling == few.sampling
+    folder = taken_home(loaded, config, asked(loaded, config, **followed(loaded, "region")), tmp_path / "home")
+    assert f"# Pictures of '{where}' again" in (folder / "settings.yaml").read_text()
+    make_again(folder, monkeypatch)
 
 
 def test_a_picture_is_the_one_of_the_library_at_every_stage(model):
@@ -90,7 +124,7 @@ def test_stages_appear_one_by_one_and_seeds_one_after_the_other(model):
 
 
 def test_only_the_last_painting_is_done_and_its_page_shows_all(model):
-    *earlier, last = paint(model, asked(model, **given(model, "mask")))
+    *earlier, last = paint(model, asked(model, **followed(model, "mask")))
     assert not any(painting.done for painting in earlier)
     assert last.done
     html = painting_html(last)
@@ -109,7 +143,7 @@ def test_class_names_are_text_on_the_page(model):
 
 
 def test_two_users_at_once_do_not_mix(model):
-    wanted = [asked(model, classes=[label], seed=label, **given(model, how)) for label, how in enumerate(
+    wanted = [asked(model, classes=[label], seed=label, **followed(model, how)) for label, how in enumerate(
         ["nothing", "mask", "picture", "region"]
     )]  # fmt: skip
 
@@ -136,7 +170,7 @@ def test_a_mistake_in_drawing_reaches_who_asked(model, monkeypatch):
     def broken(*_args, **_how):
         raise UserError("the networks have diverged")
 
-    monkeypatch.setattr(type(model), "draw", broken)
+    monkeypatch.setattr(type(model), "follow", broken)
     with pytest.raises(UserError, match="diverged"):
         list(paint(model, asked(model)))
 
@@ -195,8 +229,8 @@ def test_spatial_structure_has_no_maps_to_give(run, tmp_path):
     spatial = load(tmp_path / "run", device="cpu")
     assert followed_by(spatial) == ["nothing", "region"]
     with pytest.raises(UserError, match="expected one of nothing, region: what this model can follow"):
-        asked(spatial, **given(spatial, "mask"))
-    *_, painting = paint(spatial, asked(spatial, **given(spatial, "region")))
+        asked(spatial, **followed(spatial, "mask"))
+    *_, painting = paint(spatial, asked(spatial, **followed(spatial, "region")))
     assert painting.done
 
 
@@ -207,19 +241,27 @@ def file_of(levels, kind="PNG", **how):
 
 
 FRAMES = [Image.fromarray(np.full((9, 9), level, np.uint8)) for level in (0, 90, 200)]
+
+
+def animated(kind):
+    return file_of(np.array(FRAMES[0]), kind, save_all=True, append_images=FRAMES[1:])
+
+
+FRAMED_GIF, ANIMATED = animated("GIF"), "the picture is animated; expected a still one; send one of its frames"
 UPLOADS = {
     "empty": (b"", r"the file is empty; expected a PNG, JPEG, WebP or GIF picture"),
     "text": (b"hello, I am a picture", "the file is no picture; expected PNG, JPEG, WebP or GIF"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "the file is no picture"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "the file is no picture"),
     "tiff": (file_of(PHOTO, "TIFF"), "the file is no picture; expected PNG"),
-    "gif": (file_of(np.array(FRAMES[0]), "GIF", save_all=True, append_images=FRAMES[1:]), "animated, 3 frames"),
-    "apng": (file_of(np.array(FRAMES[0]), "PNG", save_all=True, append_images=FRAMES[1:]), "animated, 3 frames"),
-    "webp": (file_of(np.array(FRAMES[0]), "WEBP", save_all=True, append_images=FRAMES[1:]), "animated, 3 frames"),
+    "gif": (animated("GIF"), ANIMATED),
+    "apng": (animated("PNG"), ANIMATED),
+    "webp": (animated("WEBP"), ANIMATED),
     "many bytes": (bytes(2_100_000), r"the file has 2\.1 MB; expected at most 2 MB; send a smaller one"),
     "many pixels": (file_of(np.zeros((1100, 1000), np.uint8)), r"1000×1100 pixels .*, expected at most 1"),
     "a bomb": (file_of(np.zeros((14000, 14000), np.uint8)), "expected at most 1"),
     "cut off": (file_of(PHOTO)[:200], "send another one"),
+    "cut off within its second frame": (FRAMED_GIF[: FRAMED_GIF.index(b",", 60) + 3], "send another one"),
 }  # fmt: skip
 
 
@@ -229,6 +271,21 @@ def test_uploads_that_cannot_be_used_are_said(tmp_path, kind):
     (tmp_path / "upload").write_bytes(data)
     with pytest.raises(UserError, match=said):
         read_upload(tmp_path / "upload", AppConfig(max_upload_mb=2, max_megapixels=1), channels=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "frames"]), st.integers(0, 10**6), st.binary(max_size=4))
+def test_whatever_is_sent_is_read_or_refused(kind, place, found):
+    """Damage at any place: what a reader stumbles over is told, and is never a mistake of ours."""
+    data = FRAMED_GIF if kind == "frames" else file_of(PHOTO[:9, :7], kind)
+    place %= len(data)
+    damaged = data[:place] + found + data[place + len(found) :] if found else data[:place]
+    with TemporaryDirectory() as folder, suppress(UserError):
+        (Path(folder) / "upload").write_bytes(damaged)
+        assert read_upload(Path(folder) / "upload", AppConfig(max_megapixels=1), channels=3).dtype == np.uint8
+    url = "data:image/png;base64," + base64.b64encode(damaged).decode()
+    with suppress(UserError):
+        read_drawing(url)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +339,12 @@ def test_the_command_says_what_it_would_serve_and_refuses_what_it_cannot(run):
     assert "serve the page on 127.0.0.1, port 7861, until Ctrl-C" in shown.output
     assert isinstance(said(str(run), "max_upload_mb=0", "--dry-run").exception, UserError)
     assert isinstance(said(str(run), "--port", "0", "--dry-run").exception, UserError)
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "no host", "192.0.2.7", "::7"])
+def test_an_address_of_another_machine_is_refused_at_once(host):
+    with pytest.raises(UserError, match=r"host is '.*'; expected an address of this machine.*; change --host"):
+        run_app(AppConfig(run="nowhere", host=host))
 
 
 def test_what_is_drawn_is_not_drawn_with_the_numbers_of_others(model):

@@ -45,7 +45,7 @@ def file_of(kind: str, mode: str, seed: int, extra: str) -> bytes:
         image = Image.merge("LAB", image.convert("RGB").split())
     else:
         image = image.convert(mode) if mode in ("RGBA", "LA") else image.convert("RGB").convert(mode)
-    options: dict[str, Any] = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}  # Pillow 12 refuses plain ones
+    options: dict[str, Any] = {}
     if extra == "turned":
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 2 + seed % 7
