@@ -33,7 +33,7 @@ model = nvg.load("runs/demo")
 
 def show(pictures, titles, height=1.4):
     """Pictures side by side, each below its title."""
-    figure, places = plt.subplots(1, len(pictures), figsize=(height * len(pictures), height + 0.3), squeeze=False)
+    _, places = plt.subplots(1, len(pictures), figsize=(height * len(pictures), height + 0.3), squeeze=False)
     for place, picture, title in zip(places[0], pictures, titles, strict=True):
         place.imshow(np.squeeze(picture), cmap="gray")
         place.set_title(title, fontsize=9)
