@@ -6,7 +6,8 @@ Behind a JSON file stands the way to the value: keys and numbers with dots betwe
 the mean of what it finds; `min`, `max`, `count` or `sum` before the way take that instead. `* 100` or `/ 60` at the end
 turn units; a figure followed by % is of a share, if nothing is turned. The value, rounded to the figure's digits, must
 be the figure. Behind any other file stand words of it, in which the figure stands, or nothing: then the figure itself
-must stand in that file. A page that gives one source gives all: `unsourced` names figures with a unit and no source.
+must stand in that file; in tables `|` is written `\\|`. A page that gives one source gives all: `unsourced` names
+figures with a unit and no source.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def problems_of(page: Page) -> Iterator[tuple[int, str]]:
 def unsourced(page: Page) -> Iterator[tuple[int, str]]:
     """Figures with a unit, outside of code, behind which no source stands; of settings and rules there are none."""
     for number, line in enumerate(page.without_code.splitlines(), 1):
-        plain = re.sub(r"`[^`]*`", "", line)
+        plain = re.sub(r"<!--.*?-->", "<!---->", re.sub(r"`[^`]*`", "", line))
         for match in _BARE.finditer(plain):
             if not match["behind"]:
                 yield number, f"{match[0].strip()!r} has no source"
@@ -58,7 +59,7 @@ def is_sourced(page: Page) -> bool:
 
 
 def _problem_of(match: re.Match[str]) -> str | None:
-    figure, file, way = match["figure"], match["file"], match["way"]
+    figure, file, way = match["figure"], match["file"], (match["way"] or "").replace("\\|", "|")
     path = ROOT / file
     if not path.exists():
         return f"{figure} is of {file}, which is not there"
