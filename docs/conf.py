@@ -45,7 +45,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # Links of pages to functions must lead somewhere. Types in signatures may not: those of others are nowhere here.
 nitpick_ignore_regex = [(r"py:(?!obj).*", r".*")]
-suppress_warnings = ["ref.python", "toc.empty_glob"]  # a type is called as a field of some class is; pages to come
+suppress_warnings = ["ref.python"]  # a type in a signature may be called as some field is
 
 html_theme = "furo"
 html_title = f"NVG {release}"
