@@ -3,17 +3,18 @@
 #   make demo    digits in, generated digits and a report out       make test    every test
 #   make quick   tests without slow and cluster ones                make check   format, lint, types, layers, tests
 #   make long    matrices, random kills, whole demos                make docs    equation map and picture of the house
+#   make site    the documentation as pages, build/site/index.html
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help browser demo test quick long check format lint types layers docs setup clean
+.PHONY: help browser demo test quick long check format lint types layers docs site setup clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,5s/^#  //p' Makefile
+	@sed -n '3,6s/^#  //p' Makefile
 
 setup: $(INSTALLED)
 
@@ -60,6 +61,10 @@ layers: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python tools/equation_map.py
 	$(BIN)/python -m tools.house --draw docs/architecture.png
+
+site: $(INSTALLED)
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html docs build/site
+	@echo build/site/index.html
 
 check: browser lint types layers test
 

@@ -67,10 +67,18 @@ class Sequences:
 
     def maps(self, stage: int) -> NDArray[np.int64]:
         """Structure map of a stage, (B, s, s): 2^stage clusters of equal size. Raises UserError for no such stage."""
-        layout = StageLayout(self.structure.shape[1])
-        if not 0 <= stage <= layout.last_stage:
-            raise refuse("stage", stage, f"0 to {layout.last_stage}")
+        layout = self._layout_with(stage)
         return stage_map(self.structure, stage, layout.last_stage).view(-1, layout.side, layout.side).numpy()
+
+    def ids(self, stage: int) -> NDArray[np.int64]:
+        """Content ids of a stage, (B, 2^stage): that of cluster j is the j-th. Raises UserError for no such stage."""
+        return self.content_ids[:, self._layout_with(stage).tokens(stage)].numpy()
+
+    def _layout_with(self, stage: int) -> StageLayout:
+        layout = StageLayout(self.structure.shape[1])
+        if not 0 <= index(stage) <= layout.last_stage:
+            raise refuse("stage", stage, f"0 to {layout.last_stage}")
+        return layout
 
     def stages(self, row: int = 0) -> ImageArray:
         """How one image was painted, as a picture: above the structure map of every stage, below the canvas decoded.

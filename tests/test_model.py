@@ -157,6 +157,7 @@ def test_what_is_drawn_is_plain_and_whole(model):
         assert drawn.maps(stage).shape == (6, 4, 4)
         counts = [np.bincount(one.flatten(), minlength=2**stage) for one in drawn.maps(stage)]
         assert (np.array(counts) == 16 // 2**stage).all()
+    assert np.array_equal(np.hstack([drawn.ids(stage) for stage in range(5)]), drawn.content_ids)
     assert drawn.grid().shape == (2 * 64 + 3 * 5, 3 * 64 + 4 * 5, 1)
     assert drawn.stages(5).shape == (2 * 64 + 3 * 5, 5 * 64 + 6 * 5, 3)
     assert np.array_equal(drawn.grid()[5:69, 5:69], drawn.images[0].repeat(4, 0).repeat(4, 1))
@@ -277,6 +278,7 @@ def test_black_outside_the_square_that_is_cut_leaves_nothing_to_draw(model):
         (lambda model: model.encode("digit.png"), "picture: found a str"),
         (lambda model: model.sample(1).decode(5), "stage is 5; expected 0 to 4, or -5 to -1"),
         (lambda model: model.sample(1).maps(5), "stage is 5"),
+        (lambda model: model.sample(1).ids(5), "stage is 5"),
         (lambda model: model.sample(1).stages(1), "row is 1; expected 0 to 0, one of the 1 images"),
     ],
 )

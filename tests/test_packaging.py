@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from tiny_networks import save_generators, save_tokenizer
 
 from cluster.versions import MODULES
 from tools.house import HOUSES
@@ -29,16 +32,22 @@ def plain_name(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(repository, tmp_path_factory):
+def built(repository, tmp_path_factory):
+    """Folder of the sdist, and of the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"  # a copy, since setuptools leaves its build folders beside the sources
     for name in ("nvg", "pipelines", "cluster", "eval", "configs", "tests"):
         shutil.copytree(repository / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, tree)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(tree)]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(tree)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    return next(folder.glob("*.whl"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return next(built.glob("*.whl"))
 
 
 @pytest.mark.slow
@@ -71,6 +80,47 @@ def test_wheel_finds_its_configs_outside_the_clone(wheel, repository, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(target / "configs" / name) for name in names]
+
+
+LOADS = """
+import sys
+from importlib.metadata import version
+
+import nvg
+
+drawn = nvg.load(sys.argv[1], settings=nvg.SamplingConfig(num_flow_steps=1)).sample(3)
+print(nvg.__file__, version("nvg"), drawn.images.shape)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+def test_what_is_built_installs_into_a_clean_environment(built, repository, tmp_path, kind):
+    """Into a virtual environment that has the packages of this one to look into, and no nvg of its own."""
+    venv.create(tmp_path / "env", symlinks=True)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "packages.pth").write_text(
+        sysconfig.get_path("purelib")
+    )  # its own nvg is found through a .pth: not by this
+    python, nvg = (str(tmp_path / "env" / "bin" / name) for name in ("python", "nvg"))
+    packed = next(built.glob(kind))
+    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--ignore-installed"]
+    subprocess.run([*install, str(packed)], check=True, capture_output=True, text=True, timeout=240)
+    save_tokenizer(tmp_path / "run" / "tokenizer")
+    save_generators(tmp_path / "run")
+
+    def said(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    number = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["version"]
+    assert said(python, "-c", LOADS, "run").split(maxsplit=2) == [
+        str(site / "nvg" / "__init__.py"),
+        number,
+        "(1, 16, 16, 1)\n",
+    ]
+    if kind == "*.whl":  # the other one holds the same
+        assert said(nvg, "--version").startswith(f"nvg {number}, torch ")
+        assert "image_size: 16" in said(nvg, "demo", "folder=mine", "--dry-run")
 
 
 @pytest.fixture(scope="module")
@@ -354,8 +404,27 @@ def test_pre_commit_downloads_nothing(repository):
     assert [entry["repo"] for entry in hooks["repos"]] == ["local"]
 
 
-def test_citation_has_the_version_of_the_package(repository):
+def test_the_version_is_one_wherever_it_stands(repository):
     citation = yaml.safe_load((repository / "CITATION.cff").read_text())
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    assert citation["version"] == project["version"]
-    assert citation["license"] == project["license"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    heading = re.search(r"^## (\S+) \((.+)\)$", (repository / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert heading.groups() == (citation["version"], str(citation["date-released"]))
+    images = [re.findall(r"nvg:([\d.]+)", file.read_text()) for file in (repository / "cluster").rglob("*.*file")]
+    images += [re.findall(r"nvg:([\d.]+)", file.read_text()) for file in (repository / "cluster").rglob("*.yaml")]
+    assert set(chain(*images)) == {project["version"]}
+
+
+def test_the_citation_has_what_its_format_asks_for(repository):
+    """Citation File Format 1.2.0; its authors, and the paper's."""
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    paper = citation["preferred-citation"]
+    for entry in (citation, paper):
+        assert entry["title"]
+        assert all(set(author) in ({"name"}, {"family-names", "given-names"}) for author in entry["authors"])
+    assert (paper["type"], len(paper["authors"]), paper["year"]) == ("article", 6, 2025)
+    assert paper["url"].removeprefix("https://arxiv.org/abs/") == paper["identifiers"][0]["value"].removeprefix(
+        "arXiv:"
+    )

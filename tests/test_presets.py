@@ -360,8 +360,8 @@ def test_sizes_on_disk_are_those_of_the_formats():
     assert f"{record:,} bytes, {views * record / 1e9:.0f} GB" in text
     assert f"{views * FeatureLayout().bytes_per_record / 1e12:.1f} TB" in text
     assert f"about {views * 40_013 / 1e9:.0f} GB" in text
-    readme = (CONFIGS.parent / "README.md").read_text()
-    assert "about 820 GB" in readme
+    questions = (CONFIGS.parent / "docs" / "faq.md").read_text()
+    assert f"{RecordLayout(1024).bytes_per_record:,} bytes" in questions
 
 
 @pytest.mark.parametrize("command", ["sample run=RUN", "eval generator --model RUN", "eval sweep --model RUN"])

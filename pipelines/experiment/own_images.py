@@ -49,6 +49,7 @@ _NO_WARM_UP = {
 }  # until lengths are known
 _START_MINUTES = 0.4  # of the processes of a step
 _NUM_TIMED_STEPS = 3
+_BUSY = 2.0  # processes a core that want to run; what is timed is one or two
 _BACKWARD = 2.0  # time of the backward pass for each of the forward pass
 
 
@@ -254,8 +255,10 @@ def _describe(config: ExperimentConfig, looks: Looks) -> list[str]:
 
 def _describe_minutes(minutes: dict[str, float]) -> str:
     each = ", ".join(f"{name} {value:.0f}" for name, value in minutes.items())
-    total = sum(minutes.values())
-    return f"expected: about {total:.0f} minutes here ({each}), from {_NUM_TIMED_STEPS} steps of each network just now"
+    told = f"expected: about {sum(minutes.values()):.0f} minutes here ({each}), from {_NUM_TIMED_STEPS} steps of each"
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    busy = f"; less once the machine is quiet: its load is {load:.0f} on {cores} cores" if load > _BUSY * cores else ""
+    return f"{told} network just now{busy}"
 
 
 def expected_minutes(config: ExperimentConfig, num_images: int) -> dict[str, float]:

@@ -235,3 +235,15 @@ def test_steps_are_timed_without_leaving_a_trace(tmp_path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert len(plan_experiment(config)) > 4
+
+
+@pytest.mark.parametrize(("load", "said"), [(30.0, "its load is 30 on 2 cores"), (3.0, "")])
+def test_minutes_of_a_busy_machine_say_so(monkeypatch, load, said):
+    monkeypatch.setattr(own_images.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(own_images.os, "cpu_count", lambda: 2)
+    told = own_images._describe_minutes({"tokenizer": 155.0, "precompute": 2.0})
+    assert told.startswith(
+        "expected: about 157 minutes here (tokenizer 155, precompute 2), from 3 steps of each network"
+    )
+    assert said in told
+    assert ("; less once the machine is quiet" in told) == bool(said)
