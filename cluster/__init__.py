@@ -11,5 +11,5 @@
     files        files that are there whole or not at all
     versions     of the packages, which every product of a run names
 
-`kuberay/`, `slurm/`, `docker/`, `deepspeed/` hold examples for clusters of those kinds.
+`docker/`, `kuberay/`, `slurm/`, `deepspeed/` hold recipes for clusters of those kinds: docs/clusters.md.
 """

@@ -9,9 +9,12 @@ died of, nor ever give one up that kills them all.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter, deque
 from collections.abc import Generator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from cluster.session import ClusterError
@@ -211,3 +214,40 @@ def require_resources(each: Mapping[str, tuple[str, float]], num_key: str = "", 
                 f"{num_key} is {num}, which takes {share * num:g} {name}s at {key} {share:g}; expected at most "
                 f"{sum(there):g}, all of the Ray cluster; lower one of them or use a larger cluster"
             )
+
+
+def require_shared(key: str, path: Path, *, written: bool = True) -> None:
+    """Refuse a folder that a node of the connected cluster does not see as this process does.
+
+    Args:
+        key: its setting.
+        path: made where it is missing; what is only read and not there (a URL, a pattern) is passed over.
+        written: whether all nodes write to it: then they are asked for a file in it, which is there for a moment, else
+            for the path alone.
+
+    Raises:
+        ClusterError: names the nodes.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    if len(nodes) == 1 or not (written or path.exists()):
+        return
+    path = path.expanduser().absolute()
+    if written:
+        path.mkdir(parents=True, exist_ok=True)
+    exists: Any = ray.remote(num_cpus=0)(os.path.exists)
+    blind: list[str] = []
+    with tempfile.NamedTemporaryFile(prefix=".seen-", dir=path) if written else nullcontext(path) as mark:
+        wanted = mark.name if written else str(path)
+        asked = [exists.options(scheduling_strategy=On(node, soft=False)).remote(wanted) for node in nodes]
+        for node, answer in zip(nodes.values(), asked, strict=True):
+            with suppress(RayError):  # who is lost meanwhile is looked after by others
+                blind += [] if ray.get(answer) else [f"{node['NodeName']} ({node['NodeManagerAddress']})"]
+    if blind:
+        raise ClusterError(
+            f"{key} is {path}; {len(blind)} of the {len(nodes)} nodes of the Ray cluster do not see it: "
+            f"{', '.join(blind)}; expected that all of them see it under this path; mount it there, or change {key}"
+        )

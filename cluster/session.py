@@ -33,7 +33,6 @@ _SESSION_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_raylet_start_wait_time_s": "120",  # 30 s by default: too short on a busy machine
 }
-_GCS_PORT_VARIABLE = "RAY_GCS_SERVER_PORT"
 
 
 class ClusterError(ValueError):
@@ -196,8 +195,8 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
             "_temp_dir": config.temp_dir,
         }
     try:
-        _check_reachable(address)
-        with _variable(_GCS_PORT_VARIABLE, head.rpartition(":")[2]):
+        check_reachable(address)
+        with variable("RAY_GCS_SERVER_PORT", head.rpartition(":")[2]):
             ray.init(address, **arguments)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(_failure_message(address, error)) from error
@@ -220,7 +219,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
+def variable(name: str, value: str) -> Iterator[None]:
     """An environment variable for a moment."""
     before = os.environ.get(name)
     os.environ[name] = value
@@ -253,14 +252,34 @@ def _resolve_address(config: SessionConfig) -> str:
     return address
 
 
-def _check_reachable(address: str) -> None:
-    """Refuse an address nobody listens at, at once: Ray itself would retry for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
+def check_reachable(address: str) -> None:
+    """Refuse an address nobody listens at, at once: Ray itself would retry for minutes. Raises OSError."""
+    host, separator, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if separator and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
+def refused_token(address: str, error: BaseException | None) -> str | None:
+    """What to say where the cluster asks for another token than this process has; None for other errors."""
+    while error is not None and type(error).__name__ != "AuthenticationError":  # Ray's; its import takes seconds
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return (
+        f"The Ray cluster at {address!r} does not take this process's token: found RAY_AUTH_MODE="
+        f"{os.environ.get('RAY_AUTH_MODE', '')} and another token or none; expected the token of its nodes; set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it"
+    )
+
+
 def _failure_message(address: str, error: Exception) -> str:
+    if said := refused_token(address, error):
+        return said
+    if str(error).startswith("Version mismatch"):
+        return (
+            f"The Ray cluster at {address!r} has other versions than this process. {' '.join(str(error).split())} "
+            "Expected the same of both: start this command in the cluster's environment, or the cluster in this one."
+        )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if address == "local":
         return f"Ray could not be started on this machine: {reason}. Run `nvg doctor` to see /dev/shm, disk and memory."

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.head import local_head
-from cluster.session import ClusterError, SessionConfig, session_environment
+from cluster.session import ClusterError, SessionConfig, check_reachable, refused_token, session_environment, variable
 
 # Never part of an upload: the job server refuses more than 100 MiB, and outputs are not code.
 _UPLOAD_EXCLUDES = [
@@ -84,7 +84,7 @@ def submit(
 
     Raises:
         ValueError: the command is empty.
-        ClusterError: no job server answers, or it refuses the job.
+        ClusterError: no job server answers, it has another version of Ray, or it refuses the job.
     """
     config = config or JobConfig()
     if not command:
@@ -120,6 +120,7 @@ def job_environment(config: JobConfig) -> dict[str, str]:
 
 
 def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Callable[[str], object]) -> int:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # else it reports a normal end
@@ -127,17 +128,24 @@ def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Cal
     runtime_env: dict = {"env_vars": job_environment(config)}
     if config.working_dir is not None:
         runtime_env |= {"working_dir": config.working_dir, "excludes": config.excludes}
-    folder = os.getcwd() if config.working_dir is None else None
     try:
-        client = JobSubmissionClient(address)
+        check_reachable(address)
+        # Else RAY_ADDRESS, where it is set, would win over the argument.
+        with variable("RAY_API_SERVER_ADDRESS", "" if address == "auto" else address):
+            client = JobSubmissionClient(address)
+        _require_same_version(client, address)
         _send(
             client,
-            entrypoint=job_entrypoint(command, folder=folder),
+            entrypoint=job_entrypoint(command, folder=os.getcwd() if config.working_dir is None else None),
             submission_id=submission_id,
             runtime_env=runtime_env,
             entrypoint_num_cpus=config.num_cpus,
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except ClusterError:
+        raise
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if said := refused_token(address, error):
+            raise ClusterError(said) from error
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ClusterError(
             f"The job server at {address!r} did not take the job {submission_id!r}: {reason}. "
@@ -150,6 +158,22 @@ def _run_job(address: str, command: Sequence[str], config: JobConfig, write: Cal
         client.stop_job(submission_id)
         _exit_code(client, submission_id)
         raise
+    except (RuntimeError, OSError) as error:
+        raise ClusterError(
+            f"The job server at {address!r} is gone while job {submission_id!r} ran: {error}. With its head the job is "
+            "lost; once there is a head again, start the same command again: it goes on from its files."
+        ) from error
+
+
+def _require_same_version(client, address: str) -> None:
+    import ray
+
+    there = getattr(client, "_server_ray_version", ray.__version__)
+    if there != ray.__version__:
+        raise ClusterError(
+            f"The Ray cluster at {address!r} runs Ray {there}, this process has {ray.__version__}; expected the same; "
+            f"install ray=={there} here, or start the cluster with {ray.__version__}"
+        )
 
 
 def _send(client, **job) -> None:

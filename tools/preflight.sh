@@ -9,6 +9,7 @@ missing=""
 # The newest Python that this system packages and the lock file was tested with.
 ID="" VERSION_ID=""
 if [ -r "${OS_RELEASE:-/etc/os-release}" ]; then
+    # shellcheck source=/dev/null
     . "${OS_RELEASE:-/etc/os-release}"
 fi
 case "$ID $VERSION_ID" in

@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 from rich.console import Console
 from rich.rule import Rule
 
+from cluster.actors import require_shared
 from cluster.files import write_atomically
 from cluster.session import cluster_session
 from nvg.errors import UserError
@@ -121,6 +122,9 @@ def _do(
         nullcontext() if is_idle else cluster_session(config.session),
         LiveStatus(plan, standings, times.seconds) as status,
     ):
+        if not is_idle:
+            require_shared("folder", plan.folder)
+            require_shared("source.path", Path(config.source.path or plan.folder), written=False)
         done: set[str] = set()
         for name in chosen:
             step, standing = plan.steps[name], standings[name]

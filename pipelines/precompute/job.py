@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from cluster.actors import PoolEvent, UnitWorker, require_resources, run_units
+from cluster.actors import PoolEvent, UnitWorker, require_resources, require_shared, run_units
 from cluster.progress import ProgressBars
 from cluster.session import ascii_name, cluster_session
 from nvg.bounds import refuse
@@ -193,6 +193,7 @@ def _encode_missing(
     with bars, cluster_session(config.session):
         cpus, gpus = config.cpus_per_actor, config.gpus_per_actor
         require_resources({"CPU": ("cpus_per_actor", cpus), "GPU": ("gpus_per_actor", gpus)})
+        require_shared("output", folder.root)
         events = run_units(
             EncodingActor,
             {

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 import nvg
-from cluster.actors import require_resources
+from cluster.actors import require_resources, require_shared
 from cluster.devices import WITHOUT_GPU
 from cluster.ranks import FOR_EVER_S, Ranks, leave_process_group
 from cluster.session import ClusterError, SessionConfig, ascii_name, cluster_session
@@ -104,6 +104,7 @@ def _train_through_ray(config: Config, build_task: TaskBuilder[Config]) -> Path:
         resources = worker_resources(config.launch)
         keys = {name: (f"launch.{name.lower()}s_per_worker", share) for name, share in resources.items()}
         require_resources(keys, "launch.num_workers", config.launch.num_workers)
+        require_shared("run_folder", run_folder)
         trainer = ray.train.torch.TorchTrainer(
             _train_on_worker,
             train_loop_config={
