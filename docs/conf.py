@@ -57,6 +57,7 @@ html_copy_source = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
+DOCUMENTED = ("nvg", "eval", "cluster")  # pipelines are commands, which say of themselves what they take
 _ROOT_PAGES = {"README": "index", "CONTRIBUTING": "contributing", "SECURITY": "security", "CHANGELOG": "changelog"}
 _OUTWARD = re.compile(r"\[([^\]\n]*)\]\(((?:\.\./)+)([^)#\s]*)(#[^)\s]*)?\)")
 
@@ -74,7 +75,7 @@ def lead_inward(page: str, text: str) -> str:
         if ups <= depth or not (ROOT / path).exists():
             return link[0]
         name = words.strip("`")
-        if path.endswith(".py"):
+        if path.startswith(DOCUMENTED) and path.endswith(".py"):
             module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             target = f"{module}.{name}" if name != path and _is_documented(module, name) else module
             return f"{{py:obj}}`{name} <{target}>`"

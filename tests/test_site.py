@@ -71,6 +71,7 @@ def test_the_site_asks_no_other_host_for_anything(site: Path) -> None:
         ("[`nvg/pixels.py`](../nvg/pixels.py)", "{py:obj}`nvg/pixels.py <nvg.pixels>`"),
         ("[how](../CONTRIBUTING.md#a-release)", "[how](contributing.md#a-release)"),
         ("[recipes](../cluster)", "recipes (`cluster`)"),
+        ("[`_stagewise`](../pipelines/gallery.py)", "`_stagewise`"),
         ("[demo](results/demo.md)", "[demo](results/demo.md)"),
     ],
 )
