@@ -45,7 +45,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # Links of pages to functions must lead somewhere. Types in signatures may not: those of others are nowhere here.
 nitpick_ignore_regex = [(r"py:(?!obj).*", r".*")]
-suppress_warnings = ["ref.python", "toc.empty_glob"]  # a type is called as a field of some class is; pages to come
+suppress_warnings = ["ref.python"]  # a type in a signature may be called as some field is
 
 html_theme = "furo"
 html_title = f"NVG {release}"
@@ -57,6 +57,7 @@ html_copy_source = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
+DOCUMENTED = ("nvg", "eval", "cluster")  # pipelines are commands, which say of themselves what they take
 _ROOT_PAGES = {"README": "index", "CONTRIBUTING": "contributing", "SECURITY": "security", "CHANGELOG": "changelog"}
 _OUTWARD = re.compile(r"\[([^\]\n]*)\]\(((?:\.\./)+)([^)#\s]*)(#[^)\s]*)?\)")
 
@@ -74,7 +75,7 @@ def lead_inward(page: str, text: str) -> str:
         if ups <= depth or not (ROOT / path).exists():
             return link[0]
         name = words.strip("`")
-        if path.endswith(".py"):
+        if path.startswith(DOCUMENTED) and path.endswith(".py"):
             module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             target = f"{module}.{name}" if name != path and _is_documented(module, name) else module
             return f"{{py:obj}}`{name} <{target}>`"

@@ -55,7 +55,7 @@ def unsourced(page: Page) -> Iterator[tuple[int, str]]:
 
 def is_sourced(page: Page) -> bool:
     """Whether a page gives sources."""
-    return bool(_SOURCED.search(page.source))
+    return bool(_SOURCED.search(page.without_code))
 
 
 def _problem_of(match: re.Match[str]) -> str | None:
