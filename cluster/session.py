@@ -198,7 +198,10 @@ def cluster_session(config: SessionConfig) -> Iterator[ClusterSession]:
         check_reachable(address)
         with variable("RAY_GCS_SERVER_PORT", head.rpartition(":")[2]):
             ray.init(address, **arguments)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        told = isinstance(error, ConnectionError | TimeoutError | RuntimeError | ValueError | OSError)
+        if not told and type(error) is not Exception:  # what Ray raises where its node was too slow to start
+            raise
         raise ClusterError(_failure_message(address, error)) from error
     try:
         yield _describe(started=address == "local")
@@ -282,7 +285,10 @@ def _failure_message(address: str, error: Exception) -> str:
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if address == "local":
-        return f"Ray could not be started on this machine: {reason}. Run `nvg doctor` to see /dev/shm, disk and memory."
+        return (
+            f"Ray could not be started on this machine: {reason}. Run `nvg doctor` to see /dev/shm, disk "
+            "and memory; where other work has the machine, start the same command again once there is less of it."
+        )
     return (
         f"No Ray cluster could be joined at {address!r}: {reason}. Check that the head runs and can be "
         'reached and that RAY_AUTH_MODE is the same on both sides, or use address "local" to start one here.'

@@ -109,6 +109,26 @@ def test_a_cluster_starts_with_the_tmpdir_of_a_batch_system(tmp_path):
     assert "/tmp is used" in done.stderr
 
 
+def test_a_node_that_is_too_slow_to_start_is_one_message(monkeypatch):
+    """Ray raises no class of its own for it; a mistake of ours goes through as it is."""
+    import ray
+
+    def slow(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    def mistaken(*_: object, **__: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    said = "timed out during startup.*start the same command again"
+    with pytest.raises(ClusterError, match=said), cluster_session(SessionConfig(address="local")):
+        pass
+    monkeypatch.setattr(ray, "init", mistaken)
+    with pytest.raises(KeyError), cluster_session(SessionConfig(address="local")):
+        pass
+
+
 def test_environment_already_set_wins(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
