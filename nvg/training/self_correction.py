@@ -52,6 +52,8 @@ def mistaken_canvases(
         final_BLC: their final canvas x_K, which later stages still lead to.
         error_BTC: float32 standard normals, one a token and channel.
         size_B: float32, 0 for no mistake, 1 for moves as large as what is to be added.
+
+    Paper: Eq. (4)-(5), App. A.2 (how tokens are found and painted)
     """
     codebook_VC, layout = dequantizer.codebook, dequantizer.layout
     with without_autocast(structure_BL.device):
