@@ -22,8 +22,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from chain_kills import NUM_STEPS, PLACES, SETTINGS, STEPS, TIMEOUT_S, Chain, wait_until
+from chain_kills import NUM_STEPS, PLACES, SETTINGS, STEPS, Chain, wait_until
 from ray_nodes import RayNodes
+
+from cluster.process import stop_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ON_RAY = ("tokenizer.launch={launcher: ray, cpus_per_worker: 2.0}", "session.address=auto")
@@ -104,6 +106,11 @@ class JobChain(Chain):
         assert self._process is not None
         assert self._process.poll() is None, self.said()
 
+    def end(self) -> None:
+        """Leave nothing of it behind but the job, which ends with its nodes."""
+        if self._process is not None:
+            stop_process(self._process, 0.0)
+
     def lose_in(self, step: str) -> dict[str, Any]:
         """Wait for the middle of a step, kill a node that works on it, and add another one."""
         self.ensure_started()
@@ -127,7 +134,7 @@ class JobChain(Chain):
         assert self._process is not None
         after_s = round(time.time() - self.started_at, 1)
         self.nodes.lose("head")
-        code = self._process.wait(TIMEOUT_S)
+        code = self._process.wait(600)
         assert code == 2, (code, self.said())
         assert "start the same command again" in self.said(), self.said()
         for name in self.nodes.started - {"head"}:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ import psutil
 from cluster.session import MIN_OBJECT_STORE_BYTES, SessionConfig, free_port, session_environment
 
 TIMEOUT_S = 600.0
-# A head that is gone is given up after the first time, 60 s by default; a node on a busy machine has the second one for
-# its start; workers of Ray keep the priority of their starter.
+# A head that is gone is given up after the first time, 60 s by default; a node's agent takes long on a busy machine;
+# workers of Ray keep the priority of their starter.
 _VARIABLES = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-    "RAY_raylet_start_wait_time_s": "400",
+    "RAY_agent_register_timeout_ms": "400000",
     "RAY_worker_niceness": "0",
 }
+# Ports that are given are not waited for: Ray ends a node whose agent has not written its own after 15 s.
+_PORTS = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
 _OTHERS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH", "RAY_JOB_CONFIG")  # of the cluster a test is joined to
 
 
@@ -78,12 +80,11 @@ class RayNodes:
     def start_head(self) -> None:
         """Start the head, for the first time or after it was lost: at the same ports."""
         port, dashboard = self._ports
-        self._start(
+        self._bring(
             "head", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
             f"--num-cpus={self._head_cpus}", f"--temp-dir={self._folder.name}",
             f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
-        self._wait("head", self._answers)
 
     def add(self, *names: str, inside: Sequence[str] = ()) -> None:
         """Start worker nodes of two logical CPUs and wait until the head knows them.
@@ -93,9 +94,7 @@ class RayNodes:
             inside: a command that starts them, such as `unshare`.
         """
         for name in names:
-            self._start(name, f"--address={self.address}", "--num-cpus=2", inside=inside)
-        for name in names:
-            self._wait(name, lambda name=name: name in self.alive())
+            self._bring(name, f"--address={self.address}", "--num-cpus=2", inside=inside)
 
     def holding(self, *kinds: str) -> str | None:
         """Name of a worker node with a process of Ray's of one of these kinds, such as TrainWorker; None without."""
@@ -143,11 +142,6 @@ class RayNodes:
             return {}
         return {node["node_name"]: node["state"] for node in nodes}
 
-    def _answers(self) -> bool:
-        with suppress(OSError):
-            return bool(self._get("/api/version"))
-        return False
-
     def _get(self, path: str) -> Any:
         request = urllib.request.Request(self.job_server + path)
         if token := self._base.get("RAY_AUTH_TOKEN"):
@@ -160,18 +154,21 @@ class RayNodes:
         command = [
             *inside, str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-name={name}",
             "--node-ip-address=127.0.0.1", "--num-gpus=1", f"--object-store-memory={MIN_OBJECT_STORE_BYTES}",
-            "--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}",
-            *options,
+            "--min-worker-port=0", "--max-worker-port=0", *(f"--{kind}={free_port()}" for kind in _PORTS), *options,
         ]  # fmt: skip
         with open(Path(self._folder.name) / f"{name}.log", "ab") as log:
             self._processes[name] = subprocess.Popen(
                 command, env=self._base, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def _wait(self, name: str, condition: Callable[[], bool]) -> None:
-        """Until a node is there; fails where its process has ended."""
+    def _bring(self, name: str, *options: str, inside: Sequence[str] = ()) -> None:
+        """Start a node until it is there: Ray leaves a node 30 s for it, which are too few on a busy machine."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not condition():
-            assert self._processes[name].poll() is None, self.said()
+        self._start(name, *options, inside=inside)
+        while name not in self.alive():
             assert time.monotonic() < deadline, self.said()
+            if self._processes[name].poll() is not None:
+                assert "timed out during startup" in self.said(), self.said()
+                self.lose(name)
+                self._start(name, *options, inside=inside)
             time.sleep(0.2)
