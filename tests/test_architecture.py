@@ -45,7 +45,7 @@ BARS = {
     "rooms at the top of pipelines": 22,
     "modules in import circles": 0,
     "lines of pipelines + eval": 25_850,
-    "code lines of pipelines + eval + cluster": 17_700,
+    "code lines of pipelines + eval + cluster": 17_800,
 }
 MOST_FILES_IN_A_STEP = 8
 ONCE_A_STEP = "nvg/training/generator_objectives.py:ContentObjective.forward"
