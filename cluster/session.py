@@ -264,7 +264,7 @@ def check_reachable(address: str) -> None:
 
 def refused_token(address: str, error: BaseException | None) -> str | None:
     """What to say where the cluster asks for another token than this process has; None for other errors."""
-    while error is not None and type(error).__name__ != "AuthenticationError":  # Ray's; its import takes seconds
+    while error is not None and "authentication token" not in str(error).lower():  # Ray has several exceptions for it
         error = error.__cause__ or error.__context__
     if error is None:
         return None

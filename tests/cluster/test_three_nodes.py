@@ -117,8 +117,9 @@ SMALL = (
 )
 
 
+@pytest.mark.long
 def test_more_devices_than_there_are_and_folders_that_a_node_does_not_see_are_named(nodes, tmp_path):
-    few = ("launcher: ray", "num_workers: 8", "gpus_per_worker: 1")
+    few = ("launcher: ray", "num_workers: 8", "cpus_per_worker: 0.25", "gpus_per_worker: 1")
     arguments = ["run", "demo/digits.yaml", f"folder={tmp_path}", "session.address=auto", *SMALL]
     done = run_job(nodes, *arguments, f"tokenizer.launch={{{', '.join(few)}}}")
     assert done.returncode == 2
@@ -141,6 +142,7 @@ def test_more_devices_than_there_are_and_folders_that_a_node_does_not_see_are_na
 # --- what is lost
 
 
+@pytest.mark.long
 def test_a_node_and_the_head_are_lost_and_nobody_can_tell(nodes, tmp_path, monkeypatch):
     monkeypatch.setattr(node_losses, "NUM_STEPS", {"tokenizer": 200})
     monkeypatch.setitem(node_losses.PLACES, "tokenizer", place_in_the_tokenizer)
