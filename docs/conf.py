@@ -44,7 +44,7 @@ default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # Links of pages to functions must lead somewhere. Types in signatures may not: those of others are nowhere here.
-nitpick_ignore_regex = [(r"py:(?!obj).*", r".*")]
+nitpick_ignore_regex = [(r"py:(?!obj).*", r".*"), (r"py:obj", r"typing\.Literal\[.*")]
 suppress_warnings = ["ref.python"]  # a type in a signature may be called as some field is
 
 html_theme = "furo"

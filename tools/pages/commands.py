@@ -126,6 +126,7 @@ def _loading_is(function: Any) -> Iterator[None]:
         for module in (configuration, own_images):
             patches.enter_context(mock.patch.object(module, "load_config", function))
         patches.enter_context(mock.patch.object(forecast, "forecast", side_effect=_Resolved))
+        patches.enter_context(mock.patch("pipelines.app.enter_own_environment"))
         yield
     for name, module in list(sys.modules.items()):  # what was imported meanwhile has taken the name with it
         if name.startswith("pipelines.") and vars(module).get("load_config") is function:
