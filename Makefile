@@ -39,7 +39,7 @@ test: browser $(INSTALLED)
 	$(VENV)-app/bin/python -m pytest -n 2 tests/pipelines/app
 
 quick: $(INSTALLED)
-	$(PYTEST) -n 2 -m "not slow and not cluster and not long"
+	$(PYTEST) -n 2 -m "not slow and not cluster and not long and not page"
 
 long: $(INSTALLED)
 	$(PYTEST) -m long --timeout 3600
