@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_networks import ON_DIGITS
 
 from cluster.session import free_port
 from pipelines.configuration import load_config
@@ -18,18 +19,7 @@ from pipelines.train.tokenizer import TokenizerRunConfig, train_tokenizer
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SETTINGS = [
-    "source.kind=digits",
-    "source.image_size=16",
-    "source.image_channels=1",
-    "model.image_size=16",
-    "model.image_channels=1",
-    "model.base_width=8",
-    "model.norm_groups=4",
-    "model.width_multipliers=[1, 1, 1]",
-    "model.num_res_blocks=1",
-    "model.latent_channels=4",
-    "model.codebook_size=16",
-    "optimizer.global_batch=16",
+    *ON_DIGITS,
     "optimizer.total_images=96",
     "loop.log_every_steps=1",
 ]

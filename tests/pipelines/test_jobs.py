@@ -5,23 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_networks import ON_DIGITS
 
 from cluster.submit import JobConfig, submit
 
 TOKENIZER = [
-    "source.kind=digits",
+    *ON_DIGITS,
     "source.split=train",
-    "source.image_size=16",
-    "source.image_channels=1",
-    "model.image_size=16",
-    "model.image_channels=1",
-    "model.base_width=8",
-    "model.norm_groups=4",
-    "model.width_multipliers=[1, 1, 1]",
-    "model.num_res_blocks=1",
-    "model.latent_channels=4",
-    "model.codebook_size=16",
-    "optimizer.global_batch=16",
     "optimizer.total_images=32",
     "loop.engine=plain",
 ]

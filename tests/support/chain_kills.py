@@ -94,17 +94,14 @@ def compare(straight: Chain, killed: Chain, given: argparse.Namespace, draw: ran
             sys.stderr.write(f"{kills[-1]}\n")
     killed.ensure_started()
     killed.finish()
-    expected, found = straight.fingerprint(), killed.fingerprint()
-    assert found.keys() == expected.keys(), set(found) ^ set(expected)
-    different = [name for name in expected if found[name] != expected[name]]
-    assert not different, different
+    num_compared = compare_chains(straight, killed)
     report = {
         "command": "python " + " ".join(sys.argv),
         "kills": kills,
         "commands_started": killed.num_starts,
         "undisturbed_s": {name: round(step["seconds"]) for name, step in seconds.items()},
         "disturbed_s": round(time.monotonic() - begun),
-        "compared": len(expected),
+        "compared": num_compared,
         "identical": True,
     }
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
@@ -195,6 +192,15 @@ class Chain:
         results = json.loads((self.folder / "evaluation" / "results.json").read_text())
         found |= {f"results/{name}": results[name] for name in results if name != "seconds"}
         return found
+
+
+def compare_chains(straight: Chain, other: Chain) -> int:
+    """How many things both have; raises AssertionError, which names what differs."""
+    expected, found = straight.fingerprint(), other.fingerprint()
+    assert found.keys() == expected.keys(), set(found) ^ set(expected)
+    different = [name for name in expected if found[name] != expected[name]]
+    assert not different, different
+    return len(expected)
 
 
 def living(mark: str) -> Iterator[psutil.Process]:

@@ -22,7 +22,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from chain_kills import NUM_STEPS, PLACES, SETTINGS, STEPS, Chain, wait_until
+from chain_kills import NUM_STEPS, PLACES, SETTINGS, STEPS, Chain, compare_chains, wait_until
 from ray_nodes import RayNodes
 
 from cluster.process import stop_process
@@ -35,7 +35,7 @@ WORKERS = {
     "generators": ("TrainWorker",),
     "evaluation": ("ChunkWorker",),
 }
-WHOLE_STEPS = {"tokenizer": 500, "content": 3000, "structure": 3000}
+WHOLE_STEPS = {"tokenizer": 500, "content": 4000, "structure": 2250}
 
 
 def main() -> None:
@@ -59,11 +59,8 @@ def main() -> None:
         lost.append(disturbed.lose_head())
         disturbed.start()
         disturbed.finish()
-    expected, found = straight.fingerprint(), disturbed.fingerprint()
-    assert found.keys() == expected.keys(), set(found) ^ set(expected)
-    different = [name for name in expected if found[name] != expected[name]]
-    assert not different, different
-    report = {"command": "python " + " ".join(sys.argv), "lost": lost, "compared": len(expected), "identical": True}
+    num_compared = compare_chains(straight, disturbed)
+    report = {"command": "python " + " ".join(sys.argv), "lost": lost, "compared": num_compared, "identical": True}
     report["seconds"] = {chain.folder.name: chain.seconds() for chain in (straight, disturbed)}
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
 

@@ -17,6 +17,23 @@ CODEBOOK_SIZE = 16
 FEW_STEPS = SamplingConfig(num_flow_steps=3)
 
 
+# Settings that train the tokenizer of `tokenizer_config` on digits.
+ON_DIGITS = (
+    "source.kind=digits",
+    "source.image_size=16",
+    "source.image_channels=1",
+    "model.image_size=16",
+    "model.image_channels=1",
+    "model.base_width=8",
+    "model.norm_groups=4",
+    "model.width_multipliers=[1, 1, 1]",
+    "model.num_res_blocks=1",
+    "model.latent_channels=4",
+    "model.codebook_size=16",
+    "optimizer.global_batch=16",
+)
+
+
 def tokenizer_config(image_channels: int = 1, structure: str = "granularity") -> TokenizerConfig:
     """16x16 images to 4x4 latents of 4 channels."""
     return TokenizerConfig(

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference_vectors import tiny_generators
+from switched_networks import records
 
 from nvg.errors import UserError
 from nvg.granularity import structure_embedding
@@ -23,15 +24,6 @@ from nvg.training import (
 )
 
 ALL_STAGES = GeneratorLossConfig(class_dropout_prob=0.0)
-
-
-def records(num=6):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "label": torch.arange(num) % 3,
-        "content_ids": torch.randint(0, 11, (num, 31), generator=generator),
-        "structure": torch.stack([torch.randperm(16, generator=generator) for _ in range(num)]),
-    }
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference_vectors import tiny_generators
+from switched_networks import records
 
 from nvg.errors import UserError
 from nvg.granularity import cluster_mean, place
@@ -12,15 +13,6 @@ from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjecti
 from nvg.training.self_correction import mistaken_canvases
 
 LOSS = GeneratorLossConfig(self_correction=1.0)
-
-
-def records(num=6):
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "label": torch.arange(num) % 3,
-        "content_ids": torch.randint(0, 11, (num, 31), generator=generator),
-        "structure": torch.stack([torch.randperm(16, generator=generator) for _ in range(num)]),
-    }
 
 
 def painted(size, num=6):
