@@ -124,7 +124,8 @@ def _do(
     ):
         if not is_idle:
             require_shared("folder", plan.folder)
-            require_shared("source.path", Path(config.source.path or plan.folder), written=False)
+            if config.source.path:
+                require_shared("source.path", Path(config.source.path), written=False)
         done: set[str] = set()
         for name in chosen:
             step, standing = plan.steps[name], standings[name]
