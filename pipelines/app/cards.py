@@ -61,7 +61,7 @@ def empty_html(num_stages: int) -> str:
     frames = "".join(f'<span class="frame" style="--column:{stage + 1}"></span>' for stage in range(num_stages))
     return (
         '<div class="easel empty"><p class="hint">Choose a class and press <b>Paint</b>. '
-        f"Every frame of the strip below is a stage: {num_stages} from one token to one for each place.</p>"
+        f"The strip below has a frame for each of {num_stages} stages, from one token to one for each place.</p>"
         f'<div class="strips"><div class="strip" style="--stages:{num_stages}">{frames}{frames}</div></div></div>'
     )
 
