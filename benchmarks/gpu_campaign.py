@@ -3,6 +3,7 @@
     python benchmarks/gpu_campaign.py --output campaign.json                # everything, 20 minutes at most
     python benchmarks/gpu_campaign.py --parts parity,kernels                # 5 minutes
     python benchmarks/gpu_campaign.py --parts train                         # 9 minutes, most of it compilation
+    python benchmarks/gpu_campaign.py --parts train --depths 20             # 3 of them
     python benchmarks/gpu_campaign.py --parts sample,encode,host            # 6 minutes
     python benchmarks/gpu_campaign.py --device cpu --tiny                   # nothing in it is misspelt; a minute
 
@@ -90,8 +91,8 @@ class Row:
 class Campaign:
     """Device, size and time of a campaign, and what it has found."""
 
-    def __init__(self, device: str, tiny: bool, budget_s: float) -> None:
-        self.device, self.tiny, self.budget_s = torch.device(device), tiny, budget_s
+    def __init__(self, device: str, tiny: bool, budget_s: float, depths: tuple[int, ...] = (16, 24, 20)) -> None:
+        self.device, self.tiny, self.budget_s, self.depths = torch.device(device), tiny, budget_s, depths
         self.cuda = self.device.type == "cuda"
         self.rows: list[Row] = []
         self.errors: dict[str, str] = {}
@@ -224,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="one or several of " + ", ".join(PARTS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small networks and one repetition")
+    parser.add_argument("--depths", type=int, nargs="+", default=(16, 24, 20), help="generators that `train` measures")
     parser.add_argument("--budget-s", type=float, default=1200)
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures")
     parser.add_argument("--predictions", action="store_true", help="print the table of predictions alone")
@@ -236,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"`--parts` names {unknown}; expected some of {', '.join(PARTS)}")
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; `--device cpu --tiny` tries the campaign without one")
-    campaign = Campaign(given.device, given.tiny, given.budget_s)
+    campaign = Campaign(given.device, given.tiny, given.budget_s, tuple(given.depths))
     for name in names:
         campaign.attempt(name, partial(_run, PARTS[name], campaign))
     report = campaign.report()

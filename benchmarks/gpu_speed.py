@@ -186,7 +186,7 @@ def train(campaign: Campaign) -> None:
             passed=abs(third - other) <= 0.01 * abs(other),
         )  # fmt: skip
 
-    for depth in (16, 24, 20):
+    for depth in campaign.depths:
         for kind in ("content", "structure"):
             for compiled in (True, False):
                 if campaign.tiny and (compiled or depth != 16):

@@ -35,6 +35,13 @@ WORKERS = {
     "generators": ("TrainWorker",),
     "evaluation": ("ChunkWorker",),
 }
+# The demo with a line for each step, and with units that are small enough to lose a node between two of them.
+WHOLE = (
+    "tokenizer.loop.log_every_steps=1",
+    "precompute.images_per_unit=50",
+    "generators.content.loop.log_every_steps=1",
+    "generators.structure.loop.log_every_steps=1",
+)
 WHOLE_STEPS = {"tokenizer": 500, "content": 4000, "structure": 2250}
 
 
@@ -46,7 +53,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="the demo as it is")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    settings = () if given.whole else SETTINGS
+    settings = WHOLE if given.whole else SETTINGS
     if given.whole:
         NUM_STEPS.update(WHOLE_STEPS)
     with three_nodes() as nodes:
