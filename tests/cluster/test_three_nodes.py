@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import node_losses
@@ -139,6 +140,38 @@ def test_more_devices_than_there_are_and_folders_that_a_node_does_not_see_are_na
     said = f"folder is {tmp_path}; 1 of the 4 nodes of the Ray cluster do not see it: {blind}; expected that"
     assert said in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
     assert not (tmp_path / "tokenizer").exists()
+
+
+# --- what is shared
+
+
+def test_two_trainers_share_the_cluster_and_each_is_the_one_it_would_be_alone(nodes, tmp_path, monkeypatch):
+    """Two experiments as two jobs at once, each a training of one worker: neither waits for the other's end."""
+    short = (*SMALL, "tokenizer.optimizer.total_images=6400", "precompute=null")
+    launch = "tokenizer.launch={launcher: ray, cpus_per_worker: 2.0}"
+
+    def arguments(name: str, seed: int) -> list[str]:
+        return ["run", "demo/digits.yaml", f"folder={tmp_path / name}", f"seed={seed}", *short]
+
+    with ThreadPoolExecutor(2) as pool:
+        names = ("first", "second")
+        sent = [pool.submit(run_job, nodes, *arguments(name, seed), launch) for seed, name in enumerate(names)]
+        done = [job.result() for job in sent]
+    assert [job.returncode for job in done] == [0, 0], [job.stdout[-2000:] + job.stderr[-2000:] for job in done]
+    ChainHere(monkeypatch)
+    began, ended, losses = [], [], []
+    for seed, name in enumerate(names):
+        rows = read_metrics(tmp_path / name / "tokenizer")
+        run_experiment(load_config(ExperimentConfig, "demo/digits.yaml", arguments(f"{name}-alone", seed)[2:]))
+        alone = read_metrics(tmp_path / f"{name}-alone" / "tokenizer")
+        assert len(rows) == 100
+        assert [row["loss"] for row in rows] == [row["loss"] for row in alone]
+        files = sorted((tmp_path / name / "tokenizer" / "checkpoints").glob("step-*/COMPLETE"))
+        began.append(files[0].stat().st_mtime)
+        ended.append(files[-1].stat().st_mtime)
+        losses.append(rows[-1]["loss"])
+    assert max(began) < min(ended), "one waited for the other"
+    assert losses[0] != losses[1]
 
 
 # --- what is lost
