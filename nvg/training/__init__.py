@@ -2,7 +2,7 @@
 
 generator_noise       random choices of a generator's step: `GeneratorLossConfig`
 generator_objectives  losses of the two generators: `ContentObjective`, `StructureObjective`
-self_correction       canvases painted with mistakes, which the content generator learns to put right
+mistakes              canvases painted with mistakes, which generator and decoder learn to live with
 alignment             REPA: hidden tokens towards those of a frozen network
 tokenizer_objective   loss of the tokenizer: `TokenizerObjective`
 adversarial           the discriminator's side: `DiscriminatorObjective`

@@ -17,7 +17,7 @@ from nvg.bounds import refuse
 from nvg.granularity import cluster_means, structure_embedding
 from nvg.models import FINAL_CANVAS, ContentGenerator, StructureGenerator
 from nvg.precision import without_autocast
-from nvg.randomness import EVERY_ROW, Purpose, normals, uniforms
+from nvg.randomness import EVERY_ROW, Purpose, normals
 from nvg.tokenizer import Dequantizer
 from nvg.training.alignment import Alignment
 from nvg.training.generator_noise import (
@@ -29,7 +29,7 @@ from nvg.training.generator_noise import (
     kept_branches,
     noisy_structure,
 )
-from nvg.training.self_correction import mistaken_canvases
+from nvg.training.mistakes import drawn_mistakes, mistaken_canvases
 
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: 4,096 tokens of 4,096 codes
 
@@ -89,10 +89,7 @@ class ContentObjective(nn.Module):
             shape = (global_batch, network.config.num_positions, network.config.latent_channels)
             noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape, rows)
         if self.config.self_correction:
-            shape = (global_batch, network.layout.num_tokens, network.config.latent_channels)
-            noise["mistakes"] = normals(seed, 0, Purpose.TRAIN_MISTAKES, step, shape, rows)
-            size_B = uniforms(seed, 0, Purpose.TRAIN_MISTAKE_SIZE, step, (global_batch,), rows)
-            noise["mistake_size"] = (self.config.self_correction * size_B).float()
+            noise |= drawn_mistakes(self.dequantizer, self.config.self_correction, seed, step, global_batch, rows)
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

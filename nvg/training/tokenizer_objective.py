@@ -22,6 +22,7 @@ from nvg.tokenizer.frozen import Companion
 from nvg.training.adversarial import generator_loss
 from nvg.training.codebook_revival import CodebookRevival
 from nvg.training.codebook_watch import CodebookWatch
+from nvg.training.mistakes import drawn_mistakes, mistaken_canvases
 
 VIEWS = ("generator", "real", "fake")  # what the discriminator looks at in a step, each augmented on its own
 
@@ -37,6 +38,8 @@ class TokenizerLossConfig:
         perceptual_weight: weight of LPIPS; published 1.
         feature_weight: weight of the distance in feature maps of EfficientNet-Lite0, where there is no VGG.
         adversarial_weight: weight of the generator's loss, from the first step; published 0.1.
+        token_perturbation: largest size of the mistakes on canvases that the decoder learns to look past, in what a
+            stage has to add; each image's is drawn from 0 to it. 0 is none, as published.
         warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
         revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
 
@@ -49,6 +52,7 @@ class TokenizerLossConfig:
     perceptual_weight: float = at_least(0, 0.0)
     feature_weight: float = at_least(0, 0.0)
     adversarial_weight: float = at_least(0, 0.0)
+    token_perturbation: float = at_least(0, 0.0)
     warn_usage_below: float = at_least(0, 0.1)
     revive_after_images: int | None = at_least(0, None)
 
@@ -96,11 +100,16 @@ class TokenizerObjective(nn.Module):
         """Random choices of one step for B rows of the global batch, which are all that is drawn.
 
         Returns:
-            soft_assignment (B,): whether the warm-up of the codebook is still on; with an adversarial loss, for each of
-            VIEWS, augment_<view> (B, 7) and crop_<view> (B, 3), whose rows are all alike.
+            soft_assignment (B,): whether the warm-up of the codebook is still on; with token perturbation mistakes
+            (B, T, C) and mistake_size (B,); with an adversarial loss, for each of VIEWS, augment_<view> (B, 7) and
+            crop_<view> (B, 3), whose rows are all alike.
         """
         warm = step * global_batch < self.config.soft_assignment_images
         noise = {"soft_assignment": torch.full((global_batch,), warm)[rows]}
+        if self.config.token_perturbation:
+            noise |= drawn_mistakes(
+                self.network.dequantizer, self.config.token_perturbation, seed, step, global_batch, rows
+            )
         if self.discriminator is None:
             return noise
         for index, view in enumerate(VIEWS):
@@ -131,7 +140,14 @@ class TokenizerObjective(nn.Module):
                 commitment_weight=self.config.commitment_weight,
                 soft_assignment=bool(noise["soft_assignment"].any()),
             )
-        reconstruction_BCSS = self.network.decode(quantized.canvas_BLC)
+        canvas_BLC = quantized.canvas_BLC
+        if self.training and self.config.token_perturbation:
+            mistaken = mistaken_canvases(
+                self.network.dequantizer, quantized.content_ids_BT, structure_BL, canvas_BLC.detach(),
+                noise["mistakes"], noise["mistake_size"],
+            )  # fmt: skip
+            canvas_BLC = canvas_BLC + (mistaken.canvases_BSLC[:, -1] - canvas_BLC).detach()  # straight through
+        reconstruction_BCSS = self.network.decode(canvas_BLC)
         self._reconstruction = reconstruction_BCSS.detach()
         if self.training:
             self.watch.add(quantized.content_ids_BT)

@@ -37,6 +37,7 @@ def test_another_ramp_is_another_run():
     ("loss", "name"),
     [
         (TokenizerLossConfig, "feature_weight"),
+        (TokenizerLossConfig, "token_perturbation"),
         (GeneratorLossConfig, "repa_target"),
         (GeneratorLossConfig, "self_correction"),
     ],

@@ -1,8 +1,8 @@
-"""Self-correction: canvases painted with mistakes, and the tokens that put them right.
+"""Canvases painted with mistakes: a generator learns to put them right, a decoder to look past them.
 
 A stage's tokens are drawn each by itself, so that a sampled canvas holds mistakes no record holds. A generator trained
-on records alone has never seen one and builds on it. Here some of the tokens before a stage are wrong in training, and
-what the stage has to paint is found anew from what is still missing.
+on records alone has never seen one and builds on it, and a decoder trained on them alone shows it. Here some tokens are
+wrong in training, and what each stage has to paint is found anew from what is still missing.
 
 Legend: B images, S = K + 1 stages, L positions, T = 2L - 1 tokens, U tokens of one stage, C latent channels.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nvg.granularity import cluster_mean
 from nvg.precision import without_autocast
+from nvg.randomness import Purpose, normals, uniforms
 from nvg.tokenizer import Dequantizer
 from nvg.tokenizer.quantizer import nearest_codes
 
@@ -26,6 +27,18 @@ class MistakenCanvases:
 
     canvases_BSLC: Tensor
     content_ids_BT: Tensor
+
+
+def drawn_mistakes(
+    dequantizer: Dequantizer, largest: float, seed: int, step: int, global_batch: int, rows: slice
+) -> dict[str, Tensor]:
+    """Moves of the tokens of a step: mistakes (B, T, C), normals, and mistake_size (B,), 0 to below `largest`."""
+    shape = (global_batch, dequantizer.layout.num_tokens, dequantizer.config.latent_channels)
+    size_B = uniforms(seed, 0, Purpose.TRAIN_MISTAKE_SIZE, step, (global_batch,), rows)
+    return {
+        "mistakes": normals(seed, 0, Purpose.TRAIN_MISTAKES, step, shape, rows),
+        "mistake_size": (largest * size_B).float(),
+    }
 
 
 @torch.no_grad()
@@ -43,8 +56,9 @@ def mistaken_canvases(
     painted. The size of a move is measured by what the stage has to add, so that all stages err alike. Up to the first
     mistake of an image everything is the record's own, to the bit.
 
-    DEVIATION: neither the paper nor the release trains on mistakes; `loss.self_correction` is 0 in their presets. The
-    idea is Infinity's (bitwise self-correction), where bits are flipped.
+    DEVIATION: neither the paper nor the release trains on mistakes; `loss.self_correction` (of the content generator,
+    the idea is Infinity's, where bits are flipped) and `loss.token_perturbation` (of the tokenizer, the idea is
+    RobustTok's, where tokens are swapped for near ones) are 0 in their presets.
 
     Args:
         dequantizer: codebook and refiners.

@@ -1,4 +1,4 @@
-"""Canvases with mistakes: what they are made of, and what has to be painted on them."""
+"""Canvases with mistakes: what they are made of, what has to be painted on them, and who sees them."""
 
 from dataclasses import replace
 
@@ -9,10 +9,27 @@ from switched_networks import records
 
 from nvg.errors import UserError
 from nvg.granularity import cluster_mean, place
-from nvg.training import ContentObjective, GeneratorLossConfig, StructureObjective
-from nvg.training.self_correction import mistaken_canvases
+from nvg.tokenizer import Tokenizer, TokenizerConfig
+from nvg.training import (
+    ContentObjective,
+    GeneratorLossConfig,
+    StructureObjective,
+    TokenizerLossConfig,
+    TokenizerObjective,
+)
+from nvg.training.mistakes import mistaken_canvases
 
 LOSS = GeneratorLossConfig(self_correction=1.0)
+
+
+def tiny_tokenizer():
+    torch.manual_seed(0)
+    return Tokenizer(
+        TokenizerConfig(
+            image_size=16, image_channels=1, base_width=8, norm_groups=4, width_multipliers=[1, 1, 1],
+            num_res_blocks=1, latent_channels=4, codebook_size=16,
+        )
+    )  # fmt: skip
 
 
 def painted(size, num=6):
@@ -75,18 +92,53 @@ def test_the_loss_sees_mistakes_in_training_alone():
 
 def test_rows_of_a_step_are_the_same_however_the_batch_is_split():
     content, _, dequantizer = tiny_generators()
-    objective = ContentObjective(content, dequantizer, LOSS)
-    whole = objective.draw_noise(seed=3, step=5, global_batch=6)
-    part = objective.draw_noise(seed=3, step=5, global_batch=6, rows=slice(2, 4))
-    for name in ("mistakes", "mistake_size"):
-        assert torch.equal(whole[name][2:4], part[name])
-    assert (whole["mistake_size"] >= 0).all()
-    assert (whole["mistake_size"] < 1).all()
+    of_tokenizer = TokenizerObjective(tiny_tokenizer(), TokenizerLossConfig(token_perturbation=1.0))
+    for objective in (ContentObjective(content, dequantizer, LOSS), of_tokenizer):
+        whole = objective.draw_noise(seed=3, step=5, global_batch=6)
+        part = objective.draw_noise(seed=3, step=5, global_batch=6, rows=slice(2, 4))
+        for name in ("mistakes", "mistake_size"):
+            assert torch.equal(whole[name][2:4], part[name])
+        assert (whole["mistake_size"] >= 0).all()
+        assert (whole["mistake_size"] < 1).all()
+
+
+def test_the_decoder_sees_mistakes_in_training_alone_and_the_quantiser_never():
+    objective, plain = (
+        TokenizerObjective(tiny_tokenizer(), TokenizerLossConfig(token_perturbation=size)) for size in (1.5, 0.0)
+    )
+    batch = {"image": torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1}
+    noise = objective.draw_noise(seed=0, step=0, global_batch=6)
+    assert objective.eval()(batch, noise)[0] == plain.eval()(batch, noise)[0]
+    _, disturbed = objective.train()(batch, noise)
+    _, undisturbed = plain.train()(batch, noise)
+    assert disturbed["quantizer"] == undisturbed["quantizer"]
+    assert disturbed["l1"] != undisturbed["l1"]
+    _, none = objective(batch, {**noise, "mistake_size": torch.zeros(6)})
+    torch.testing.assert_close(none["l1"], undisturbed["l1"], rtol=1e-5, atol=0)
+
+
+def test_what_the_decoder_is_given_is_painted_with_the_moved_codes_and_leads_back_to_the_latent():
+    objective = TokenizerObjective(tiny_tokenizer(), TokenizerLossConfig(token_perturbation=1.5)).train()
+    network, given = objective.network, []
+    network.decoder.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    batch = {"image": torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1}
+    noise = objective.draw_noise(seed=0, step=0, global_batch=6)
+    objective(batch, noise)[0].backward()
+    ids, maps = network.tokenize(batch["image"])
+    canvases = network.dequantizer.canvases(ids, maps)
+    made = mistaken_canvases(network.dequantizer, ids, maps, canvases[:, -1], noise["mistakes"], noise["mistake_size"])
+    torch.testing.assert_close(given[0].flatten(2).transpose(1, 2), made.canvases_BSLC[:, -1])
+    assert not torch.allclose(made.canvases_BSLC[:, -1], canvases[:, -1], atol=1e-2)
+    weight = next(network.encoder.parameters())
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
 
 
 def test_a_negative_size_and_the_structure_generator_are_refused():
     with pytest.raises(UserError, match=r"loss\.self_correction"):
         GeneratorLossConfig(self_correction=-0.1)
+    with pytest.raises(UserError, match=r"loss\.token_perturbation"):
+        TokenizerLossConfig(token_perturbation=-0.1)
     _, structure, dequantizer = tiny_generators()
     with pytest.raises(UserError, match=r"loss\.self_correction.*content"):
         StructureObjective(structure, dequantizer, LOSS)
