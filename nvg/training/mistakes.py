@@ -32,7 +32,10 @@ class MistakenCanvases:
 def drawn_mistakes(
     dequantizer: Dequantizer, largest: float, seed: int, step: int, global_batch: int, rows: slice
 ) -> dict[str, Tensor]:
-    """Moves of the tokens of a step: mistakes (B, T, C), normals, and mistake_size (B,), 0 to below `largest`."""
+    """Moves of the tokens of a step: mistakes (B, T, C), normals, and mistake_size (B,), 0 to below `largest`.
+
+    Release: trains on no mistakes
+    """
     shape = (global_batch, dequantizer.layout.num_tokens, dequantizer.config.latent_channels)
     size_B = uniforms(seed, 0, Purpose.TRAIN_MISTAKE_SIZE, step, (global_batch,), rows)
     return {
