@@ -170,6 +170,7 @@ def workload_of(steps: dict[str, StepConfig], name: str) -> Workload:
             flops_per_image=counted.step_flops,
             precision=config.loop.precision,
             num_parameters=counted.num_parameters,
+            num_kernels=counted.num_kernels,
             activation_bytes=counted.activation_bytes + (_LPIPS_BYTES * pixels if config.loss.perceptual_weight else 0),
         )
     if isinstance(config, PrecomputeConfig):
@@ -195,6 +196,7 @@ def workload_of(steps: dict[str, StepConfig], name: str) -> Workload:
             activation_bytes=counted.activation_bytes,
             pass_bytes=counted.pass_bytes,
             stream_elements=counted.stream_elements,
+            num_kernels=counted.num_kernels,
         )
     content = _drawn_by(steps, "content", config.content)
     structure = _drawn_by(steps, "structure", config.structure) if config.structure else None
@@ -221,7 +223,12 @@ def _training(
 ) -> StepOutlook:
     config, work = steps[name], workload_of(steps, name)
     assert isinstance(config, RunConfig)
-    training = outlook(name, work, config, device, num_devices)
+    training, speed = outlook(name, work, config, device, num_devices), speed_on(work, device)
+    images_per_s = config.optimizer.global_batch / (training.num_devices * training.compute_s)
+    if images_per_s < 0.999 * speed.images_per_s:
+        share = speed.utilisation * images_per_s / speed.images_per_s
+        why = f"predicted, at best: starting {work.num_kernels:,} kernels a pass takes longer than running them"
+        speed = Speed(images_per_s, share, "predicted", why)
     num_images = config.optimizer.num_steps * config.optimizer.global_batch
     return StepOutlook(
         name=name,
@@ -229,7 +236,7 @@ def _training(
         bytes_read=None if image_bytes is None else image_bytes * num_images,
         flops=work.flops_per_image * num_images,
         work=work,
-        speed=speed_on(work, device),
+        speed=speed,
         num_devices=training.num_devices,
         hours=training.hours,
         device_hours=training.hours * training.num_devices,
@@ -281,11 +288,7 @@ def _precompute(
         "jpeg": _jpeg_bytes(model.num_positions),
         "features": float(FeatureLayout().bytes_per_record),
     }[config.repa.store]
-    notes = (
-        []
-        if used == num_devices
-        else [f"{units} units of images_per_unit={config.images_per_unit}: {used} devices work"]
-    )
+    few = f"{units} units of images_per_unit={config.images_per_unit}: {used} devices work"
     return StepOutlook(
         name=name,
         num_images=views,
@@ -297,7 +300,7 @@ def _precompute(
         hours=hours,
         device_hours=views / speed.images_per_s / 3600,
         storage_bytes=views * (RecordLayout(model.num_positions).bytes_per_record + beside),
-        notes=notes,
+        notes=[] if used == num_devices else [few],
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.ranks import Ranks
@@ -29,6 +30,8 @@ ModelConfig = ContentGeneratorConfig | StructureGeneratorConfig
 _BACKWARD = 2.0  # operations of the backward pass for each of the forward pass
 # Of what blocks keep for the backward pass, compiled ones keep so much: measured at four sizes, docs/results/gpu.json.
 COMPILED_KEEP = 0.865
+# Kernels of forward and backward pass for each operation of the forward pass, and for each of a compiled block.
+_KERNELS, _COMPILED_KERNELS = 2.4, 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class TrainingWork:
         pass_bytes: kept of a pass whatever its images: weights as the matrix products take them.
         largest_parameter: elements of the largest tensor.
         stream_elements: tokens of an image · width · depth: what the blocks carry through memory.
+        num_kernels: started in a pass, forward and backward, whatever its images.
     """
 
     num_parameters: int
@@ -52,6 +56,7 @@ class TrainingWork:
     pass_bytes: float = 0.0
     largest_parameter: int = 0
     stream_elements: float = 0.0
+    num_kernels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +67,14 @@ class TokenizerWork:
         num_parameters: trained ones.
         encoder_flops, decoder_flops: operations of a forward pass.
         activation_bytes: kept for the backward pass, in fp32.
+        num_kernels: started in a pass, forward and backward, whatever its images.
     """
 
     num_parameters: int
     encoder_flops: float
     decoder_flops: float
     activation_bytes: float
+    num_kernels: int = 0
 
     @property
     def step_flops(self) -> float:
@@ -110,8 +117,10 @@ def count_work(
         recompute_activations, compiled: see `ComputeConfig`.
         device_type: whose kernels norm and turn queries and keys: a CPU's keep their steps as well.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Operations() as operations:
         network = _build(model)
+        operations.number = 0
+        _forward(network)
     width, tokens = network.canvas_in.out_features, tokens_per_image(network, stages_per_image)
     share = tokens / tokens_per_image(network, None)
     bf16 = precision == "bf16"
@@ -133,6 +142,7 @@ def count_work(
         pass_bytes=around.of_a_pass + (1 if recompute_activations else model.depth) * block.of_a_pass,
         largest_parameter=max(parameter.numel() for parameter in network.parameters()),
         stream_elements=float(tokens * width * model.depth),
+        num_kernels=round((_COMPILED_KERNELS if compiled else _KERNELS) * operations.number),
     )
 
 
@@ -144,6 +154,8 @@ def count_tokenizer(model: TokenizerConfig) -> TokenizerWork:
             latent = tokenizer.encode(image)
         with FlopCounterMode(display=False) as decoder:
             tokenizer.decode(latent)
+        with _Operations() as operations:
+            tokenizer.decode(tokenizer.encode(image))
 
     def reconstruct(number: int) -> Tensor:
         network = Tokenizer(model)
@@ -154,6 +166,7 @@ def count_tokenizer(model: TokenizerConfig) -> TokenizerWork:
         encoder_flops=float(encoder.get_total_flops()),
         decoder_flops=float(decoder.get_total_flops()),
         activation_bytes=_kept_bytes(reconstruct, bf16=False).of_an_image,
+        num_kernels=round(_KERNELS * operations.number),
     )
 
 
@@ -173,6 +186,16 @@ def sampling_flops(content: ModelConfig, structure: ModelConfig | None, config: 
         evaluations = config.num_flow_steps * sum(map(passes, scales))
         total += evaluations * flops_per_image(structure, 1) / (1 + _BACKWARD)
     return total
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations that compute something; views do not."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 class _Kept(NamedTuple):

@@ -27,6 +27,7 @@ _BLOCKS = 0.85  # of a generator's speed, what blocks alone would allow
 # Bytes a token and width that a block moves forward and backward: benchmarks/block_bytes.py; eager ones as measured.
 _COMPILED_BYTES, _EAGER_BYTES = 136.0, 255.0
 _LATENCY_S = 2e-5  # of a collective of one bucket
+_START_S = 1e-5  # of a kernel, from Python
 
 Basis = Literal["measured", "predicted"]
 
@@ -39,7 +40,7 @@ class Workload:
         what: kind, as the table of devices has it.
         num_parameters: trained ones, 0 where nothing is trained.
         flops_per_image: all passes.
-        activation_bytes, pass_bytes, stream_elements: see `TrainingWork`.
+        activation_bytes, pass_bytes, stream_elements, num_kernels: see `TrainingWork`.
         precision: of matrix products.
         compiled: whether blocks are.
         recomputed: whether the backward pass computes each block again.
@@ -54,6 +55,7 @@ class Workload:
     activation_bytes: float = 0.0
     pass_bytes: float = 0.0
     stream_elements: float = 0.0
+    num_kernels: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,8 @@ def memory_by_stage(work: Workload, config: RunConfig, device: Device, num_devic
         )
         buffers = 2 * WORD * min(settings.bucket_elements, work.num_parameters) if stage else 0.0
         free = USABLE * device.memory_bytes - state.total - buffers - work.pass_bytes
-        rows.append(
-            StageMemory(
-                zero_stage=stage,
-                state=state,
-                buffers=buffers,
-                largest_micro_batch=max(0, int(free / work.activation_bytes)),
-            )
-        )
+        most = max(0, int(free / work.activation_bytes))
+        rows.append(StageMemory(zero_stage=stage, state=state, buffers=buffers, largest_micro_batch=most))
     return rows
 
 
@@ -182,7 +178,7 @@ class TrainingOutlook:
         zero_stage, micro_batch, passes: of a step, as proposed; a step has `passes` micro batches on each device.
         stages: memory by ZeRO stage.
         activation_bytes: of a pass.
-        compute_s, communication: of a step.
+        compute_s, communication: of a step; no step takes less than starting its kernels.
         hours: of all steps and checkpoints.
         bends_at: devices from which on a tenth of a step is communication; null where that does not happen while each
             device has an image.
@@ -249,7 +245,7 @@ def outlook(name: str, work: Workload, config: RunConfig, device: Device, num_de
     if config.loop.keep_every_steps:
         kept += config.optimizer.num_steps // config.loop.keep_every_steps
     images_per_s = speed_on(work, device).images_per_s
-    compute_s = batch / (used * images_per_s)
+    compute_s = _compute_s(work, images_per_s, batch / used, share // micro_batch)
     zero = replace(config.deepspeed, zero_stage=stage, offload_optimizer=False)
     sent = communication(work, zero, device, used, share // micro_batch)
     checkpoint_bytes = checkpoint_size(work.num_parameters, config.loop.engine, stage)
@@ -286,6 +282,11 @@ def checkpoint_size(num_parameters: int, engine: str, zero_stage: int) -> float:
     return WORD * num_parameters * (2 + of_engine)
 
 
+def _compute_s(work: Workload, images_per_s: float, num_images: float, passes: int) -> float:
+    """Seconds of a device for its images of a step: no less than starting the kernels takes."""
+    return max(num_images / images_per_s, passes * work.num_kernels * _START_S)
+
+
 def _bends(
     work: Workload, zero: DeepSpeedConfig, batch: int, device: Device, most: int, images_per_s: float
 ) -> tuple[int | None, int | None]:
@@ -295,8 +296,9 @@ def _bends(
         bent = None
         for number in _divisors(batch)[1:]:
             micro_batch = max(n for n in _divisors(batch // number) if n <= most)
-            sent_s = communication(work, zero, device, number, batch // number // micro_batch).seconds
-            if sent_s / (sent_s + batch / (number * images_per_s)) >= bar:
+            passes = batch // number // micro_batch
+            sent_s = communication(work, zero, device, number, passes).seconds
+            if sent_s / (sent_s + _compute_s(work, images_per_s, batch / number, passes)) >= bar:
                 bent = number
                 break
         found.append(bent)

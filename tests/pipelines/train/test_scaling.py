@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from nvg.checkpoints.runs import checkpoints_in
 from nvg.errors import UserError
 from nvg.models import ContentGeneratorConfig
+from nvg.tokenizer import TokenizerConfig
 from pipelines.checkpoints import folder_bytes
 from pipelines.configuration import load_config
 from pipelines.run_folder import CHECKPOINTS_FOLDER
 from pipelines.train.config import DeepSpeedConfig
-from pipelines.train.costs import count_work
+from pipelines.train.costs import count_tokenizer, count_work
 from pipelines.train.devices import Device, find_device
 from pipelines.train.generator import GeneratorRunConfig
 from pipelines.train.launch import run_training
@@ -101,6 +102,27 @@ def test_devices_that_do_not_divide_the_batch_are_left_out_and_said():
     assert "100 do not divide optimizer.global_batch=768: 96 work" in found.notes
 
 
+def test_no_step_is_faster_than_its_kernels_start():
+    slow = replace(WORK, num_kernels=10**6)
+    found, usual = outlook("content", slow, RUN, DEVICE, 8), outlook("content", WORK, RUN, DEVICE, 8)
+    assert found.compute_s == pytest.approx(10.0 * found.passes)
+    assert found.hours > usual.hours
+
+
+def test_a_deeper_network_and_a_tokenizer_start_more_kernels_compiled_blocks_fewer():
+    shallow, deep, compiled = (
+        count_work(
+            ContentGeneratorConfig(depth=depth, width=64), stages_per_image=None, precision="bf16",
+            recompute_activations=False, compiled=compiled,
+        ).num_kernels
+        for depth, compiled in ((1, False), (2, False), (2, True))
+    )  # fmt: skip
+    assert 1.1 * shallow < deep < 2 * shallow
+    assert compiled < 0.5 * deep
+    small, large = (count_tokenizer(TokenizerConfig(num_res_blocks=number)).num_kernels for number in (1, 2))
+    assert 0 < small < large
+
+
 def test_a_micro_batch_that_does_not_fit_is_named_with_the_largest():
     large = replace(RUN, optimizer=replace(RUN.optimizer, micro_batch=96))
     (note,) = outlook("content", WORK, large, DEVICE, 8).notes
@@ -122,9 +144,9 @@ def test_too_few_devices_are_refused_with_their_number():
         outlook("content", WORK, RUN, replace(DEVICE, memory_bytes=6e9), 1)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("content", 0.08), ("structure", 0.22)])
+@pytest.mark.parametrize(("kind", "most"), [("content", 0.12), ("structure", 0.28)])
 def test_predicted_speeds_beside_measured_ones(kind, most):
-    """On an H100, with its own rows left out."""
+    """On an H100, with its own rows left out; d20 in compiled blocks is what they miss most (results/scaling.md)."""
     device = find_device("h100")
     for row in device.measured:
         if row.what != kind or row.note:
