@@ -78,7 +78,9 @@ def _config(case: Case, folder: Path) -> Any:
         model=TokenizerConfig(**model, num_res_blocks=1, norm_groups=4, latent_channels=4, codebook_size=16),  # type: ignore[arg-type]
         # The warm-up of the codebook ends inside the run; ZeRO-3 has no revival.
         loss=TokenizerLossConfig(
-            soft_assignment_images=3 * BATCH, revive_after_images=None if case.engine == "3" else 2 * BATCH
+            soft_assignment_images=3 * BATCH,
+            revive_after_images=None if case.engine == "3" else 2 * BATCH,
+            token_perturbation=1.0,
         ),
         **common,
     )
