@@ -43,6 +43,8 @@ PARTS = {
     "sample": "gpu_speed:sample_part", "encode": "gpu_speed:encode", "host": "gpu_speed:host",
 }  # fmt: skip
 
+DEPTHS = (16, 24, 20)  # of the generators that are trained, most telling first
+
 # (part, what): value and unit. Compiled rows are those of the block as it is now.
 PREDICTIONS: dict[tuple[str, str], tuple[float, str]] = {
     ("kernels", "copy"): (3.0, "TB/s"),
@@ -91,7 +93,7 @@ class Row:
 class Campaign:
     """Device, size and time of a campaign, and what it has found."""
 
-    def __init__(self, device: str, tiny: bool, budget_s: float, depths: tuple[int, ...] = (16, 24, 20)) -> None:
+    def __init__(self, device: str, tiny: bool, budget_s: float, depths: tuple[int, ...] = DEPTHS) -> None:
         self.device, self.tiny, self.budget_s, self.depths = torch.device(device), tiny, budget_s, depths
         self.cuda = self.device.type == "cuda"
         self.rows: list[Row] = []
@@ -225,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="one or several of " + ", ".join(PARTS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small networks and one repetition")
-    parser.add_argument("--depths", type=int, nargs="+", default=(16, 24, 20), help="generators that `train` measures")
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS, help="generators that `train` measures")
     parser.add_argument("--budget-s", type=float, default=1200)
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures")
     parser.add_argument("--predictions", action="store_true", help="print the table of predictions alone")

@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", nargs="*", choices=STEPS, default=STEPS, help="in which a node is lost")
-    parser.add_argument("--whole", action="store_true", help="the demo as it is")
+    parser.add_argument("--whole", action="store_true", help="the demo in its full length")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     settings = WHOLE if given.whole else SETTINGS

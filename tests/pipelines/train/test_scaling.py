@@ -144,9 +144,10 @@ def test_too_few_devices_are_refused_with_their_number():
         outlook("content", WORK, RUN, replace(DEVICE, memory_bytes=6e9), 1)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("content", 0.12), ("structure", 0.28)])
+@pytest.mark.parametrize(("kind", "most"), [("content", 0.08), ("structure", 0.22)])
 def test_predicted_speeds_beside_measured_ones(kind, most):
-    """On an H100, with its own rows left out; d20 in compiled blocks is what they miss most (results/scaling.md)."""
+    """On an H100, with its own rows left out; d20 in compiled blocks is known to be slower (results/scaling.md)."""
+    slower = {"content d20, compiled": 0.12, "structure d20, compiled": 0.28}
     device = find_device("h100")
     for row in device.measured:
         if row.what != kind or row.note:
@@ -165,7 +166,7 @@ def test_predicted_speeds_beside_measured_ones(kind, most):
         measured, predicted = speed_on(load, device), speed_on(load, replace(device, measured=[]))
         assert (measured.basis, predicted.basis) == ("measured", "predicted")
         assert measured.images_per_s == row.images_per_s
-        assert predicted.images_per_s == pytest.approx(measured.images_per_s, rel=most)
+        assert predicted.images_per_s == pytest.approx(measured.images_per_s, rel=slower.get(row.row, most))
 
 
 def test_recomputed_blocks_take_a_third_longer():
