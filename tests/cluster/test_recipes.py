@@ -226,7 +226,7 @@ def slurm_here(folder: Path, **stubs: str) -> dict[str, str]:
     commands = folder / ".venv" / "bin"  # the scripts' first place to look
     commands.mkdir(parents=True)
     programs = {
-        "scontrol": """if [ "$1" = requeue ]; then echo "$*" >> told; else echo node0; echo node1; fi""",
+        "scontrol": """if [ "$1" = requeue ]; then echo "$*" >> told; else echo node0; sleep 0.2; echo node1; fi""",
         **stubs,
     }
     for name, body in programs.items():
