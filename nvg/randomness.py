@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     DATA_VIEW = 47
     TRAIN_MISTAKES = 48
     TRAIN_MISTAKE_SIZE = 49
+    TRAIN_FOREIGN_REGION = 50
 
 
 def uniforms(

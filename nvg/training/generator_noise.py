@@ -34,6 +34,8 @@ class GeneratorLossConfig:
         repa_target: the frozen network: DINOv2, as published, or EfficientNet-Lite0, which a CPU can afford.
         self_correction: largest size of the mistakes on canvases that the content generator learns to put right, in
             what a stage has to add; each image's is drawn from 0 to it. 0 is none, as published.
+        foreign_regions: share of images on whose canvases the content generator finds a region that is not theirs. 0
+            is none, as published.
 
     DEVIATION: hidden tokens may be aligned with a feature map of EfficientNet-Lite0 (`repa_target`), for those without
     a GPU; the paper has DINOv2.
@@ -47,11 +49,14 @@ class GeneratorLossConfig:
     repa_block: int | None = positive(None)
     repa_target: RepaTarget = DINOV2
     self_correction: float = at_least(0, 0.0)
+    foreign_regions: float = at_least(0, 0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
         if not 0.0 <= self.class_dropout_prob < 1.0:
             raise refuse("loss.class_dropout_prob", self.class_dropout_prob, "a share from 0 to below 1")
+        if self.foreign_regions > 1.0:
+            raise refuse("loss.foreign_regions", self.foreign_regions, "a share from 0 to 1")
 
     def aligned_block(self, depth: int) -> int:
         """The block whose tokens are aligned in a network of so many."""

@@ -29,7 +29,7 @@ from nvg.training.generator_noise import (
     kept_branches,
     noisy_structure,
 )
-from nvg.training.mistakes import drawn_mistakes, mistaken_canvases
+from nvg.training.mistakes import Painted, drawn_mistakes, drawn_regions, mistaken_canvases, with_foreign_region
 
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: 4,096 tokens of 4,096 codes
 
@@ -90,6 +90,10 @@ class ContentObjective(nn.Module):
             noise["canvas_noise"] = normals(seed, 0, Purpose.TRAIN_CANVAS_NOISE, step, shape, rows)
         if self.config.self_correction:
             noise |= drawn_mistakes(self.dequantizer, self.config.self_correction, seed, step, global_batch, rows)
+        if self.config.foreign_regions:
+            noise |= drawn_regions(
+                network.config.num_positions, self.config.foreign_regions, seed, step, global_batch, rows
+            )
         return noise
 
     def forward(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,14 +111,15 @@ class ContentObjective(nn.Module):
         structure_BL, network = batch["structure"], self.network
         sequences = Sequences(noise["stages"], structure_BL.device)
         image_N, stage_N = sequences.image_N, sequences.stage_N
-        canvases_BSLC = decoded(self.dequantizer, batch)
-        final_BLC, content_ids_BT = canvases_BSLC[:, -1], batch["content_ids"]
+        recorded_BSLC = decoded(self.dequantizer, batch)
+        final_BLC, painted = recorded_BSLC[:, -1], Painted(recorded_BSLC, batch["content_ids"])
         if self.training and self.config.self_correction:
-            mistaken = mistaken_canvases(
-                self.dequantizer, content_ids_BT, structure_BL, final_BLC, noise["mistakes"], noise["mistake_size"]
+            painted = mistaken_canvases(
+                self.dequantizer, painted.ids_BT, structure_BL, final_BLC, noise["mistakes"], noise["mistake_size"]
             )
-            canvases_BSLC, content_ids_BT = mistaken.canvases_BSLC, mistaken.content_ids_BT
-        before_NLC = canvases_BSLC[image_N, stage_N - 1]
+        if self.training and self.config.foreign_regions:
+            painted = with_foreign_region(self.dequantizer, painted, recorded_BSLC, structure_BL, noise["foreign_from"])
+        before_NLC = painted.canvases_BSLC[image_N, stage_N - 1]
         canvas_NLC = torch.where((stage_N > 0)[:, None, None], before_NLC, 0.0)
         structure_NL = structure_BL[image_N]
         class_N = dropped_labels(batch["label"], noise, network.null_class, self.training)[image_N]
@@ -128,7 +133,7 @@ class ContentObjective(nn.Module):
         missing_NLC = network.missing(estimate_NLC, canvas_NLC)
         missing_QC = cluster_means(missing_NLC, structure_NL, stage_N, sequences.order_N, sequences.counts)
         logits_QV = network.token_head(missing_QC)
-        target_Q = content_ids_BT[tokens.image_Q, tokens.token_Q]
+        target_Q = painted.ids_BT[tokens.image_Q, tokens.token_Q]
         entropy_Q = token_entropies(logits_QV, target_Q) * tokens.weight_Q
         right_Q = (logits_QV.detach().argmax(-1) == target_Q) * tokens.weight_Q
         entropy, accuracy = entropy_Q.sum() / len(stage_N), right_Q.sum() / len(stage_N)
@@ -151,8 +156,9 @@ class StructureObjective(nn.Module):
 
     def __init__(self, network: StructureGenerator, dequantizer: Dequantizer, config: GeneratorLossConfig) -> None:
         super().__init__()
-        if config.self_correction:
-            raise refuse("loss.self_correction", config.self_correction, "0 here: it is the content generator's")
+        for name in ("self_correction", "foreign_regions"):
+            if value := getattr(config, name):
+                raise refuse(f"loss.{name}", value, "0 here: it is the content generator's")
         self.network = network
         self.dequantizer = frozen(dequantizer)
         self.config = config

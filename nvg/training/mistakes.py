@@ -1,17 +1,20 @@
-"""Canvases painted with mistakes: a generator learns to put them right, a decoder to look past them.
+"""Canvases with mistakes or a foreign region: a generator learns to put them right, a decoder to look past them.
 
 A stage's tokens are drawn each by itself, so that a sampled canvas holds mistakes no record holds. A generator trained
 on records alone has never seen one and builds on it, and a decoder trained on them alone shows it. Here some tokens are
-wrong in training, and what each stage has to paint is found anew from what is still missing.
+wrong in training, and what each stage has to paint is found anew from what is still missing. In an edit a region of the
+canvas is another picture's; trained on records alone, the generator follows it rather than the class asked for.
 
 Legend: B images, S = K + 1 stages, L positions, T = 2L - 1 tokens, U tokens of one stage, C latent channels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nvg.granularity import cluster_mean
@@ -22,11 +25,11 @@ from nvg.tokenizer.quantizer import nearest_codes
 
 
 @dataclass(frozen=True)
-class MistakenCanvases:
-    """Canvases x_0..x_K with mistakes, float32 (B, S, L, C), and the right ids on each one before, int64 (B, T)."""
+class Painted:
+    """Canvases x_0..x_K, float32 (B, S, L, C), and the right ids of each stage on the one before, int64 (B, T)."""
 
     canvases_BSLC: Tensor
-    content_ids_BT: Tensor
+    ids_BT: Tensor
 
 
 def drawn_mistakes(
@@ -52,7 +55,7 @@ def mistaken_canvases(
     final_BLC: Tensor,
     error_BTC: Tensor,
     size_B: Tensor,
-) -> MistakenCanvases:
+) -> Painted:
     """Paints records with mistakes and says what each stage has to add to the canvas it then finds.
 
     Stage by stage the mean of what is missing towards the final canvas is moved at random and the nearest code is
@@ -87,4 +90,62 @@ def mistaken_canvases(
             right_B = right_B & (painted_BU == recorded_BU).all(1)
             canvas_BLC = canvas_BLC + dequantizer.contribution(codebook_VC[painted_BU], structure_BL, stage)
             canvases.append(canvas_BLC)
-    return MistakenCanvases(torch.stack(canvases, 1), torch.cat(ids, 1))
+    return Painted(torch.stack(canvases, 1), torch.cat(ids, 1))
+
+
+def drawn_regions(
+    num_positions: int, share: float, seed: int, step: int, global_batch: int, rows: slice
+) -> dict[str, Tensor]:
+    """Foreign regions of a step: foreign_from int64 (B, L), the position that is seen there instead, -1 for none.
+
+    A region is what lies on one side of a line in any direction, from an eighth of the positions to seven eighths. In
+    it the picture is turned or mirrored, in one of seven ways. Images beyond the share have none.
+
+    Release: trains on no foreign regions
+    """
+    chosen_B, angle_B, size_B, turn_B = uniforms(
+        seed, 0, Purpose.TRAIN_FOREIGN_REGION, step, (global_batch, 4), rows
+    ).unbind(1)
+    side = math.isqrt(num_positions)
+    row_L, column_L = torch.arange(num_positions) // side, torch.arange(num_positions) % side
+    angle_B1 = 2 * math.pi * angle_B[:, None]
+    rank_BL = (torch.sin(angle_B1) * row_L + torch.cos(angle_B1) * column_L).argsort(1).argsort(1)
+    size_B = torch.where(chosen_B < share, (num_positions * (1 + 6 * size_B) / 8).floor(), 0)
+    upright = torch.arange(num_positions).view(side, side)
+    forms = [form for start in (upright, upright.T) for form in (start, start.flip(0), start.flip(1), start.flip(0, 1))]
+    turned_BL = torch.stack(forms).flatten(1)[1 + (7 * turn_B).long()]
+    return {"foreign_from": torch.where(rank_BL < size_B[:, None], turned_BL, -1)}
+
+
+@torch.no_grad()
+def with_foreign_region(
+    dequantizer: Dequantizer, painted: Painted, recorded_BSLC: Tensor, structure_BL: Tensor, foreign_from_BL: Tensor
+) -> Painted:
+    """Shows the record's canvases turned in a region, and says what each stage then has to add.
+
+    A turned picture is one that does not fit: so the canvas of an edit looks, where another picture is kept. The final
+    canvas that the stages lead to stays the record's. Images without a region stay as they are, to the bit.
+
+    DEVIATION: neither the paper nor the release trains on foreign regions; `loss.foreign_regions` (the idea is
+    CutMix's, with the picture itself as the other one, so that an image needs no second) is 0 in their presets.
+
+    Args:
+        dequantizer: codebook and refiners.
+        painted: canvases and ids, with mistakes or without.
+        recorded_BSLC, structure_BL: canvases and maps of the records.
+        foreign_from_BL: of `drawn_regions`.
+
+    Paper: Eq. (4)-(5), App. A.2 (how tokens are found)
+    """
+    is_foreign_BL = foreign_from_BL >= 0
+    turned_BSLC = recorded_BSLC.take_along_dim(foreign_from_BL.clamp(min=0)[:, None, :, None], 2)
+    canvases_BSLC = torch.where(is_foreign_BL[:, None, :, None], turned_BSLC, painted.canvases_BSLC)
+    before_BSLC = F.pad(canvases_BSLC[:, :-1], (0, 0, 0, 0, 1, 0))
+    with without_autocast(structure_BL.device):
+        ids = [
+            nearest_codes(
+                cluster_mean(recorded_BSLC[:, -1] - before_BSLC[:, stage], structure_BL, stage), dequantizer.codebook
+            )
+            for stage in range(dequantizer.layout.num_stages)
+        ]
+    return Painted(canvases_BSLC, torch.where(is_foreign_BL.any(1, keepdim=True), torch.cat(ids, 1), painted.ids_BT))

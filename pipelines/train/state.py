@@ -21,6 +21,7 @@ _ALWAYS_BEFORE = {
     "loss.feature_weight": 0.0,
     "loss.repa_target": DINOV2,
     "loss.self_correction": 0.0,
+    "loss.foreign_regions": 0.0,
     "loss.token_perturbation": 0.0,
 }
 

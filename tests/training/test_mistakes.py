@@ -1,7 +1,6 @@
-"""Canvases with mistakes: what they are made of, what has to be painted on them, and who sees them."""
+"""Canvases with mistakes or a foreign region: what they are made of, what each stage then paints, who sees them."""
 
-from dataclasses import replace
-
+import numpy as np
 import pytest
 import torch
 from reference_vectors import tiny_generators
@@ -17,9 +16,9 @@ from nvg.training import (
     TokenizerLossConfig,
     TokenizerObjective,
 )
-from nvg.training.mistakes import mistaken_canvases
+from nvg.training.mistakes import drawn_regions, mistaken_canvases, with_foreign_region
 
-LOSS = GeneratorLossConfig(self_correction=1.0)
+LOSS = GeneratorLossConfig(self_correction=1.0, foreign_regions=0.5)
 
 
 def tiny_tokenizer():
@@ -46,7 +45,7 @@ def painted(size, num=6):
 def test_without_mistakes_canvases_and_ids_are_the_records_own_to_the_bit():
     _, batch, canvases, _, made = painted(0.0)
     assert torch.equal(made.canvases_BSLC, canvases)
-    assert torch.equal(made.content_ids_BT, batch["content_ids"])
+    assert torch.equal(made.ids_BT, batch["content_ids"])
 
 
 @torch.no_grad()
@@ -62,7 +61,7 @@ def test_each_canvas_is_the_one_before_and_the_nearest_code_to_the_moved_mean():
             moved = missing + 0.7 * missing.square().mean(0).sqrt() * errors[image, tokens]
             nearest = torch.cdist(missing, codes).argmin(1)
             expected = batch["content_ids"][image, tokens] if right else nearest
-            assert torch.equal(made.content_ids_BT[image, tokens], expected)
+            assert torch.equal(made.ids_BT[image, tokens], expected)
             wrong = torch.cdist(moved, codes).argmin(1)
             ids = torch.where(wrong == nearest, expected, wrong)
             right = right and torch.equal(ids, batch["content_ids"][image, tokens])
@@ -81,7 +80,7 @@ def test_the_loss_sees_mistakes_in_training_alone():
     content, _, dequantizer = tiny_generators()
     batch = records()
     with_mistakes, without = (
-        ContentObjective(content, dequantizer, replace(LOSS, self_correction=size)) for size in (1.0, 0.0)
+        ContentObjective(content, dequantizer, GeneratorLossConfig(self_correction=size)) for size in (1.0, 0.0)
     )
     noise = with_mistakes.draw_noise(seed=0, step=0, global_batch=6)
     assert with_mistakes.eval()(batch, noise)[0] == without.eval()(batch, noise)[0]
@@ -96,7 +95,7 @@ def test_rows_of_a_step_are_the_same_however_the_batch_is_split():
     for objective in (ContentObjective(content, dequantizer, LOSS), of_tokenizer):
         whole = objective.draw_noise(seed=3, step=5, global_batch=6)
         part = objective.draw_noise(seed=3, step=5, global_batch=6, rows=slice(2, 4))
-        for name in ("mistakes", "mistake_size"):
+        for name in {"mistakes", "mistake_size", "foreign_from"} & whole.keys():
             assert torch.equal(whole[name][2:4], part[name])
         assert (whole["mistake_size"] >= 0).all()
         assert (whole["mistake_size"] < 1).all()
@@ -134,11 +133,81 @@ def test_what_the_decoder_is_given_is_painted_with_the_moved_codes_and_leads_bac
     assert weight.grad.abs().sum() > 0
 
 
+# --- foreign regions
+
+
+@pytest.mark.parametrize("side", [4, 8, 16])
+def test_a_region_lies_on_one_side_of_a_line_and_shows_the_picture_turned(side):
+    """Every form is one of the square's seven motions, made here with NumPy; an eighth to seven eighths are foreign."""
+    drawn = drawn_regions(side**2, 1.0, seed=0, step=0, global_batch=400, rows=slice(None))["foreign_from"].numpy()
+    upright = np.arange(side**2).reshape(side, side)
+    motions = [np.rot90(form, turn).ravel() for form in (upright, upright.T) for turn in range(4)][1:]
+    seen = set()
+    for row in drawn:
+        foreign = row >= 0
+        assert 1 / 8 <= foreign.mean() < 7 / 8
+        fits = {number for number, motion in enumerate(motions) if (motion[foreign] == row[foreign]).all()}
+        assert fits
+        seen |= fits
+        inside, outside = (np.argwhere(kind.reshape(side, side)) for kind in (foreign, ~foreign))
+        ways = [(np.cos(angle), np.sin(angle)) for angle in np.linspace(0, 2 * np.pi, 721)]
+        assert any((inside @ way).max() <= (outside @ way).min() + 1e-9 for way in ways)
+    assert seen == set(range(7))
+
+
+def test_so_many_images_have_a_region():
+    drawn = drawn_regions(16, 0.3, seed=0, step=0, global_batch=4000, rows=slice(None))["foreign_from"]
+    assert (drawn >= 0).any(1).float().mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_region_shows_the_records_own_canvases_turned_and_each_stage_then_leads_back():
+    """A loop over images, stages, positions and clusters; images without a region stay as they are, to the bit."""
+    dequantizer, batch, recorded, _, mistaken = painted(0.7, 12)
+    structure, codes = batch["structure"], dequantizer.codebook
+    foreign_from = drawn_regions(16, 0.5, seed=1, step=0, global_batch=12, rows=slice(None))["foreign_from"]
+    made = with_foreign_region(dequantizer, mistaken, recorded, structure, foreign_from)
+    assert 0 < (foreign_from >= 0).any(1).sum() < 12
+    for image in range(12):
+        if (foreign_from[image] < 0).all():
+            assert torch.equal(made.canvases_BSLC[image], mistaken.canvases_BSLC[image])
+            assert torch.equal(made.ids_BT[image], mistaken.ids_BT[image])
+            continue
+        for stage in range(5):
+            for position, source in enumerate(foreign_from[image].tolist()):
+                expected = mistaken.canvases_BSLC[image, stage, position]
+                expected = expected if source < 0 else recorded[image, stage, source]
+                assert torch.equal(made.canvases_BSLC[image, stage, position], expected)
+            before = made.canvases_BSLC[image, stage - 1] if stage else torch.zeros_like(recorded[image, 0])
+            missing = cluster_mean((recorded[image, -1] - before)[None], structure[image : image + 1], stage)[0]
+            nearest = torch.cdist(missing, codes).argmin(1)
+            assert torch.equal(made.ids_BT[image, dequantizer.layout.tokens(stage)], nearest)
+
+
+def test_the_loss_sees_foreign_regions_in_training_alone():
+    content, _, dequantizer = tiny_generators()
+    batch = records()
+    objective, without = (
+        ContentObjective(content, dequantizer, GeneratorLossConfig(foreign_regions=share)) for share in (1.0, 0.0)
+    )
+    noise = objective.draw_noise(seed=0, step=0, global_batch=6)
+    assert objective.eval()(batch, noise)[0] == without.eval()(batch, noise)[0]
+    assert objective.train()(batch, noise)[0] != without.train()(batch, noise)[0]
+    none = {**noise, "foreign_from": torch.full((6, 16), -1)}
+    assert objective.train()(batch, none)[0] == without.train()(batch, noise)[0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_foreign_regions_is_one(share):
+    with pytest.raises(UserError, match=r"loss\.foreign_regions"):
+        GeneratorLossConfig(foreign_regions=share)
+
+
 def test_a_negative_size_and_the_structure_generator_are_refused():
     with pytest.raises(UserError, match=r"loss\.self_correction"):
         GeneratorLossConfig(self_correction=-0.1)
     with pytest.raises(UserError, match=r"loss\.token_perturbation"):
         TokenizerLossConfig(token_perturbation=-0.1)
     _, structure, dequantizer = tiny_generators()
-    with pytest.raises(UserError, match=r"loss\.self_correction.*content"):
-        StructureObjective(structure, dequantizer, LOSS)
+    for name in ("self_correction", "foreign_regions"):
+        with pytest.raises(UserError, match=rf"loss\.{name}.*content"):
+            StructureObjective(structure, dequantizer, GeneratorLossConfig(**{name: 0.5}))

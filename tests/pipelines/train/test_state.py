@@ -40,6 +40,7 @@ def test_another_ramp_is_another_run():
         (TokenizerLossConfig, "token_perturbation"),
         (GeneratorLossConfig, "repa_target"),
         (GeneratorLossConfig, "self_correction"),
+        (GeneratorLossConfig, "foreign_regions"),
     ],
 )
 def test_states_of_before_a_loss_existed_go_on_without_it(loss, name):
