@@ -24,7 +24,8 @@ from nvg.precision import Precision, resolve_precision
 from nvg.sampling import Given, SampledSequence, SamplingConfig
 from nvg.tokenizer import Tokenizer
 
-_ALWAYS_SO = ("structure_guidance_at", "last_stage")  # left out: samples drawn before there was a choice stay known
+# Left out: samples drawn before there was a choice stay known.
+_ALWAYS_SO = {("structure_guidance_at", "last_stage"), ("edit_guidance", None)}
 
 
 class Sampler(Protocol):
@@ -102,7 +103,7 @@ class GeneratorSpec:
             "weights": self.weights,
             "tokenizer_weights": self.tokenizer_weights,
             "num_classes": self.num_classes,
-            "sampling": {name: value for name, value in asdict(self.sampling).items() if (name, value) != _ALWAYS_SO},
+            "sampling": {key: value for key, value in asdict(self.sampling).items() if (key, value) not in _ALWAYS_SO},
             "seed": self.seed,
             "rounding": self.rounding,
             **({} if self.precision == "fp32" else {"precision": self.precision}),

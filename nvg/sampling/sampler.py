@@ -207,7 +207,7 @@ def _next_content(
 ) -> Tensor:
     """Draws the ids (B, U) of one stage: guidance, top-p, one draw per unique token. Paper: Alg. 2 line 8"""
     layout = model.layout
-    scale = config.content_scale(stage, layout.last_stage)
+    scale = config.content_scale(stage, layout.last_stage, is_edit=painted_BL is not None)
     both = []
     for classes_N in _passes(labels_B, model.null_class, scale):
         copies = len(classes_N) // len(labels_B)

@@ -31,6 +31,8 @@ class SamplingConfig:
         top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
         num_flow_steps: Euler steps of each structure stage.
         gumbel_split: True draws each split by Gumbel-top-k (paper), False takes the top half (release).
+        edit_guidance: content scale at every stage where a region of a picture is kept, whose own class speaks from
+            stage 0 on; None is as everywhere else.
 
     DEVIATION: by default the structure guidance ends at 2.125, as in the release; the paper says 2.5, and the preset
     `configs/sampling/paper.yaml` reaches it.
@@ -45,14 +47,17 @@ class SamplingConfig:
     top_p_last: float = 0.5
     num_flow_steps: int = positive(25)
     gumbel_split: bool = True
+    edit_guidance: float | None = at_least(0, None)
 
     def __post_init__(self) -> None:
         check_fields(self, "sampling")
         if not 0.0 < self.top_p_last <= 1.0:
             raise refuse("sampling.top_p_last", self.top_p_last, "a share above 0 and at most 1, which keeps all")
 
-    def content_scale(self, stage: int, last_stage: int) -> float:
-        """Guidance scale of a content stage."""
+    def content_scale(self, stage: int, last_stage: int, *, is_edit: bool = False) -> float:
+        """Guidance scale of a content stage; `is_edit` where a region is kept."""
+        if is_edit and self.edit_guidance is not None:
+            return self.edit_guidance
         return self._scale(self.content_guidance, stage, last_stage)
 
     def structure_scale(self, stage: int, last_stage: int) -> float:
