@@ -397,7 +397,7 @@ def test_models_to_hand_on(tally: Tally, tmp_path):
     save_generators(tmp_path / "run")
     parts = find_run(tmp_path / "run")
     hashes = {f"{kind}_sha256": digest for kind, digest in parts.hashes().items()}
-    sampler = {**hashes, "sampling": {"num_flow_steps": 2}}
+    sampler = {**hashes, "sampling": {"num_flow_steps": 2, "edit_guidance": 3.0}}
     results = {
         "scores": {"generated": {"num_images": 200, "fid": 1.5, "precision": 0.5}},
         "caveats": [{"scores": ["fid"], "sets": ["generated"], "reason": "few images"}],

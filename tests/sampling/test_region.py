@@ -54,6 +54,18 @@ def test_nothing_kept_is_a_free_sample_to_the_bit(config):
     assert same(drawn, tiny_networks.draw(networks, range(5), config=config))
 
 
+def test_edits_have_a_guidance_of_their_own_at_every_stage_and_free_samples_do_not_see_it():
+    networks = networks_of()
+    rising = replace(TOP_HALF, content_guidance=2.0, structure_guidance=1.0)
+    own = replace(rising, edit_guidance=5.0)
+    flat = replace(rising, content_guidance=5.0, constant_guidance=True)
+    region = Given(region=region_of(random_keep(6), networks))
+    edits = [tiny_networks.draw(networks, range(6), config=config, given=region) for config in (own, flat, rising)]
+    assert same(edits[0], edits[1])
+    assert not same(edits[0], edits[2])
+    assert same(*(tiny_networks.draw(networks, range(6), config=config) for config in (own, rising)))
+
+
 @pytest.mark.parametrize("num_positions", [16, 64, 256])
 def test_all_kept_is_the_reconstruction_to_the_bit(num_positions):
     networks = networks_of(num_positions)
