@@ -1,5 +1,7 @@
 """Canvases with mistakes or a foreign region: what they are made of, what each stage then paints, who sees them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -210,4 +212,4 @@ def test_a_negative_size_and_the_structure_generator_are_refused():
     _, structure, dequantizer = tiny_generators()
     for name in ("self_correction", "foreign_regions"):
         with pytest.raises(UserError, match=rf"loss\.{name}.*content"):
-            StructureObjective(structure, dequantizer, GeneratorLossConfig(**{name: 0.5}))
+            StructureObjective(structure, dequantizer, replace(GeneratorLossConfig(), **{name: 0.5}))
