@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvg.bounds import at_least, check_fields, positive, refuse
+from nvg.bounds import at_least, between, check_fields, positive, refuse
 from nvg.randomness import EVERY_ROW, Purpose, permutation, uniforms
 from nvg.records import DINOV2, RepaTarget
 
@@ -49,14 +49,12 @@ class GeneratorLossConfig:
     repa_block: int | None = positive(None)
     repa_target: RepaTarget = DINOV2
     self_correction: float = at_least(0, 0.0)
-    foreign_regions: float = at_least(0, 0.0)
+    foreign_regions: float = between(0, 1, 0.0)
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
         if not 0.0 <= self.class_dropout_prob < 1.0:
             raise refuse("loss.class_dropout_prob", self.class_dropout_prob, "a share from 0 to below 1")
-        if self.foreign_regions > 1.0:
-            raise refuse("loss.foreign_regions", self.foreign_regions, "a share from 0 to 1")
 
     def aligned_block(self, depth: int) -> int:
         """The block whose tokens are aligned in a network of so many."""

@@ -78,26 +78,34 @@ def test_larger_mistakes_lead_further_away_and_what_is_painted_next_leads_back()
     assert (distance[1] > distance[0]).all()
 
 
-def test_the_loss_sees_mistakes_in_training_alone():
+@pytest.mark.parametrize(
+    ("name", "key", "none"),
+    [
+        ("self_correction", "mistake_size", torch.zeros(6)),
+        ("foreign_regions", "foreign_from", torch.full((6, 16), -1)),
+    ],
+)
+def test_the_loss_sees_them_in_training_alone(name, key, none):
     content, _, dequantizer = tiny_generators()
     batch = records()
-    with_mistakes, without = (
-        ContentObjective(content, dequantizer, GeneratorLossConfig(self_correction=size)) for size in (1.0, 0.0)
+    seen, without = (
+        ContentObjective(content, dequantizer, replace(GeneratorLossConfig(), **{name: size})) for size in (1.0, 0.0)
     )
-    noise = with_mistakes.draw_noise(seed=0, step=0, global_batch=6)
-    assert with_mistakes.eval()(batch, noise)[0] == without.eval()(batch, noise)[0]
-    assert with_mistakes.train()(batch, noise)[0] != without.train()(batch, noise)[0]
-    none = {**noise, "mistake_size": torch.zeros(6)}
-    assert with_mistakes.train()(batch, none)[0] == without.train()(batch, noise)[0]
+    noise = seen.draw_noise(seed=0, step=0, global_batch=6)
+    assert seen.eval()(batch, noise)[0] == without.eval()(batch, noise)[0]
+    assert seen.train()(batch, noise)[0] != without.train()(batch, noise)[0]
+    assert seen.train()(batch, {**noise, key: none})[0] == without.train()(batch, noise)[0]
 
 
 def test_rows_of_a_step_are_the_same_however_the_batch_is_split():
     content, _, dequantizer = tiny_generators()
     of_tokenizer = TokenizerObjective(tiny_tokenizer(), TokenizerLossConfig(token_perturbation=1.0))
-    for objective in (ContentObjective(content, dequantizer, LOSS), of_tokenizer):
+    mistakes = {"mistakes", "mistake_size"}
+    of_content = ContentObjective(content, dequantizer, LOSS)
+    for objective, names in ((of_content, {*mistakes, "foreign_from"}), (of_tokenizer, mistakes)):
         whole = objective.draw_noise(seed=3, step=5, global_batch=6)
         part = objective.draw_noise(seed=3, step=5, global_batch=6, rows=slice(2, 4))
-        for name in {"mistakes", "mistake_size", "foreign_from"} & whole.keys():
+        for name in names:
             assert torch.equal(whole[name][2:4], part[name])
         assert (whole["mistake_size"] >= 0).all()
         assert (whole["mistake_size"] < 1).all()
@@ -183,19 +191,6 @@ def test_a_region_shows_the_records_own_canvases_turned_and_each_stage_then_lead
             missing = cluster_mean((recorded[image, -1] - before)[None], structure[image : image + 1], stage)[0]
             nearest = torch.cdist(missing, codes).argmin(1)
             assert torch.equal(made.ids_BT[image, dequantizer.layout.tokens(stage)], nearest)
-
-
-def test_the_loss_sees_foreign_regions_in_training_alone():
-    content, _, dequantizer = tiny_generators()
-    batch = records()
-    objective, without = (
-        ContentObjective(content, dequantizer, GeneratorLossConfig(foreign_regions=share)) for share in (1.0, 0.0)
-    )
-    noise = objective.draw_noise(seed=0, step=0, global_batch=6)
-    assert objective.eval()(batch, noise)[0] == without.eval()(batch, noise)[0]
-    assert objective.train()(batch, noise)[0] != without.train()(batch, noise)[0]
-    none = {**noise, "foreign_from": torch.full((6, 16), -1)}
-    assert objective.train()(batch, none)[0] == without.train()(batch, noise)[0]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
