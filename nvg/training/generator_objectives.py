@@ -118,7 +118,9 @@ class ContentObjective(nn.Module):
                 self.dequantizer, painted.ids_BT, structure_BL, final_BLC, noise["mistakes"], noise["mistake_size"]
             )
         if self.training and self.config.foreign_regions:
-            painted = with_foreign_region(self.dequantizer, painted, recorded_BSLC, structure_BL, noise["foreign_from"])
+            painted = with_foreign_region(
+                self.dequantizer, painted, recorded_BSLC, structure_BL, noise["foreign"], noise["turn"]
+            )
         before_NLC = painted.canvases_BSLC[image_N, stage_N - 1]
         canvas_NLC = torch.where((stage_N > 0)[:, None, None], before_NLC, 0.0)
         structure_NL = structure_BL[image_N]

@@ -20,7 +20,7 @@ from torch import Tensor
 from nvg.granularity import cluster_mean
 from nvg.precision import without_autocast
 from nvg.randomness import Purpose, normals, uniforms
-from nvg.tokenizer import Dequantizer
+from nvg.tokenizer import Dequantizer, Tokenizer
 from nvg.tokenizer.quantizer import nearest_codes
 
 
@@ -96,7 +96,7 @@ def mistaken_canvases(
 def drawn_regions(
     num_positions: int, share: float, seed: int, step: int, global_batch: int, rows: slice
 ) -> dict[str, Tensor]:
-    """Foreign regions of a step: foreign_from int64 (B, L), the position that is seen there instead, -1 for none.
+    """Foreign regions of a step: foreign bool (B, L), where the picture is seen turned; turn int64 (B,), 0 to 6: how.
 
     A region is what lies on one side of a line in any direction, from an eighth of the positions to seven eighths. In
     it the picture is turned or mirrored, in one of seven ways. Images beyond the share have none.
@@ -111,15 +111,31 @@ def drawn_regions(
     angle_B1 = 2 * math.pi * angle_B[:, None]
     rank_BL = (torch.sin(angle_B1) * row_L + torch.cos(angle_B1) * column_L).argsort(1).argsort(1)
     size_B = torch.where(chosen_B < share, (num_positions * (1 + 6 * size_B) / 8).floor(), 0)
-    upright = torch.arange(num_positions).view(side, side)
+    return {"foreign": rank_BL < size_B[:, None], "turn": (7 * turn_B).long()}
+
+
+def turned_positions(turn_B: Tensor, side: int) -> Tensor:
+    """Where each position of a turned square comes from, in raster order: int64 (B, side²).
+
+    Args:
+        turn_B: int64, 0 to 6: which of the square's seven turns and mirrorings.
+        side: of the square, in positions of a latent or in pixels.
+
+    Release: trains on no foreign regions
+    """
+    upright = torch.arange(side**2, device=turn_B.device).view(side, side)
     forms = [form for start in (upright, upright.T) for form in (start, start.flip(0), start.flip(1), start.flip(0, 1))]
-    turned_BL = torch.stack(forms).flatten(1)[1 + (7 * turn_B).long()]
-    return {"foreign_from": torch.where(rank_BL < size_B[:, None], turned_BL, -1)}
+    return torch.stack(forms).flatten(1)[1 + turn_B]
 
 
 @torch.no_grad()
 def with_foreign_region(
-    dequantizer: Dequantizer, painted: Painted, recorded_BSLC: Tensor, structure_BL: Tensor, foreign_from_BL: Tensor
+    dequantizer: Dequantizer,
+    painted: Painted,
+    recorded_BSLC: Tensor,
+    structure_BL: Tensor,
+    foreign_BL: Tensor,
+    turn_B: Tensor,
 ) -> Painted:
     """Shows the record's canvases turned in a region, and says what each stage then has to add.
 
@@ -133,13 +149,13 @@ def with_foreign_region(
         dequantizer: codebook and refiners.
         painted: canvases and ids, with mistakes or without.
         recorded_BSLC, structure_BL: canvases and maps of the records.
-        foreign_from_BL: of `drawn_regions`.
+        foreign_BL, turn_B: of `drawn_regions`.
 
     Paper: Eq. (4)-(5), App. A.2 (how tokens are found)
     """
-    is_foreign_BL = foreign_from_BL >= 0
-    turned_BSLC = recorded_BSLC.take_along_dim(foreign_from_BL.clamp(min=0)[:, None, :, None], 2)
-    canvases_BSLC = torch.where(is_foreign_BL[:, None, :, None], turned_BSLC, painted.canvases_BSLC)
+    from_BL = turned_positions(turn_B, math.isqrt(foreign_BL.shape[1]))
+    turned_BSLC = recorded_BSLC.take_along_dim(from_BL[:, None, :, None], 2)
+    canvases_BSLC = torch.where(foreign_BL[:, None, :, None], turned_BSLC, painted.canvases_BSLC)
     before_BSLC = F.pad(canvases_BSLC[:, :-1], (0, 0, 0, 0, 1, 0))
     with without_autocast(structure_BL.device):
         ids = [
@@ -148,4 +164,41 @@ def with_foreign_region(
             )
             for stage in range(dequantizer.layout.num_stages)
         ]
-    return Painted(canvases_BSLC, torch.where(is_foreign_BL.any(1, keepdim=True), torch.cat(ids, 1), painted.ids_BT))
+    return Painted(canvases_BSLC, torch.where(foreign_BL.any(1, keepdim=True), torch.cat(ids, 1), painted.ids_BT))
+
+
+def beside_turned(
+    network: Tokenizer, canvas_BLC: Tensor, images_BCSS: Tensor, foreign_BL: Tensor, turn_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Canvases and images that show the picture turned in a region: what a decoder sees in an edit, and has to paint.
+
+    The turned picture is tokenised by itself and no gradient goes through it. Images without a region stay as they are,
+    to the bit.
+
+    DEVIATION: neither the paper nor the release trains a decoder on two pictures in one canvas; `loss.foreign_regions`
+    of the tokenizer is 0 in their presets.
+
+    Args:
+        network: encoder, codebook and refiners.
+        canvas_BLC: final canvases.
+        images_BCSS: float32 in [-1, 1], which they are of.
+        foreign_BL, turn_B: of `drawn_regions`.
+
+    Returns:
+        canvases (B, L, C) and images (B, C, S, S).
+
+    Release: trains on no foreign regions
+    """
+    side, pixels = network.config.latent_side, images_BCSS.shape[-1]
+    from_BP = turned_positions(turn_B, pixels)
+    with torch.no_grad():
+        turned_BCSS = images_BCSS.flatten(2).take_along_dim(from_BP[:, None], 2).view_as(images_BCSS)
+        latent_BLC = network.encode(turned_BCSS).float()
+        with without_autocast(latent_BLC.device):
+            ids_BT, structure_BL = network.tokenize_latent(latent_BLC, checked=False)
+            turned_BLC = network.dequantizer.canvases(ids_BT, structure_BL)[:, -1]
+    seen_BCSS = F.interpolate(foreign_BL.view(-1, 1, side, side).float(), size=(pixels, pixels), mode="nearest") > 0
+    return (
+        torch.where(foreign_BL[..., None], turned_BLC, canvas_BLC),
+        torch.where(seen_BCSS, turned_BCSS, images_BCSS),
+    )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvg.bounds import at_least, check_fields
+from nvg.bounds import at_least, between, check_fields, refuse
 from nvg.errors import UserError
 from nvg.precision import without_autocast
 from nvg.randomness import EVERY_ROW, Purpose, uniforms
@@ -22,7 +22,7 @@ from nvg.tokenizer.frozen import Companion
 from nvg.training.adversarial import generator_loss
 from nvg.training.codebook_revival import CodebookRevival
 from nvg.training.codebook_watch import CodebookWatch
-from nvg.training.mistakes import drawn_mistakes, mistaken_canvases
+from nvg.training.mistakes import beside_turned, drawn_mistakes, drawn_regions, mistaken_canvases
 
 VIEWS = ("generator", "real", "fake")  # what the discriminator looks at in a step, each augmented on its own
 
@@ -40,6 +40,8 @@ class TokenizerLossConfig:
         adversarial_weight: weight of the generator's loss, from the first step; published 0.1.
         token_perturbation: largest size of the mistakes on canvases that the decoder learns to look past, in what a
             stage has to add; each image's is drawn from 0 to it. 0 is none, as published.
+        foreign_regions: share of images on whose canvases the decoder finds a region that is not theirs, and has to
+            paint both. 0 is none, as published.
         warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
         revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
 
@@ -53,11 +55,15 @@ class TokenizerLossConfig:
     feature_weight: float = at_least(0, 0.0)
     adversarial_weight: float = at_least(0, 0.0)
     token_perturbation: float = at_least(0, 0.0)
+    foreign_regions: float = between(0, 1, 0.0)
     warn_usage_below: float = at_least(0, 0.1)
     revive_after_images: int | None = at_least(0, None)
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
+        if self.foreign_regions and self.adversarial_weight:
+            meant = "0 beside an adversarial loss, whose discriminator would learn to see where two pictures meet"
+            raise refuse("loss.foreign_regions", self.foreign_regions, meant)
 
 
 class TokenizerObjective(nn.Module):
@@ -101,8 +107,8 @@ class TokenizerObjective(nn.Module):
 
         Returns:
             soft_assignment (B,): whether the warm-up of the codebook is still on; with token perturbation mistakes
-            (B, T, C) and mistake_size (B,); with an adversarial loss, for each of VIEWS, augment_<view> (B, 7) and
-            crop_<view> (B, 3), whose rows are all alike.
+            (B, T, C) and mistake_size (B,); with foreign regions foreign (B, L) and turn (B,); with an adversarial
+            loss, for each of VIEWS, augment_<view> (B, 7) and crop_<view> (B, 3), whose rows are all alike.
         """
         warm = step * global_batch < self.config.soft_assignment_images
         noise = {"soft_assignment": torch.full((global_batch,), warm)[rows]}
@@ -110,6 +116,9 @@ class TokenizerObjective(nn.Module):
             noise |= drawn_mistakes(
                 self.network.dequantizer, self.config.token_perturbation, seed, step, global_batch, rows
             )
+        if self.config.foreign_regions:
+            num_positions = self.network.config.num_positions
+            noise |= drawn_regions(num_positions, self.config.foreign_regions, seed, step, global_batch, rows)
         if self.discriminator is None:
             return noise
         for index, view in enumerate(VIEWS):
@@ -147,6 +156,10 @@ class TokenizerObjective(nn.Module):
                 noise["mistakes"], noise["mistake_size"],
             )  # fmt: skip
             canvas_BLC = canvas_BLC + (mistaken.canvases_BSLC[:, -1] - canvas_BLC).detach()  # straight through
+        if self.training and self.config.foreign_regions:
+            canvas_BLC, images_BCSS = beside_turned(
+                self.network, canvas_BLC, images_BCSS, noise["foreign"], noise["turn"]
+            )
         reconstruction_BCSS = self.network.decode(canvas_BLC)
         self._reconstruction = reconstruction_BCSS.detach()
         if self.training:
