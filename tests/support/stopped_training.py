@@ -81,6 +81,7 @@ def _config(case: Case, folder: Path) -> Any:
             soft_assignment_images=3 * BATCH,
             revive_after_images=None if case.engine == "3" else 2 * BATCH,
             token_perturbation=1.0,
+            foreign_regions=0.5,
         ),
         **common,
     )

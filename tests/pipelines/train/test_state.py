@@ -38,6 +38,7 @@ def test_another_ramp_is_another_run():
     [
         (TokenizerLossConfig, "feature_weight"),
         (TokenizerLossConfig, "token_perturbation"),
+        (TokenizerLossConfig, "foreign_regions"),
         (GeneratorLossConfig, "repa_target"),
         (GeneratorLossConfig, "self_correction"),
         (GeneratorLossConfig, "foreign_regions"),
