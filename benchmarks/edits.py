@@ -4,8 +4,9 @@
 
 Every held-out digit, four masks, classes asked for: `own`; `shared`, every other class that goes with what is kept;
 and `next`, the label after its own, which may contradict what is kept. What goes with it real digits decide: that one
-of the class which comes nearest to what is kept is pasted into the reconstruction, and the judge reads the result.
-Beside the edits stand free samples of the same classes from the same noise.
+of the class which comes nearest to what is kept is pasted into the reconstruction, and the judge reads the result. What
+the decoder makes of the same paste on canvases bounds every edit. Beside the edits stand free samples of the same
+classes from the same noise.
 
 Legend: B digits, P pairs of a digit and a class, N digits that are pasted (the training's).
 """
@@ -79,8 +80,11 @@ class Bench:
         self.side = self.model.tokenizer.config.image_size
         self.num_classes = len(self.model.class_names)
         self.judge = train_judge(judged.images, judged.labels, num_classes=self.num_classes, config=config.judge)
-        self.parts = self.model.encode(list(self.digits.images))
-        self.plain, self.donated = self.parts.decode(), self.model.encode(list(self.donors.images)).decode()
+        self.parts, self.given = (
+            self.model.encode(list(self.digits.images)),
+            self.model.encode(list(self.donors.images)),
+        )
+        self.plain, self.donated = self.parts.decode(), self.given.decode()
 
     def edit(
         self, keep_HW: NDArray[np.bool_], rows_B: NDArray[np.int64], labels_B: NDArray[np.int64], seed: int
@@ -122,11 +126,25 @@ class Bench:
             "next": (every_B, following_B),
         }
 
-    def pasted(self, keep_HW: NDArray[np.bool_], rows_B: NDArray[np.int64], labels_B: NDArray[np.int64]) -> ImageArray:
+    def pasted(self, keep_HW: NDArray[np.bool_], rows_P: NDArray[np.int64], labels_P: NDArray[np.int64]) -> ImageArray:
         """Reconstructions into which a real digit of the class asked for is pasted, the nearest to what is kept."""
-        distance_BN = self._distance(keep_HW)[rows_B]
-        distance_BN[labels_B[:, None] != self.donors.labels[None]] = np.inf
-        return np.where(keep_HW[..., None], self.plain[rows_B], self.donated[distance_BN.argmin(1)])
+        nearest_P = self._nearest(keep_HW, rows_P, labels_P)
+        return np.where(keep_HW[..., None], self.plain[rows_P], self.donated[nearest_P])
+
+    def decoded_paste(
+        self, keep_HW: NDArray[np.bool_], rows_P: NDArray[np.int64], labels_P: NDArray[np.int64]
+    ) -> ImageArray:
+        """The same paste of canvases, decoded: what an edit would be whose every token is that digit's own."""
+        keep_L1 = kept_positions(torch.from_numpy(keep_HW), self.parts.structure.shape[1])[:, None]
+        given_PLC = self.given.canvases[self._nearest(keep_HW, rows_P, labels_P), -1]
+        return self.model.decode(torch.where(keep_L1, self.parts.canvases[rows_P, -1], given_PLC))
+
+    def _nearest(
+        self, keep_HW: NDArray[np.bool_], rows_P: NDArray[np.int64], labels_P: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        distance_PN = self._distance(keep_HW)[rows_P]
+        distance_PN[labels_P[:, None] != self.donors.labels[None]] = np.inf
+        return distance_PN.argmin(1)
 
     def _distance(self, keep_HW: NDArray[np.bool_]) -> NDArray[np.float64]:
         kept_BP, kept_NP = (images[:, keep_HW].reshape(len(images), -1) for images in (self.plain, self.donated))
@@ -148,13 +166,17 @@ class Bench:
                     apart = edited[:, pixels_HW].astype(np.float64) - self.plain[digits_B][:, pixels_HW]
                     errors.setdefault(where, []).append(float((apart**2).mean()))
             read, as_own, free_read = np.mean(found, axis=0).tolist()
-            reach = float((self.judge.read(self.pasted(keep_HW, digits_B, labels_B)) == labels_B).mean())
+            reach, decoded = (
+                float((self.judge.read(paste(keep_HW, digits_B, labels_B)) == labels_B).mean())
+                for paste in (self.pasted, self.decoded_paste)
+            )
             rows[name] = {
                 "pairs": len(labels_B),
                 "read as asked": read,
                 "free read as asked": free_read,
                 "over free": read / free_read,
                 "real digits pasted, read as asked": reach,
+                "canvases of real digits pasted, read as asked": decoded,
                 "read as the picture's own": as_own,
             }
         psnr = {where: 10 * np.log10(255**2 / max(np.mean(squares), 1e-9)) for where, squares in errors.items()}
@@ -187,14 +209,17 @@ def drawn_masks(side: int) -> dict[str, NDArray[np.bool_]]:
 def table(rows: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     lines = [
-        "| kept | dB beside | dB away | " + " | ".join(f"{name}: read / free = ratio (pasted)" for name in ASKED) + " |"
+        "| kept | dB beside | dB away | "
+        + " | ".join(f"{name}: read / free = ratio (pasted, canvases)" for name in ASKED)
+        + " |"
     ]
     lines.append("|" + "---|" * (len(ASKED) + 3))
     for mask, row in rows.items():
         decibels = [f"{row['psnr_db'][where]:.1f}" if where in row["psnr_db"] else "–" for where in ("beside", "away")]
         cells = [
             f"{row[name]['read as asked']:.3f} / {row[name]['free read as asked']:.3f} = {row[name]['over free']:.2f} "
-            f"({row[name]['real digits pasted, read as asked']:.2f}; n {row[name]['pairs']})"
+            f"({row[name]['real digits pasted, read as asked']:.2f}, "
+            f"{row[name]['canvases of real digits pasted, read as asked']:.2f}; n {row[name]['pairs']})"
             for name in ASKED
         ]
         lines.append(f"| {mask} | " + " | ".join([*decibels, *cells]) + " |")
