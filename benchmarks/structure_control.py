@@ -43,13 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--split", default="test", help="digits whose structure is given: test, or judge to choose on")
+    parser.add_argument("--images", type=int, help="how many of them, evenly spread; default: all")
     parser.add_argument("--candidates", type=int, nargs="*", default=[4, 8])
     parser.add_argument("--output", type=Path, default=Path("docs/results/structure_control.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the run's evaluation configuration")
     given = parser.parse_args()
     config = load_config(EvaluateConfig, given.run / "configs" / "evaluation.yaml", given.overrides)
     began = time.monotonic()
-    bench = Bench(config, given.run, given.split)
+    bench = Bench(config, given.run, given.split, given.images)
     reached = reach(bench.sampler.tokenizer, bench.images_BHWC, bench.labels_B)
     results: dict[str, Any] = {"reach": reached, "structures": bench.structures(given.candidates)}
     results |= {"contents": bench.contents(), "masks": bench.masks()}
@@ -69,7 +70,7 @@ def main() -> None:
 class Bench:
     """The networks, the digits and one free sample for each of them."""
 
-    def __init__(self, config: EvaluateConfig, run: Path, split: str) -> None:
+    def __init__(self, config: EvaluateConfig, run: Path, split: str, num_images: int | None = None) -> None:
         spec = GeneratorSpec(
             tokenizer=str(weights_folder("run", str(run / "tokenizer"))),
             content=str(weights_folder("run", str(run / "content"))),
@@ -82,7 +83,8 @@ class Bench:
         digits, judged = (load_images(open_source(replace(source, split=name))) for name in (split, "judge"))
         self.judge: Judge = train_judge(judged.images, judged.labels, num_classes=10, config=config.judge)
         self.sampler: GeneratorSampler = spec.build("cpu")
-        self.images_BHWC, self.labels_B = digits.images, torch.from_numpy(digits.labels).long()
+        rows = np.linspace(0, len(digits.labels) - 1, num_images or len(digits.labels)).round().astype(int)
+        self.images_BHWC, self.labels_B = digits.images[rows], torch.from_numpy(digits.labels[rows]).long()
         self.indices_B = torch.arange(len(self.labels_B))
         self.ids_BT, self.structure_BL = self.sampler.tokenizer.tokenize(to_model_range(self.images_BHWC))
         self.layout = StageLayout(self.structure_BL.shape[1])
@@ -170,7 +172,7 @@ def reach(tokenizer: Tokenizer, images_BHWC: ImageArray, labels_B: torch.Tensor)
         unquantised = tokenizer.encode(tokenizer.decode(latent_BLC))
         reconstructed = tokenizer.encode(tokenizer.decode(canvas_BLC))
     kept_B = (split_agreement(reconstructed, maps_BL, splits) == 1).all(1)
-    ink_BL = F.adaptive_avg_pool2d(to_model_range(images_BHWC), layout.side).flatten(1)
+    ink_BL = F.adaptive_avg_pool2d(to_model_range(images_BHWC).mean(1, keepdim=True), layout.side).flatten(1)
     side_BL = 2 * (maps_BL >> (layout.last_stage - 1)) - 1
     generator = torch.Generator().manual_seed(0)
     noise_BLC = latent_BLC.std() * torch.randn(latent_BLC.shape, generator=generator)
