@@ -4,9 +4,9 @@
 
 Every held-out digit, four masks, classes asked for: `own`; `shared`, every other class that goes with what is kept;
 and `next`, the label after its own, which may contradict what is kept. What goes with it real digits decide: that one
-of the class which comes nearest to what is kept is pasted into the reconstruction, and the judge reads the result. What
-the decoder makes of the same paste on canvases bounds every edit. Beside the edits stand free samples of the same
-classes from the same noise.
+of the class which comes nearest to what is kept is pasted into the reconstruction, and the judge reads the result. The
+same paste made of canvases and decoded shows what the decoder alone loses. Beside the edits stand free samples of the
+same classes from the same noise.
 
 Legend: B digits, P pairs of a digit and a class, N digits that are pasted (the training's).
 """
@@ -80,10 +80,7 @@ class Bench:
         self.side = self.model.tokenizer.config.image_size
         self.num_classes = len(self.model.class_names)
         self.judge = train_judge(judged.images, judged.labels, num_classes=self.num_classes, config=config.judge)
-        self.parts, self.given = (
-            self.model.encode(list(self.digits.images)),
-            self.model.encode(list(self.donors.images)),
-        )
+        self.parts, self.given = (self.model.encode(list(part.images)) for part in (self.digits, self.donors))
         self.plain, self.donated = self.parts.decode(), self.given.decode()
 
     def edit(
