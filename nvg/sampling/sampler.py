@@ -186,7 +186,8 @@ def _draw(
             structure_BL = (given.structure_BL >> unknown) << unknown
         elif stage < layout.num_structure_stages:
             assert structure is not None
-            score_BL = _next_scores(structure, canvas_BLC, structure_BL, labels_B, stage, config, noise)
+            scale = config.structure_scale(stage, layout.last_stage, is_edit=given.region is not None)
+            score_BL = _next_scores(structure, canvas_BLC, structure_BL, labels_B, stage, scale, config, noise)
             if given.region is not None:
                 score_BL = given.region.score(score_BL, stage)
             structure_BL = balanced_split(structure_BL, score_BL, stage, layout.last_stage)
@@ -235,6 +236,7 @@ def _next_scores(
     structure_BL: Tensor,
     labels_B: Tensor,
     stage: int,
+    scale: float,
     config: SamplingConfig,
     noise: SampleNoise,
 ) -> Tensor:
@@ -245,7 +247,6 @@ def _next_scores(
 
     Paper: Eq. (2), Alg. 2 line 5
     """
-    last_stage = model.layout.last_stage
     assert noise.flow_BLK is not None
     denoised_BLK = integrate_flow(
         model,
@@ -254,7 +255,7 @@ def _next_scores(
         structure_BL,
         labels_B,
         stage=stage,
-        guidance_scale=config.structure_scale(stage, last_stage),
+        guidance_scale=scale,
         num_steps=config.num_flow_steps,
         known_clean=model.config.known_clean,
     )

@@ -31,8 +31,8 @@ class SamplingConfig:
         top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
         num_flow_steps: Euler steps of each structure stage.
         gumbel_split: True draws each split by Gumbel-top-k (paper), False takes the top half (release).
-        edit_guidance: content scale at every stage where a region of a picture is kept, whose own class speaks from
-            stage 0 on; None is as everywhere else.
+        edit_guidance: content and structure scale at every stage where a region of a picture is kept, whose own class
+            speaks from stage 0 on; None is as everywhere else.
 
     DEVIATION: by default the structure guidance ends at 2.125, as in the release; the paper says 2.5, and the preset
     `configs/sampling/paper.yaml` reaches it.
@@ -60,8 +60,10 @@ class SamplingConfig:
             return self.edit_guidance
         return self._scale(self.content_guidance, stage, last_stage)
 
-    def structure_scale(self, stage: int, last_stage: int) -> float:
+    def structure_scale(self, stage: int, last_stage: int, *, is_edit: bool = False) -> float:
         """Guidance scale while the split of `stage` is predicted. Release: divides by K, not by K - 2."""
+        if is_edit and self.edit_guidance is not None:
+            return self.edit_guidance
         # A grid of 2 x 2 has one split to predict, at stage 0, where every schedule is 1.
         reached_at = max(1, last_stage - 2) if self.structure_guidance_at == "last_split" else last_stage
         return self._scale(self.structure_guidance, stage, reached_at)
