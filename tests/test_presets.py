@@ -168,6 +168,22 @@ def test_stated_work_is_counted(kind, name, depth):
     check_stated_work(name, work * config.optimizer.total_images, flops_per_s=989e12)
 
 
+def test_a_decoder_that_keeps_to_its_place_costs_a_pass_of_the_encoder():
+    """By torch: the digits' tokenizer, forward and backward, and the turned pictures' way to their canvas."""
+    name, model = "demo/digits.yaml", load_steps(["demo/digits.yaml"])["tokenizer"].model
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        tokenizer = Tokenizer(model)
+        latent = tokenizer.encode(torch.empty(1, 1, 16, 16))
+        encoder = counter.get_total_flops()
+        tokenizer.decode(latent)
+    planned, without = (
+        workload_of(load_steps([name], [f"tokenizer.loss.foreign_regions={share}"]), "tokenizer").flops_per_image
+        for share in (0.15, 0.0)
+    )
+    assert without == pytest.approx(3 * counter.get_total_flops(), rel=0.02)
+    assert planned - without == pytest.approx(encoder, rel=0.02)
+
+
 @pytest.mark.parametrize(
     "name", [*(name for _, name, _ in TRAININGS), "tokenizer/f16.yaml", "precompute/imagenet.yaml"]
 )

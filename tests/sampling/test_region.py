@@ -61,7 +61,9 @@ def test_edits_have_a_guidance_of_their_own_at_every_stage_and_free_samples_do_n
     flat = replace(rising, content_guidance=5.0, structure_guidance=5.0, constant_guidance=True)
     content = replace(flat, structure_guidance=1.0)
     region = Given(region=region_of(random_keep(6), networks))
-    edits = [tiny_networks.draw(networks, range(6), config=config, given=region) for config in (own, flat, rising, content)]
+    edits = [
+        tiny_networks.draw(networks, range(6), config=config, given=region) for config in (own, flat, rising, content)
+    ]
     assert same(edits[0], edits[1])
     assert not any(same(edits[0], other) for other in edits[2:])
     assert same(*(tiny_networks.draw(networks, range(6), config=config) for config in (own, rising)))
