@@ -129,12 +129,12 @@ ACCURACY = "runs.*.scores.generated.class_accuracy"
 @pytest.mark.parametrize(
     "text",
     [
-        f"reads 97.1 %<!-- {FILE}: {ACCURACY} --> of them",
-        f"**97.1 %**<!-- {FILE}: {ACCURACY} -->",
-        f"takes 7.2 minutes<!-- {FILE}: runs.*.seconds / 60 --> here",
-        f"from 1.40<!-- {FILE}: min runs.*.scores.generated.fid --> on",
+        f"reads 97.6 %<!-- {FILE}: {ACCURACY} --> of them",
+        f"**97.6 %**<!-- {FILE}: {ACCURACY} -->",
+        f"takes 7.9 minutes<!-- {FILE}: runs.*.seconds / 60 --> here",
+        f"from 1.19<!-- {FILE}: min runs.*.scores.generated.fid --> on",
         f"3<!-- {FILE}: count runs.*.seconds --> seeds",
-        "6 min 42 s: 402<!-- docs/results/demo.md --> seconds",
+        "7 min 1 s: 421<!-- docs/results/demo.md --> seconds",
         "an H100 makes 137 images/s<!-- configs/content/d16.yaml: 137 images/s --> of them",
     ],
 )
@@ -145,11 +145,11 @@ def test_a_figure_that_its_source_has_is_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (f"reads 96.7 %<!-- {FILE}: {ACCURACY} --> of them", "has 97.0833 at"),
-        (f"reads 97.1 %<!-- {FILE}: runs.*.scores.gone --> of them", "has no"),
-        (f"reads 97.1 %<!-- {FILE} --> of them", "say where"),
-        ("reads 97.1 %<!-- docs/results/gone.json: x --> of them", "is not there"),
-        ("takes 403<!-- docs/results/demo.md: 402 (6 min 42 s) --> seconds", "does not have"),
+        (f"reads 96.7 %<!-- {FILE}: {ACCURACY} --> of them", "has 97.6 at"),
+        (f"reads 97.6 %<!-- {FILE}: runs.*.scores.gone --> of them", "has no"),
+        (f"reads 97.6 %<!-- {FILE} --> of them", "say where"),
+        ("reads 97.6 %<!-- docs/results/gone.json: x --> of them", "is not there"),
+        ("takes 422<!-- docs/results/demo.md: 421 (7 min 1 s) --> seconds", "does not have"),
         (f"a figure<!-- {FILE}: {ACCURACY} -->", "behind no figure"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_figure_that_its_source_does_not_have_is_found(text: str, says: str) -
 
 
 def test_a_page_that_gives_one_source_gives_all() -> None:
-    sourced = f"reads 97.1 %<!-- {FILE}: {ACCURACY} --> of them"
+    sourced = f"reads 97.6 %<!-- {FILE}: {ACCURACY} --> of them"
     assert list(problems(Page.of(sourced, ROOT / "docs"))) == []
     (found,) = problems(Page.of(f"{sourced}, which takes 8 minutes.", ROOT / "docs"))
     assert "'8 minutes' has no source" in found
