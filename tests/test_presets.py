@@ -170,9 +170,11 @@ def test_stated_work_is_counted(kind, name, depth):
 
 def test_a_decoder_that_keeps_to_its_place_costs_a_pass_of_the_encoder():
     """By torch: the digits' tokenizer, forward and backward, and the turned pictures' way to their canvas."""
-    name, model = "demo/digits.yaml", load_steps(["demo/digits.yaml"])["tokenizer"].model
+    name = "demo/digits.yaml"
+    config = load_steps([name])["tokenizer"]
+    assert isinstance(config, TokenizerRunConfig)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        tokenizer = Tokenizer(model)
+        tokenizer = Tokenizer(config.model)
         latent = tokenizer.encode(torch.empty(1, 1, 16, 16))
         encoder = counter.get_total_flops()
         tokenizer.decode(latent)
