@@ -165,10 +165,9 @@ def workload_of(steps: dict[str, StepConfig], name: str) -> Workload:
     if isinstance(config, TokenizerRunConfig):
         counted = count_tokenizer(config.model)
         pixels = (config.model.image_size / 256) ** 2
-        turned_flops = counted.encoder_flops if config.loss.foreign_regions else 0.0  # the turned pictures' own pass
         return Workload(
             what="tokenizer",
-            flops_per_image=counted.step_flops + turned_flops,
+            flops_per_image=counted.step_flops + (counted.encoder_flops if config.loss.foreign_regions else 0.0),
             precision=config.loop.precision,
             num_parameters=counted.num_parameters,
             num_kernels=counted.num_kernels,
