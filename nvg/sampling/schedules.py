@@ -56,19 +56,17 @@ class SamplingConfig:
 
     def content_scale(self, stage: int, last_stage: int, *, is_edit: bool = False) -> float:
         """Guidance scale of a content stage; `is_edit` where a region is kept."""
-        if is_edit and self.edit_guidance is not None:
-            return self.edit_guidance
-        return self._scale(self.content_guidance, stage, last_stage)
+        return self._scale(self.content_guidance, stage, last_stage, is_edit)
 
     def structure_scale(self, stage: int, last_stage: int, *, is_edit: bool = False) -> float:
         """Guidance scale while the split of `stage` is predicted. Release: divides by K, not by K - 2."""
-        if is_edit and self.edit_guidance is not None:
-            return self.edit_guidance
         # A grid of 2 x 2 has one split to predict, at stage 0, where every schedule is 1.
         reached_at = max(1, last_stage - 2) if self.structure_guidance_at == "last_split" else last_stage
-        return self._scale(self.structure_guidance, stage, reached_at)
+        return self._scale(self.structure_guidance, stage, reached_at, is_edit)
 
-    def _scale(self, last: float, stage: int, reached_at: int) -> float:
+    def _scale(self, last: float, stage: int, reached_at: int, is_edit: bool) -> float:
+        if is_edit and self.edit_guidance is not None:
+            return self.edit_guidance
         return last if self.constant_guidance else 1.0 + (last - 1.0) * stage / reached_at
 
     def top_p(self, stage: int, last_stage: int) -> float:
