@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--guidance", type=float, nargs="+", default=list(GUIDANCE), help="of the structure")
     parser.add_argument("--work", type=Path, default=Path("runs/flow_steps"), help="where the feature network is kept")
     parser.add_argument("--output", type=Path, default=Path("docs/results/flow_steps.json"))
     given = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> None:
     cells: dict[str, dict[str, Any]] = {cell["identity"]: cell for cell in kept}
     runs = [run for run in given.runs if _finished(study, run)]
     wanted = []
-    for steps, run, gumbel, guidance in product(sorted(given.steps), runs, GUMBEL, GUIDANCE):
+    for steps, run, gumbel, guidance in product(sorted(given.steps), runs, GUMBEL, given.guidance):
         setting = {"flow_steps": steps, "gumbel_split": gumbel, "structure_guidance": guidance}
         spec = study.spec(run, given.seed, setting)
         identity = _identity(spec, given.samples)
@@ -210,17 +211,18 @@ def _numbers(row: dict[str, Any]) -> list[str]:
 def draw(rows: list[dict[str, Any]], real: dict[str, float]) -> bytes:
     """Every score over the steps, a line for each guidance, dashed where splits are drawn; PNG bytes."""
     shown = {name: title for name, title in TITLES.items() if name in real}
+    guidances = sorted({row["structure_guidance"] for row in rows})
     figure = white_figure(2.4 * len(shown) + 0.5, 2.7)
     for number, (name, title) in enumerate(shown.items()):
         axes = place(figure, 0.4 + 2.4 * number, 0.35, 1.9, 1.85)
-        for gumbel, (shade, guidance) in product(GUMBEL, enumerate(GUIDANCE)):
+        for gumbel, (shade, guidance) in product(GUMBEL, enumerate(guidances)):
             line = [row for row in rows if (row["gumbel_split"], row["structure_guidance"]) == (gumbel, guidance)]
             axes.plot(
                 [row["flow_steps"] for row in line],
                 [row[name] for row in line],
                 "--" if gumbel else "-",
                 color=LIGHT.accent,
-                alpha=0.35 + 0.3 * shade,
+                alpha=0.35 + 0.6 * shade / max(1, len(guidances) - 1),
                 marker="o",
                 markersize=3,
                 label=f"{'Gumbel' if gumbel else 'top half'}, guidance {guidance:g}",

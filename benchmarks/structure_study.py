@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/structure_study.py --file demo/fashion.yaml --seeds 0 1 --folder runs/structures
 
-Of each structure and seed the whole experiment is run, tokenizer to evaluation; a spatial one has no structure
+Of each structure and seed the experiment is run from the tokenizer to the generators; a spatial one has no structure
 generator. What is finished is kept: the same command goes on. Samples of granularity are scored at several numbers of
-flow steps, with the feature network and the judge of the first run, and the one with the lowest distance is its best.
+flow steps, with one feature network and one judge for all, and the one with the lowest distance is its best.
 Prints the table: mean and range over the seeds.
 """
 
@@ -33,6 +33,7 @@ SETTINGS = {
     "granularity": ["tokenizer.model.structure=granularity"],
     "spatial": ["tokenizer.model.structure=spatial", "generators.structure=null", "evaluation.structure="],
 }
+OF_MAPS = "generators.structure."
 NVG = str(Path(sys.executable).with_name("nvg"))
 
 
@@ -45,12 +46,14 @@ def main() -> None:
     parser.add_argument("--flow-steps", type=int, nargs="+", default=[1, 2, 4, 10])
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=Path("docs/results/structure_study.json"))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the experiment, for all")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the experiment, for both structures")
     given = parser.parse_args()
     runs = {(kind, seed): given.folder / f"{kind}-seed{seed}" for seed in given.seeds for kind in SETTINGS}
     tokenizers = {}
     for (kind, seed), folder in runs.items():
-        call("run", given.file, f"folder={folder}", f"seed={seed}", *SETTINGS[kind], *given.overrides)
+        for step in ("tokenizer", "precompute", "generators"):
+            own = [word for word in given.overrides if kind == "granularity" or not word.startswith(OF_MAPS)]
+            call("run", given.file, f"folder={folder}", f"seed={seed}", *SETTINGS[kind], *own, "--only", step)
         tokenizers[kind, seed] = tokenizer_scores(folder)
     torch.set_num_threads(1)
     study = Study.open(next(iter(runs.values())), given.folder / "features")
