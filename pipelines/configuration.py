@@ -142,9 +142,14 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dict
     base = content.pop(_EXTENDS, None)
     if base is None:
         return [(str(path), content)]
-    if not isinstance(base, Written) or find_config(base.text) in (*above, path):
+    if not isinstance(base, Written) or not base.text or (found := _extended(base.text, path)) in (*above, path):
         raise ConfigError(f"{path}: {_EXTENDS!r} is {base!r}; it must name another file, and no file in a circle.")
-    return [*_read_yaml(find_config(base.text), (*above, path)), (str(path), content)]
+    return [*_read_yaml(found, (*above, path)), (str(path), content)]
+
+
+def _extended(name: str, by: Path) -> Path:
+    """The file that another one extends: beside it, or as `find_config` has it."""
+    return beside if (beside := by.parent / name).is_file() else find_config(name)
 
 
 def _setting(setting: Setting) -> dict[str, Any]:
@@ -166,7 +171,9 @@ def _with_shared(schema: type, values: DictConfig) -> DictConfig:
     for name, others in getattr(schema, "SHARED", {}).items():
         for step, section in (other.split(".") for other in others):
             if isinstance(holder := given.get(step), dict) and isinstance(own := holder.get(section, {}), dict):
-                holder[section] = {**given.get(name, {}), **own}
+                if not isinstance(shared := given.get(name, {}), dict):
+                    raise ConfigError(f"{name} is {shared}; expected its settings, one a line below it")
+                holder[section] = {**shared, **own}
     return OmegaConf.create(given)
 
 

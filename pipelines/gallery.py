@@ -7,6 +7,7 @@ i..K generated after those of a picture (Fig. 7), and how well the samples follo
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,12 +31,13 @@ from nvg.sampling.following import Control, follow_mask, tokenized_image
 from nvg.tokenizer import Tokenizer
 from pipelines.configuration import load_config, read_section
 from pipelines.sample import EVALUATION_FILE, DrawConfig, Drawing, open_run, stagewise_picture
-from pipelines.sources import SourceConfig, open_source
+from pipelines.sources import BadImage, SourceConfig, open_source
 from pipelines.structure_control import ControlConfig, load_control, read_picture
 
 PAGE_FILE, FIGURES_FILE = "gallery.html", "gallery.json"
 _MOST_PAINTINGS = 8
 _MASK_PIXELS = 256
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +211,22 @@ def _references(config: GalleryConfig, drawing: Drawing, tokenizer: Tokenizer) -
 def _held_out(run: Path, drawing: Drawing, tokenizer: Tokenizer) -> list[_Reference]:
     """The first held-out image of each class shown; none where the run does not say what it was scored on."""
     file = run / EVALUATION_FILE
-    if not file.is_file():
+    section = read_section(file, "source") if file.is_file() else {}
+    if not section:
+        logger.warning("%s says no source: no held-out image is followed; name images by pictures='[…]'", file)
         return []
-    settings = {**read_section(file, "source")["source"], "split": "test", "num_views": 1}
-    source = open_source(load_config(SourceConfig, None, [settings]))
+    source = open_source(load_config(SourceConfig, None, [{**section["source"], "split": "test", "num_views": 1}]))
     found = []
     for label in drawing.classes:
-        for index in np.flatnonzero(source.labels == label)[:1].tolist():
-            image = source.read(index, 0)
-            sequence = tokenized_image(tokenizer, image)
-            found.append(_Reference(f"{drawing.class_names[label]}, held out", image, *sequence, label))
+        for index in np.flatnonzero(source.labels == label).tolist():
+            try:
+                image = source.read(index, 0)
+            except BadImage as error:
+                logger.warning("passed over: %s", error)
+                continue
+            name, sequence = f"{drawing.class_names[label]}, held out", tokenized_image(tokenizer, image)
+            found.append(_Reference(name, image, *sequence, label))
+            break
     return found
 
 

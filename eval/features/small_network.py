@@ -122,12 +122,7 @@ def _shift_images(images_BCHW: torch.Tensor, max_shift: int, generator: torch.Ge
     draw_B2 = torch.randint(0, 2 * max_shift + 1, (num_images, 2), generator=generator)
     rows_BH = draw_B2[:, :1] + torch.arange(height)
     columns_BW = draw_B2[:, 1:] + torch.arange(width)
-    picks = (
-        torch.arange(num_images)[:, None, None],
-        slice(None),
-        rows_BH[:, :, None],
-        columns_BW[:, None, :],
-    )
+    picks = (torch.arange(num_images)[:, None, None], slice(None), rows_BH[:, :, None], columns_BW[:, None, :])
     return padded[picks].permute(0, 3, 1, 2).contiguous()
 
 

@@ -238,10 +238,7 @@ class FeatureJob:
         Raises:
             UserError: a file is missing.
         """
-        return {
-            "images": self.images.identity(),
-            "extractor": self.extractor.identity(),
-        }
+        return {"images": self.images.identity(), "extractor": self.extractor.identity()}
 
     def build(self, device: str, batch_size: int) -> BatchFunction:
         """Load the extractor.

@@ -139,8 +139,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
         if reason is not None:
             raise UserError(f"checkpoint {path} is damaged: {reason}; give the run folder to use an older one")
         return path
-    warnings: list[str] = []
-    folder = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path, warnings.append)
+    folder = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path, logger.warning)
     if folder is None:
         raise UserError(f"{path} holds no checkpoint; expected {path}/checkpoints/{STEP_PREFIX}XXXXXXXX")
     return folder

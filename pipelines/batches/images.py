@@ -26,14 +26,7 @@ from nvg.bounds import refuse
 from nvg.errors import UserError
 from pipelines.batches.config import ImageLoadingConfig
 from pipelines.batches.order import ArraySource, Batch, BatchSource, EpochSource, StepRows
-from pipelines.sources import (
-    BadImage,
-    ImageSource,
-    SkippedInput,
-    SourceConfig,
-    check_bad_inputs,
-    load_images,
-)
+from pipelines.sources import BadImage, ImageSource, SkippedInput, SourceConfig, check_bad_inputs, load_images
 from pipelines.sources.source import split_rule
 from pipelines.sources.views import say_changes
 

@@ -40,10 +40,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def nvg(
     version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Versions of nvg and torch, and the commit."
-        ),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Versions, and the commit.")
     ] = False,
 ) -> None:
     """Options of the program itself; its help stands above."""
@@ -267,21 +264,15 @@ def sample(
     ] = None,
     fix_content_from: Annotated[
         str | None,
-        typer.Option(
-            "--fix-content-from", metavar="IMAGE", help="Give this image's first contents, their maps and the next one."
-        ),
+        typer.Option("--fix-content-from", metavar="IMAGE", help="Give this image's first contents, and their maps."),
     ] = None,
     structure_labels: Annotated[
         str | None,
-        typer.Option(
-            "--structure-labels", metavar="LABELS.png", help="Give a segmentation (PNG or .npy, values are labels)."
-        ),
+        typer.Option("--structure-labels", metavar="LABELS.png", help="Give a segmentation, values are labels."),
     ] = None,
     stagewise_from: Annotated[
         str | None,
-        typer.Option(
-            "--stagewise-from", metavar="IMAGE", help="Draw the figure of stage-wise control: generate i..K, every i."
-        ),
+        typer.Option("--stagewise-from", metavar="IMAGE", help="Draw the figure of stage-wise control: i..K, every i."),
     ] = None,
     edit_from: Annotated[
         str | None, typer.Option("--from", metavar="IMAGE", help="Keep a region of this image, which --keep says.")
@@ -291,16 +282,11 @@ def sample(
         typer.Option("--keep", metavar="MASK", help="What is kept of --from: white (PNG or .npy); black is generated."),
     ] = None,
     stages: Annotated[
-        int | None,
-        typer.Option(
-            "--stages", metavar="M", help="How many splits (or stages of contents) are given; the rest is drawn."
-        ),
+        int | None, typer.Option("--stages", metavar="M", help="How many splits, or stages of contents, are given.")
     ] = None,
     mask_foreground: Annotated[
         int | None,
-        typer.Option(
-            "--mask-foreground", metavar="0|1", help="Child that the mask's foreground becomes; 1 by default."
-        ),
+        typer.Option("--mask-foreground", metavar="0|1", help="Child that the mask's foreground becomes; usually 1."),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -456,8 +442,7 @@ def submit(
     ] = None,
     submission_id: Annotated[str | None, typer.Option("--submission-id", help="Name of the job.")] = None,
     env: Annotated[
-        list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="Environment variable; repeatable."),
+        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="Environment variable; repeatable.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:

@@ -19,13 +19,7 @@ from eval.reference import FEATURES, SPATIAL, require_images, select_rows, write
 from eval.results import metric_protocol
 from eval.scores.frechet import Gaussian, gather
 from pipelines.evaluate.config import make_folder, require
-from pipelines.evaluate.images import (
-    SourceImages,
-    check_readable,
-    describe_features,
-    describe_source,
-    extractor_for,
-)
+from pipelines.evaluate.images import SourceImages, check_readable, describe_features, describe_source, extractor_for
 from pipelines.evaluate.table import print_file
 from pipelines.sources import SourceConfig, open_source
 

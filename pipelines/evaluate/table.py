@@ -156,7 +156,7 @@ def print_not_comparable(console: Console, results: dict[str, Any]) -> None:
 
 def print_file(console: Console, name: str, path: Path, remark: str = "") -> None:
     """Print where a file is, on one line however long."""
-    console.print(f"{name}  {path}{remark}", highlight=False, soft_wrap=True)
+    console.print(f"{name}  {path}{remark}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_time(console: Console, results: dict[str, Any]) -> None:

@@ -160,10 +160,7 @@ def run_evaluate_tokenizer(config: EvaluateTokenizerConfig, *, console: Console 
         "left_out": [
             f"LPIPS ({trunk}): {trunk}_weights names no file" for trunk in ("vgg", "alex") if trunk not in config.lpips
         ],
-        "protocol": {
-            **reconstruction_protocol(pool, scores["num_images"], extractor),
-            "precision": config.precision,
-        },
+        "protocol": {**reconstruction_protocol(pool, scores["num_images"], extractor), "precision": config.precision},
         "seconds": seconds,
     }
     path = write_results(output, results)

@@ -83,6 +83,8 @@ def make_plan(config: ExperimentConfig) -> Plan:
     Raises:
         UserError: there is none, two write to one place, one waits for itself, or something that one reads is nowhere.
     """
+    if not config.folder:
+        raise refuse("folder", "", "the experiment's own folder")
     folder, steps = Path(config.folder).expanduser().absolute(), steps_of(config)
     if not steps:
         raise UserError(f"the experiment has no step; expected one of {', '.join(STEPS)}; give its section")

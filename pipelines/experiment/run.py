@@ -28,6 +28,7 @@ from pipelines.experiment.images import check_images
 from pipelines.experiment.plan import Plan, describe_standing, make_plan
 from pipelines.experiment.status import STATUS_PAGE, LiveStatus
 from pipelines.experiment.steps import STEPS, ExperimentConfig, Standing
+from pipelines.precompute.plan import DatasetFolder
 from pipelines.run_folder import folder_lock
 
 _TIMES_FILE = "times.json"
@@ -79,7 +80,7 @@ def run_experiment(
     for line in _stand(plan, standings, redone, only).values():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     with folder_lock(plan.folder, "experiment", "folder"):
-        _keep_step_configs(config, plan.folder / _STEP_CONFIGS_FOLDER)
+        _keep_step_configs(config, plan.folder / _STEP_CONFIGS_FOLDER, chosen)
         times = _StepTimes(plan.folder / _TIMES_FILE, console)
         if redone:
             _set_aside(plan, redone, times, console)
@@ -103,6 +104,9 @@ def _redone(plan: Plan, standings: Mapping[str, Standing], anew: str | None, onl
 def _stand(plan: Plan, standings: Mapping[str, Standing], redone: Sequence[str], only: str | None) -> dict[str, str]:
     """Each step's name with how it stands and what is done with it, in words."""
     lines = {name: describe_standing(found) for name, found in standings.items()}
+    if changed := [name for name, found in standings.items() if found.state == "changed" and name not in redone]:
+        after = [name for name in plan.onwards(changed[0]) if name not in changed]
+        lines |= dict.fromkeys(after, f"must be done anew with {changed[0]}")
     lines |= dict.fromkeys(redone, "done anew, and what is there moved aside")
     lines |= {name: "left out" for name in lines if only not in (None, name)}
     return {name: f"{name} ({lines[name]})" for name in plan.steps}
@@ -147,10 +151,14 @@ def _set_aside(plan: Plan, names: Sequence[str], times: _StepTimes, console: Con
         step = plan.steps[name]
         places = step.results if step.results and len(names) == 1 else map(Path, step.outputs.values())
         for place in (place.expanduser().absolute() for place in places):
+            if place.is_dir():  # none of whom another process writes
+                with DatasetFolder(place).locked() if name == "precompute" else folder_lock(place, "training", name):
+                    pass
             if place.exists():
                 number = next(n for n in range(1, 1_000_000) if not _aside(place, n).exists())
                 place.rename(_aside(place, number))
-                console.print(f"moved {place} to {_aside(place, number).name}", highlight=False, soft_wrap=True)
+                moved = f"moved {place} to {_aside(place, number).name}"
+                console.print(moved, highlight=False, markup=False, soft_wrap=True)
         times.forget(name)
     console.print("to go on after a stop, leave --from out: it would begin anew once more", highlight=False)
 
@@ -165,7 +173,7 @@ def _keep_report(config: ExperimentConfig, folder: Path, console: Console) -> Pa
     if written is None or not written.is_file():
         return folder
     write_atomically(report, written.read_bytes())
-    console.print(f"\nopen     {report}", highlight=False, soft_wrap=True)
+    console.print(f"\nopen     {report}", highlight=False, markup=False, soft_wrap=True)
     return report
 
 
@@ -215,12 +223,16 @@ class _StepTimes:
         write_atomically(self.file, json.dumps(self.steps, indent=2).encode())
 
 
-def _keep_step_configs(config: ExperimentConfig, folder: Path) -> None:
-    """Writes each step's resolved configuration, so that it can be run again alone: `nvg … --config FILE`."""
+def _keep_step_configs(config: ExperimentConfig, folder: Path, chosen: Sequence[str]) -> None:
+    """Writes each step's resolved configuration, so that it can be run again alone: `nvg … --config FILE`.
+
+    That of a step left out is written only where there is none.
+    """
     steps: dict[str, Any] = {name: getattr(config, name) for name in STEPS}
     if config.generators is not None:
         steps |= {run.kind: run for run in config.generators.runs}
     folder.mkdir(exist_ok=True)
     for name, step in steps.items():
-        if step is not None:
-            write_atomically(folder / f"{name}.yaml", dump_config(step).encode())
+        file = folder / f"{name}.yaml"
+        if step is not None and ((name if name in STEPS else "generators") in chosen or not file.exists()):
+            write_atomically(file, dump_config(step).encode())

@@ -140,8 +140,9 @@ class LiveStatus:
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         self._ended.set()
         self._writer.join()
-        as_asked = isinstance(error, TrainingStopped | KeyboardInterrupt)
-        self._state = "finished" if error is None else "stopped" if as_asked else "failed"
+        as_asked = error is None or isinstance(error, TrainingStopped | KeyboardInterrupt)
+        is_whole = error is None and all(row["state"] != "to do" for row in self._rows.values())
+        self._state = "finished" if is_whole else "stopped" if as_asked else "failed"
         if self._running:
             self._end(self._state)
         self._write()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
@@ -260,7 +261,8 @@ def _evaluation_step(config: EvaluateConfig) -> Step:
 
     def look(ready: bool) -> Standing:
         """An evaluation of before there was the file is done again; its samples are taken from there."""
-        if not ready or not all((output / name).exists() for name in (MADE_OF_FILE, RESULTS_FILE)):
+        written = [output / name for name in (MADE_OF_FILE, *([] if config.reference else [REPORT_FILE]))]
+        if not ready or not all(file.exists() for file in written) or not _is_json(output / RESULTS_FILE):
             return Standing("to do")
         advice = "remove it: the evaluation is then done again, with the samples that are there"
         before = read_json(output / MADE_OF_FILE, _MadeOf, "what an evaluation was made of", advice)
@@ -295,6 +297,12 @@ def _evaluation_step(config: EvaluateConfig) -> Step:
         # Without the samples, which are drawn again only where what decides them has changed.
         results=[output / name for name in (RESULTS_FILE, REPORT_FILE, MADE_OF_FILE)],
     )
+
+
+def _is_json(file: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(json.loads(file.read_bytes()))
+    return False
 
 
 def made_of(config: EvaluateConfig) -> _MadeOf:

@@ -104,12 +104,7 @@ class GeneratorSheets:
         tokenizer = load_network(Tokenizer, tokenizer_folder).to(device)
         num_images, num_classes = self.config.num_images, content.config.num_classes
         labels_B = torch.arange(num_images) * max(1, num_classes // num_images) % num_classes
-        networks = Networks(
-            tokenizer=tokenizer,
-            content=content,
-            structure=structure,
-            sampling=SamplingConfig(),
-        )
+        networks = Networks(tokenizer=tokenizer, content=content, structure=structure, sampling=SamplingConfig())
         drawn = networks.draw(
             labels_B,
             torch.arange(num_images),

@@ -63,6 +63,8 @@ def test_damaged_newest_means_the_one_before(run_folder, damage, caplog):
     weights = (checkpoint(run_folder, 12) / "ema.safetensors").read_bytes()
     damage(checkpoint(run_folder, 12))
     assert resolve_checkpoint(run_folder) == checkpoint(run_folder, 8)
+    assert "step-00000012 is damaged" in caplog.text
+    caplog.clear()
     with pytest.raises(UserError, match="damaged"):
         resolve_checkpoint(checkpoint(run_folder, 12))
     run_training(tiny_config(run_folder), build_task)

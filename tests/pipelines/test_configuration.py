@@ -8,7 +8,7 @@ import pytest
 
 from nvg.errors import UserError
 from pipelines import configuration
-from pipelines.configuration import ConfigError, dump_config, find_config, load_config
+from pipelines.configuration import ConfigError, dump_config, find_config, load_config, read_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,17 @@ def test_message_names_the_file_of_the_mistake(tmp_path):
     path = write(tmp_path, "name: x\ninner: {depht: 2}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: inner\.depht is an unknown key .*did you mean depth"):
         load_config(Outer, path)
+
+
+def test_a_file_extends_one_beside_it_wherever_it_is_read_from(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "base.yaml").write_text("name: x\n")
+    (tmp_path / "here" / "mine.yaml").write_text("extends: base.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_keys("here/mine.yaml").keys() == {"name"}
+    (tmp_path / "empty.yaml").write_text("extends:\n")
+    with pytest.raises(ConfigError, match=r"'extends' is .*; it must name another file"):
+        read_keys("empty.yaml")
 
 
 def test_a_file_extends_another_and_changes_what_it_says(tmp_path):

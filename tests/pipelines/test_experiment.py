@@ -17,7 +17,9 @@ from pipelines.cli.main import app
 from pipelines.entry import EXIT_USER_ERROR, TrainingStopped, guard
 from pipelines.experiment.plan import make_plan
 from pipelines.experiment.run import plan_experiment, run_experiment
+from pipelines.experiment.status import read_status
 from pipelines.experiment.steps import STEPS, Progress, made_of
+from pipelines.precompute.plan import DatasetFolder
 from pipelines.run_folder import folder_lock
 
 pytestmark = pytest.mark.slow
@@ -201,6 +203,7 @@ def test_only_one_step(tmp_path: Path, chain: ChainHere) -> None:
         run_experiment(config, only="precompute")
     assert not (tmp_path / "run").exists()
     run_experiment(config, only="tokenizer")
+    assert read_status(tmp_path / "run")[0].startswith(f"{tmp_path / 'run'}: stopped, ")
     run_experiment(config, only="precompute")
     assert chain.take() == ["tokenizer", "precompute"]
     lines = plan_experiment(config, only="precompute")
@@ -229,6 +232,51 @@ def test_a_second_start_beside_a_running_one_is_refused(copied: Path, chain: Cha
     with folder_lock(copied, "experiment", "folder"), pytest.raises(UserError, match="another experiment is writing"):
         run_experiment(configured(copied), anew="evaluation")
     assert not list(copied.rglob("*.before-1"))
+
+
+@pytest.mark.parametrize(("name", "left"), [("report.html", None), ("results.json", b'{"scores": {"gen')])
+def test_a_lost_report_or_damaged_scores_are_made_again(
+    name: str, left: bytes | None, copied: Path, chain: ChainHere
+) -> None:
+    file = copied / "evaluation" / name
+    whole = file.read_bytes()
+    file.unlink() if left is None else file.write_bytes(left)
+    assert any(line.startswith("evaluation (to do)") for line in plan_experiment(configured(copied)))
+    run_experiment(configured(copied))
+    assert chain.take() == ["evaluation"]
+    assert file.stat().st_size >= len(whole) // 2
+
+
+@pytest.mark.parametrize("held", ["content", "records"])
+def test_what_another_process_writes_is_not_moved_aside(held: str, copied: Path, chain: ChainHere) -> None:
+    folder = copied / held
+    lock = DatasetFolder(folder).locked() if held == "records" else folder_lock(folder, "training", "run_folder")
+    with lock, pytest.raises(UserError, match=r"another .* is writing|is being written"):
+        run_experiment(configured(copied), anew="precompute" if held == "records" else "generators")
+    assert folder.is_dir()
+    assert not list(copied.glob(f"{held}.before-*"))
+
+
+def test_one_step_alone_leaves_what_the_others_were_done_with(copied: Path, chain: ChainHere) -> None:
+    kept = copied / "configs" / "evaluation.yaml"
+    before = kept.read_bytes()
+    run_experiment(configured(copied, "evaluation.sampling.content_guidance=9"), only="tokenizer")
+    assert kept.read_bytes() == before
+    kept.unlink()
+    run_experiment(configured(copied, "evaluation.sampling.content_guidance=9"), only="tokenizer")
+    assert "content_guidance: 9.0" in kept.read_text()
+
+
+def test_what_follows_a_changed_step_is_told_too(copied: Path) -> None:
+    plan = plan_experiment(configured(copied, "tokenizer.loop.seed=7"))
+    lines = [line for line in plan if line.startswith(STEPS)]
+    assert lines[0].startswith("tokenizer (must be done anew, because loop.seed")
+    assert all(" (must be done anew with tokenizer): " in line for line in lines[1:])
+
+
+def test_an_experiment_needs_a_folder() -> None:
+    with pytest.raises(UserError, match="folder is ''"):
+        plan_experiment(configured(Path("run"), "folder="))
 
 
 def test_what_an_evaluation_was_made_of_is_read_strictly(copied: Path, chain: ChainHere) -> None:

@@ -44,6 +44,12 @@ def test_a_step_takes_what_its_own_source_does_not_say(tmp_path: Path) -> None:
     assert (config.source.seed, config.source.judge_fraction, config.source.test_fraction) == (3, 0.3, 0.25)
 
 
+def test_a_source_that_is_no_section_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("extends: demo/digits.yaml\nsource: ${tokenizer.source}\n")
+    with pytest.raises(UserError, match="expected its settings"):
+        load_config(ExperimentConfig, tmp_path / "x.yaml", [])
+
+
 def test_a_step_may_name_the_whole_source_or_none(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     for own in ("'${source}'", "{}"):
@@ -183,7 +189,7 @@ def test_the_status_follows_a_step_while_it_runs(tmp_path: Path, monkeypatch: py
         assert re.fullmatch(r"precompute  runs +[\d.]+ s +content 7 of 10 steps \(loss 0.5000  <b>\)", seen[2])
         status.ends("precompute", "finished")
     assert "refresh" not in (tmp_path / "status.html").read_text()
-    assert read_status(tmp_path)[0].startswith(f"{tmp_path}: finished, as of ")
+    assert read_status(tmp_path)[0].startswith(f"{tmp_path}: stopped, as of ")  # not all is done
     assert not [thread for thread in threading.enumerate() if thread.name == "status"]
 
 

@@ -54,6 +54,33 @@ def test_masks_and_held_out_images_without_being_asked(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", [None, "", "title: x\n"])
+def test_a_run_that_says_no_images_has_no_pictures_and_says_so(run, tmp_path, text, caplog):
+    file = run / "configs" / "evaluation.yaml"
+    file.unlink() if text is None else file.write_text(text)
+    _, files = gallery(run, tmp_path / "gallery", classes=[3])
+    assert files == ["masks-1.png", "masks-2.png", "masks-3.png", "stages-1.png"]
+    assert "no held-out image is followed" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_held_out_image_that_cannot_be_read_is_passed_over(run, tmp_path, caplog):
+    folder = tmp_path / "data"
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(np.full((16, 16), 90 + number, np.uint8)).save(folder / part / name / f"{number}.png")
+    bad = folder / "test" / "a" / "0.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    source = f"source: {{kind: folder, path: {folder}, split_by: folders, image_size: 16, image_channels: 1}}\n"
+    (run / "configs" / "evaluation.yaml").write_text(source)
+    _, files = gallery(run, tmp_path / "gallery", classes=[0, 1])
+    assert "pictures-2.png" in files
+    assert "passed over" in caplog.text
+
+
+@pytest.mark.slow
 def test_figures_are_those_of_sample(run, tmp_path):
     """A mask and a picture of one's own; one noise for one sample, whichever command draws it."""
     ramp = np.linspace(0, 255, 16, dtype=np.uint8)
