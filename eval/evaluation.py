@@ -353,13 +353,14 @@ def _caveats(
         found += [caveat(["class_accuracy"], list(scores), reason)] if reason else []
     features = looked["generated"].features
     assert features is not None
+    judged = [] if data.no_judge else ["class_accuracy"]
     compared, real = scores_of(spec.kind), [name for name in ("reconstructions", "held_out") if name in scores]
     counts, num_train = {name: row["num_images"] for name, row in scores.items()}, len(data.train)
     of_a_side = {name: min(count, manifold_images or count) for name, count in counts.items()}
     num_manifold = min(num_train, manifold_images or num_train)
     return [
         *found,
-        *(caveat([*compared], real, reason) for reason in data.seen_in_training),
+        *(caveat([*compared, *judged], real, reason) for reason in data.seen_in_training),
         *count_caveats(
             counts,
             scores=(*compared, "distance_to_training"),

@@ -138,6 +138,7 @@ def tokenizer_row_of_results(name: str, results: Mapping[str, Any]) -> Tokenizer
         )
         if found
     ]  # fmt: skip
+    remarks += [note.removeprefix("† ") for note in caveat_notes(results)]
     return TokenizerRow(
         type=OURS,
         model=name,

@@ -55,7 +55,7 @@ _LABEL_ROWS = 1 << 16
 _BUFFER_BYTES = 1 << 20
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 4096
 _KEPT_BYTES = 256 << 20  # of image files, in each process; a smaller data set is read once, in whatever order
-_UNREADABLE = (pa.ArrowException, OSError)
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,10 @@ def _look_into(location: str, name: str, config: SourceConfig) -> _File:
             labels: list[Any] = []
             for batch in file.iter_batches(_LABEL_ROWS, columns=[columns.label], use_threads=False):
                 labels += batch.column(0).to_pylist()
-            leaves = [file.metadata.schema.column(number).path for number in range(file.metadata.num_columns)]
-            leaf = leaves.index(columns.image)
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-            sizes = [(group.num_rows, group.column(leaf).total_uncompressed_size) for group in groups]
+            sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+            if not len(labels) == sum(num_rows for num_rows, _ in sizes) == file.metadata.num_rows:
+                raise pa.ArrowInvalid(f"found {len(labels)} labels for {file.metadata.num_rows} rows")
         return _File(name, location, size_of(location), columns, labels, sizes)
     except _UNREADABLE as error:
         found = " ".join(str(error).split())
@@ -231,20 +231,18 @@ def _find_columns(schema: pa.Schema, location: str, config: SourceConfig) -> _Co
     whole = [name for name, kind in kinds.items() if pa.types.is_integer(kind)]
     text = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
 
-    def pick(key: str, given: str | None, fitting: Sequence[str], what: str, kind: str, *less: Sequence[str]) -> str:
+    def pick(key: str, given: str | None, fitting: Sequence[str], what: str, kind: str) -> str:
         named = [name for name in fitting if features.get(name, {}).get("_type") == kind]
-        choices = next(filter(None, (named, fitting, *less)), [])
-        if given is None and len(choices) == 1:
-            return choices[0]
-        if given is not None and given in [*fitting, *(name for names in less for name in names)]:
-            return given
+        choices = named or fitting
+        if given in fitting or (given is None and len(choices) == 1):
+            return given or choices[0]
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         several = f", found {len(choices)}" if len(choices) > 1 else ""
         raise refuse(f"source.{key}", given, f"one column of {what}{several}; the columns of {location} are {columns}")
 
     image = pick("image_column", config.image_column, list(bytes_of), "encoded images (bytes)", "Image")
     label = pick(
-        "label_column", config.label_column, whole, "integers, or of class names, not nested", "ClassLabel", text
+        "label_column", config.label_column, [*whole, *text], "integers, or of class names, not nested", "ClassLabel"
     )
     names = features.get(label, {}).get("names") or []
     return _Columns(bytes_of[image], label, tuple(map(str, names)), is_text=label in text)
@@ -254,7 +252,10 @@ def _features(schema: pa.Schema, location: str) -> dict[str, dict[str, Any]]:
     """What the hub's metadata says of each column; nothing where there is none."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+        features = {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+        if not all(isinstance(feature.get("names") or [], list) for feature in features.values()):
+            raise ValueError("names of classes are no list")
+        return features
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{location}: its metadata 'huggingface' is not as the hub writes it ({error}); write the file again, or "

@@ -109,7 +109,10 @@ def _find_shards(path: str) -> tuple[list[str], list[SkippedInput]]:
         names, passed_over = _shards_in(folder)
         shards = [join(folder, name) for name in names]
     else:
-        shards = [location_of(url) for url in expand_urls(path)]
+        try:
+            shards = [folder] if is_file(folder) else [location_of(url) for url in expand_urls(path)]
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; expected a pattern as shards/{{000..099}}.tar; change it") from error
     if not shards:
         below = sorted({folder_of(item.key) for item in passed_over if item.reason == _BELOW})
         advice = f"it has shards in {', '.join(below)}: give one of these" if below else "change the source's path"

@@ -64,6 +64,8 @@ def test_a_tokenizers_result_becomes_a_row_of_its_table() -> None:
     other = json.loads(json.dumps(TOKENIZER).replace("0 (crop)", "0 (center)").replace("lpips_vgg", "lpips_alex"))
     other["protocol"]["extractor"]["kind"], other["scores"]["num_images"] = "nvg-small-image", 100
     text = markdown_table([tokenizer_row_of_results("other", other)])
+    other["caveats"] = [caveat(["rfid", "psnr_db"], ["reconstructions"], "12 of the images were trained on")]
+    assert "12 of the images were trained on" in markdown_table([tokenizer_row_of_results("other", other)])
     for reason in ("features of nvg-small-image", "100 images", "0 (center)", "source.view_policy=crop", "no LPIPS"):
         assert reason in text
 

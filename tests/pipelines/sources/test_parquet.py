@@ -96,6 +96,11 @@ def test_what_the_metadata_calls_image_and_label_goes_before_other_columns(tmp_p
             r"source\.label_column is None; expected one column of integers, .*, found 2; the col",
         ),
         (
+            {"labels": NAMES * 4, "id": [*range(12)]},  # a number of the row is no class where names are there too
+            {},
+            r"source\.label_column is None; expected one column .*, found 2; the columns .* label \(string\), id",
+        ),
+        (
             {"mask": pa.array([b"x"] * 12)},
             {},
             r"source\.image_column is None; expected one column of encoded images .*found 2",
@@ -270,6 +275,31 @@ def test_damaged_files_are_named(tmp_path, change, message):
         opened(tmp_path)
 
 
+def test_a_footer_that_miscounts_a_row_group_shifts_no_label(tmp_path, monkeypatch):
+    """Labels are read in one go, images by row group: one count that is wrong would pair them wrongly."""
+    path = one_file(tmp_path, 30, rows_per_group=10) / "pets.parquet"
+    whole, found = path.read_bytes(), 0
+    for place in range(len(whole) - 1500, len(whole) - 8):
+        if whole[place] != 20:  # ten rows, as the footer's varints have it
+            continue
+        path.write_bytes(whole[:place] + bytes([12]) + whole[place + 1 :])
+        try:
+            counts = [pq.read_metadata(path).row_group(number).num_rows for number in range(3)]
+        except (OSError, pa.ArrowException):
+            continue
+        if sorted(counts) == [6, 10, 10]:
+            found += 1
+            with pytest.raises(UserError, match=r"pets\.parquet: .*cannot be read as parquet: .* labels for 30 rows"):
+                opened(tmp_path)
+    assert found
+
+
+def test_labels_that_are_no_text_are_named(tmp_path):
+    labels = pa.array([b"a", b"\xff", b"c"] * 4).cast(pa.string(), safe=False)
+    with pytest.raises(UserError, match=r"pets\.parquet: .*cannot be read as parquet"):
+        opened(one_file(tmp_path, labels=labels, names=()))
+
+
 def test_damaged_rows_are_no_bad_images(tmp_path):
     path = one_file(tmp_path, 40, rows_per_group=10) / "pets.parquet"
     source = opened(tmp_path)
@@ -286,7 +316,13 @@ def test_damaged_rows_are_no_bad_images(tmp_path):
 
 def test_metadata_that_nobody_wrote_is_named(tmp_path):
     path = one_file(tmp_path) / "pets.parquet"
-    for metadata, ok in ((b"{", False), (b"[1]", False), (json.dumps({"info": {}}).encode(), True)):
+    names_no_list = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}).encode()
+    for metadata, ok in (
+        (b"{", False),
+        (b"[1]", False),
+        (names_no_list, False),
+        (json.dumps({"info": {}}).encode(), True),
+    ):
         table = pq.read_table(path)
         pq.write_table(table.replace_schema_metadata({b"huggingface": metadata}), path)
         if ok:

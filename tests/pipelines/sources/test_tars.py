@@ -44,6 +44,13 @@ def test_gives_what_the_webdataset_library_gives(tmp_path, label_as):
     assert np.array_equal(load_images(source).images[:, :, :, 0], np.stack(pixels))
 
 
+def test_a_pattern_with_an_open_brace_is_named():
+    with pytest.raises(
+        UserError, match=r"shards/a-\{0\.\.3\.tar: .*; expected a pattern as shards/\{000\.\.099\}\.tar"
+    ):
+        open_source(SourceConfig(kind="webdataset", path="shards/a-{0..3.tar", split="all"))
+
+
 def test_brace_pattern_and_class_names(tmp_path):
     write_shards(tmp_path, num_shards=3)
     (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
