@@ -388,11 +388,7 @@ def _protocol(
         "reference": {"images": len(data.train), "sha256": reference, "split": "train"},
         "fingerprints": data.fingerprints,
         "pools": {
-            name: {
-                **pool.identity,
-                "num_samples": len(pool.samples.labels_B),
-                "images_sha256": pool.images_sha256(),
-            }
+            name: {**pool.identity, "num_samples": len(pool.samples.labels_B), "images_sha256": pool.images_sha256()}
             for name, pool in pools.items()
         },
         "judge": None if judge is None else judge.protocol(),

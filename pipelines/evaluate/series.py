@@ -30,13 +30,7 @@ from pipelines.evaluate.against import draw_against, open_against, print_against
 from pipelines.evaluate.config import EvaluateConfig, make_folder, require
 
 SWEEP_FILE, PAGE_FILE = "sweep.json", "sweep.html"
-_SCORES = {
-    "fid": "FID ↓",
-    "fd": "FD ↓",
-    "inception_score": "IS ↑",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-}
+_SCORES = {"fid": "FID ↓", "fd": "FD ↓", "inception_score": "IS ↑", "precision": "precision ↑", "recall": "recall ↑"}
 _SCORES_FILE = "scores.jsonl"
 _WEIGHTS_FOLDER = "weights"
 _SWEPT = ("content_guidance", "structure_guidance", "top_p_last", "num_flow_steps")

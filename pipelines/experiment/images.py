@@ -14,6 +14,8 @@ from eval.features.extractors import ExtractorSpec, given_extractor, scores_of
 from eval.pages.page import caveat_notes
 from eval.results import count_caveats
 from nvg.bounds import refuse
+from nvg.checkpoints.runs import require_tokenizer, weights_folder
+from nvg.records import MANIFEST_FILE, read_manifest
 from pipelines.evaluate.against import given_reference
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.images import Parts, describe_parts, open_parts
@@ -48,6 +50,7 @@ def check_images(config: ExperimentConfig) -> list[str]:
         raise refuse("source.path", path, "where the images lie, and there is nothing", config.origin)
     if evaluation is not None:
         evaluation.judge.extractor()
+        _require_one_tokenizer(config, evaluation)
     if evaluation is not None and evaluation.pool.num_samples < LEAST_IMAGES:
         found = evaluation.pool.num_samples
         raise refuse("evaluation.pool.num_samples", found, f"{LEAST_IMAGES} or more for precision and recall")
@@ -69,6 +72,16 @@ def check_images(config: ExperimentConfig) -> list[str]:
             "set it with evaluation.extractor_kind=inception-v3-compat, or divide the images into class folders",
         )
     return [*describe_parts(parts), *_marked_scores(evaluation, parts), *_black_borders(steps, parts.train)]
+
+
+def _require_one_tokenizer(config: ExperimentConfig, evaluation: EvaluateConfig) -> None:
+    """Of a tokenizer and records that are there already: those of one another."""
+    if config.tokenizer is None and config.precompute is None:
+        read = [evaluation.records, *(run.data.path for run in (config.generators.runs if config.generators else []))]
+        there = [path for path in read if path and (Path(path) / MANIFEST_FILE).is_file()]
+        folder = weights_folder("evaluation.tokenizer", evaluation.tokenizer)
+        made_with = {path: read_manifest(Path(path))["tokenizer_hash"] for path in there}
+        require_tokenizer("evaluation.tokenizer", folder, evaluation.tokenizer_weights, made_with)
 
 
 def _marked_scores(evaluation: EvaluateConfig, parts: Parts) -> list[str]:

@@ -40,10 +40,7 @@ _TASK = "precompute"
 
 
 def precompute(
-    config: PrecomputeConfig,
-    *,
-    on_event: Callable[[PoolEvent], None] | None = None,
-    console: Console | None = None,
+    config: PrecomputeConfig, *, on_event: Callable[[PoolEvent], None] | None = None, console: Console | None = None
 ) -> Path:
     """Write the record data set of a source, or finish one that was begun.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from chain_here import SETTINGS, ChainHere, configured
+from tiny_networks import save_tokenizer
 
 from nvg.errors import Changed, UserError
 from pipelines.cli.main import app
@@ -272,6 +273,18 @@ def test_what_follows_a_changed_step_is_told_too(copied: Path) -> None:
     lines = [line for line in plan if line.startswith(STEPS)]
     assert lines[0].startswith("tokenizer (must be done anew, because loop.seed")
     assert all(" (must be done anew with tokenizer): " in line for line in lines[1:])
+
+
+def test_records_of_another_tokenizer_are_refused_before_a_training(
+    copied: Path, tmp_path: Path, chain: ChainHere
+) -> None:
+    other = save_tokenizer(tmp_path / "other")
+    settings = ["tokenizer=null", "precompute=null", f"evaluation.tokenizer={other}"]
+    settings += [f"generators.{kind}.data.path={copied / 'records'}" for kind in ("content", "structure")]
+    with pytest.raises(UserError, match="expected the tokenizer with which these were made"):
+        plan_experiment(configured(tmp_path / "new", *settings, f"evaluation.records={copied / 'records'}"))
+    settings[2] = f"evaluation.tokenizer={copied / 'tokenizer'}"
+    plan_experiment(configured(tmp_path / "new", *settings, f"evaluation.records={copied / 'records'}"))
 
 
 def test_an_experiment_needs_a_folder() -> None:
