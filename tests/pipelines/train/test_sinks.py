@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 from tiny_training import build_task, tiny_config
@@ -36,6 +37,9 @@ def test_offline_log_of_a_run_resumed_twice_holds_every_row(tmp_path):
     sessions = sorted((folder / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
     assert len(sessions) == 3  # one id for all of them
     assert (folder / "wandb" / "latest-run").resolve() == sessions[-1].parent
+    deadline = time.monotonic() + 60  # its service writes on for a moment on a busy machine
+    while json.dumps(rows[-1]["loss"]).encode() not in sessions[-1].read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.2)
     logged = sessions[-1].read_bytes()  # the newest is whole: it alone has to be sent
     for row in rows:
         for name in ("loss", "absolute", "grad_norm"):
