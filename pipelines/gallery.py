@@ -122,7 +122,8 @@ def draw_gallery(config: GalleryConfig) -> Path:
         "stagewise": [_stagewise(sampler, drawing, item) for item in references],
     }
     files = {f"{name}-{number}.png": figure for name in groups for number, figure in enumerate(groups[name], start=1)}
-    begin_sample_folder("output", output, [*files, PAGE_FILE, FIGURES_FILE])
+    if num_removed := begin_sample_folder("output", output, [*files, PAGE_FILE, FIGURES_FILE]):
+        logger.warning("%s: removed %d files of an earlier run", config.output, num_removed)
     for name, figure in files.items():
         write_atomically(output / name, figure.picture.light)
     agreement = {

@@ -130,11 +130,7 @@ class Judge:
 
 
 def train_judge(
-    images_BHWC: ImageArray,
-    labels_B: NDArray[np.integer],
-    *,
-    num_classes: int,
-    config: JudgeConfig | None = None,
+    images_BHWC: ImageArray, labels_B: NDArray[np.integer], *, num_classes: int, config: JudgeConfig | None = None
 ) -> Judge:
     """Fit the judge on real images kept apart for it.
 

@@ -61,6 +61,8 @@ def test_a_run_that_says_no_images_has_no_pictures_and_says_so(run, tmp_path, te
     _, files = gallery(run, tmp_path / "gallery", classes=[3])
     assert files == ["masks-1.png", "masks-2.png", "masks-3.png", "stages-1.png"]
     assert "no held-out image is followed" in caplog.text
+    gallery(run, tmp_path / "gallery", classes=[3])
+    assert "removed 6 files of an earlier run" in caplog.text
 
 
 @pytest.mark.slow
