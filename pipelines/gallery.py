@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def draw_gallery(config: GalleryConfig) -> Path:
     followed = [item.control for item in references] if sampler.structure is not None else []
     check_sample_folder("output", output)
     groups = {
-        "stages": [_painted(sampler, drawing)],
+        "stages": [_painted(sampler, drawing, drawing.classes if config.classes else range(len(drawing.class_names)))],
         "masks": [_followed(sampler, drawing, control, config) for control in masks],
         "pictures": [_followed(sampler, drawing, control, config) for control in followed],
         "stagewise": [_stagewise(sampler, drawing, item) for item in references],
@@ -137,10 +137,9 @@ def draw_gallery(config: GalleryConfig) -> Path:
     return output / PAGE_FILE
 
 
-def _painted(sampler: GeneratorSampler, drawing: Drawing) -> _Figure:
+def _painted(sampler: GeneratorSampler, drawing: Drawing, classes: Sequence[int]) -> _Figure:
     """Paper: Fig. 1, Fig. 5"""
-    classes = range(min(_MOST_PAINTINGS, len(drawing.class_names)))
-    labels_B, _, indices_B = replace(drawing, classes=list(classes)).labelled(1)
+    labels_B, _, indices_B = replace(drawing, classes=list(classes[:_MOST_PAINTINGS])).labelled(1)
     labels, indices = torch.from_numpy(labels_B), torch.from_numpy(indices_B)
     drawn = sampler.draw_sequences(labels, indices)
     paintings = paint_sequences(sampler.tokenizer, drawn, labels, sampler.spec.rounding, count=len(labels))

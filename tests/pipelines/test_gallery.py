@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny_networks import FEW_STEPS, save_generators, save_tokenizer
 
+from eval.pictures import paint_sequences
 from nvg.errors import UserError
 from pipelines.gallery import GalleryConfig, draw_gallery
 from pipelines.sample import SampleConfig, sample_images
@@ -83,13 +84,21 @@ def test_a_held_out_image_that_cannot_be_read_is_passed_over(run, tmp_path, capl
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_sample(run, tmp_path):
+def test_figures_are_those_of_sample(run, tmp_path, monkeypatch):
     """A mask and a picture of one's own; one noise for one sample, whichever command draws it."""
     ramp = np.linspace(0, 255, 16, dtype=np.uint8)
     Image.fromarray(np.broadcast_to(ramp, (16, 16)).copy()).save(tmp_path / "picture.png")
     Image.fromarray(np.tri(32, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
+    painted: list[int] = []
+
+    def noted(tokenizer, drawn, labels, *rest, **named):
+        painted.extend(labels.tolist())
+        return paint_sequences(tokenizer, drawn, labels, *rest, **named)
+
+    monkeypatch.setattr("pipelines.gallery.paint_sequences", noted)
     mine = {"masks": [str(tmp_path / "mask.png")], "pictures": [str(tmp_path / "picture.png")]}
     _, files = gallery(run, tmp_path / "gallery", classes=[3], **mine)
+    assert painted == [3]  # the first figure, too, is of the classes asked for
     assert files == ["masks-1.png", "pictures-1.png", "stages-1.png", "stagewise-1.png"]
     agreement = json.loads((tmp_path / "gallery" / "gallery.json").read_text())["agreement"]
     controls = {
