@@ -51,8 +51,8 @@ def main() -> None:
     runs = {(kind, seed): given.folder / f"{kind}-seed{seed}" for seed in given.seeds for kind in SETTINGS}
     tokenizers = {}
     for (kind, seed), folder in runs.items():
+        own = [word for word in given.overrides if kind == "granularity" or not word.startswith(OF_MAPS)]
         for step in ("tokenizer", "precompute", "generators"):
-            own = [word for word in given.overrides if kind == "granularity" or not word.startswith(OF_MAPS)]
             call("run", given.file, f"folder={folder}", f"seed={seed}", *SETTINGS[kind], *own, "--only", step)
         tokenizers[kind, seed] = tokenizer_scores(folder)
     torch.set_num_threads(1)

@@ -170,14 +170,14 @@ def dagger(results: Mapping[str, Any], name: str, score: str) -> str:
     return _DAGGER if any(score in found["scores"] and name in found["sets"] for found in _caveats(results)) else ""
 
 
-def caveat_notes(results: Mapping[str, Any]) -> list[str]:
-    """The reasons behind the daggers, and why a score was left out, for the page and for the terminal: a line each."""
+def caveat_notes(results: Mapping[str, Any], *, marked: bool = True) -> list[str]:
+    """The reasons behind the daggers, and why a score was left out, a line each; with the dagger where `marked`."""
     notes, called = [], {**_SCORE_NAMES, "fd": distance_name(results), "rfd": f"r{distance_name(results)}"}
     for found in _caveats(results):
         scores = ", ".join(called.get(name) or name for name in found["scores"])
         sets = [(ROW_NAMES.get(name) or name).lower() for name in found["sets"]]
         whose = f" ({'; '.join(sets)})" if 0 < len(sets) < len(results["scores"]) else ""
-        notes.append(f"{_DAGGER.strip() + ' ' if sets else ''}{scores}{whose}: {found['reason']}")
+        notes.append(f"{_DAGGER.strip() + ' ' if sets and marked else ''}{scores}{whose}: {found['reason']}")
     return notes
 
 

@@ -138,7 +138,7 @@ def tokenizer_row_of_results(name: str, results: Mapping[str, Any]) -> Tokenizer
         )
         if found
     ]  # fmt: skip
-    remarks += [note.removeprefix("† ") for note in caveat_notes(results)]
+    remarks += caveat_notes(results, marked=False)
     return TokenizerRow(
         type=OURS,
         model=name,
@@ -164,7 +164,7 @@ def row_of_results(name: str, results: Mapping[str, Any]) -> ScoreRow:
     if scores.get("fd") is not None:
         remarks.append(f"{distance_name(results)} {scores['fd']:.2f} in place of FID")
     own = {"caveats": [found for found in results.get("caveats", ()) if "generated" in found["sets"]]}
-    remarks += [note.removeprefix("† ") for note in caveat_notes({**results, **own, "scores": {"generated": scores}})]
+    remarks += caveat_notes({**results, **own, "scores": {"generated": scores}}, marked=False)
     return ScoreRow(
         type=OURS,
         model=name,

@@ -97,8 +97,8 @@ def _marked_scores(evaluation: EvaluateConfig, parts: Parts) -> list[str]:
     )
     named = {"extractor": {"distance": extractor.distance}}
     return [
-        f"will be marked as not to be trusted: {note.removeprefix('† ')}"
-        for note in caveat_notes({"scores": counts, "caveats": caveats, "protocol": named})
+        f"will be marked as not to be trusted: {note}"
+        for note in caveat_notes({"scores": counts, "caveats": caveats, "protocol": named}, marked=False)
     ]
 
 

@@ -146,19 +146,25 @@ def _do(
 
 
 def _set_aside(plan: Plan, names: Sequence[str], times: _StepTimes, console: Console) -> None:
-    """Rename what is there of some steps; the last one first, so that no step is left whose inputs are gone."""
+    """Rename what is there of some steps; the last one first, so that no step is left whose inputs are gone.
+
+    Raises:
+        UserError: another process writes to a place; nothing was moved.
+    """
+    places: list[Path] = []
     for name in reversed(names):
         step = plan.steps[name]
-        places = step.results if step.results and len(names) == 1 else map(Path, step.outputs.values())
-        for place in (place.expanduser().absolute() for place in places):
-            if place.is_dir():  # none of whom another process writes
-                with DatasetFolder(place).locked() if name == "precompute" else folder_lock(place, "training", name):
+        own = step.results if step.results and len(names) == 1 else map(Path, step.outputs.values())
+        for place in (place.expanduser().absolute() for place in own if place.expanduser().exists()):
+            if place.is_dir():
+                with DatasetFolder(place).locked() if name == "precompute" else folder_lock(place, "step", "folder"):
                     pass
-            if place.exists():
-                number = next(n for n in range(1, 1_000_000) if not _aside(place, n).exists())
-                place.rename(_aside(place, number))
-                moved = f"moved {place} to {_aside(place, number).name}"
-                console.print(moved, highlight=False, markup=False, soft_wrap=True)
+            places.append(place)
+    for place in places:
+        aside = next(aside for n in range(1, 1_000_000) if not (aside := _aside(place, n)).exists())
+        place.rename(aside)
+        console.print(f"moved {place} to {aside.name}", highlight=False, markup=False, soft_wrap=True)
+    for name in names:
         times.forget(name)
     console.print("to go on after a stop, leave --from out: it would begin anew once more", highlight=False)
 
@@ -224,10 +230,7 @@ class _StepTimes:
 
 
 def _keep_step_configs(config: ExperimentConfig, folder: Path, chosen: Sequence[str]) -> None:
-    """Writes each step's resolved configuration, so that it can be run again alone: `nvg … --config FILE`.
-
-    That of a step left out is written only where there is none.
-    """
+    """Writes each step's resolved configuration, to run it again alone; that of one left out only where none is."""
     steps: dict[str, Any] = {name: getattr(config, name) for name in STEPS}
     if config.generators is not None:
         steps |= {run.kind: run for run in config.generators.runs}

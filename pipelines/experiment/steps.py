@@ -24,7 +24,7 @@ from eval.pages.page import time_text
 from eval.results import RESULTS_FILE
 from nvg.checkpoints import file_hash, weights_hash
 from nvg.checkpoints.runs import checkpoints_in
-from nvg.errors import Changed
+from nvg.errors import Changed, UserError
 from nvg.json_files import read_json
 from nvg.records import MANIFEST_FILE
 from pipelines.evaluate.config import REPORT_FILE, EvaluateConfig
@@ -300,8 +300,8 @@ def _evaluation_step(config: EvaluateConfig) -> Step:
 
 
 def _is_json(file: Path) -> bool:
-    with suppress(OSError, ValueError):
-        return bool(json.loads(file.read_bytes()))
+    with suppress(UserError):
+        return bool(read_json(file, dict[str, Any], "scores", ""))
     return False
 
 

@@ -34,14 +34,14 @@ SHORT = [
     *("evaluation.pool.num_samples=100", "evaluation.pool.chunk_size=50", "evaluation.pool.batch_size=50"),
 ]
 # Of a whole demo's shares, "over real" or "over reconstructions" as docs/results/pictures.md has them: what is asked
-# for, and what two cores reach in 90 minutes, less two standard errors.
+# for; and of the few that two cores miss in 90 minutes, what they reach, less two standard errors.
 ASKED = {
     "fashion": {"reconstructions read": 0.98, "samples read": 0.95, "precision": 0.8, "recall": 0.8},
     "avatars": {"reconstructions read": 0.98, "samples read": 0.97, "precision": 0.8, "recall": 0.8},
 }
-REACHED = {
-    "fashion": {"reconstructions read": 0.965, "samples read": 0.95, "precision": 0.9, "recall": 0.47},
-    "avatars": {"reconstructions read": 0.975, "samples read": 0.95, "precision": 0.33, "recall": 0.35},
+MISSED = {
+    "fashion": {"reconstructions read": 0.965, "recall": 0.47},
+    "avatars": {"precision": 0.33, "recall": 0.35},
 }
 NEAR_COPIES = 0.07
 
@@ -128,8 +128,8 @@ def test_whole(name, tmp_path):
         "precision": generated["precision"] / copies["precision"],
         "recall": generated["recall"] / copies["recall"],
     }
-    below = {what: share for what, share in shares.items() if share < REACHED[name][what]}
-    assert not below, f"lower than before: {below}"
+    below = {what: share for what, share in shares.items() if share < (ASKED[name] | MISSED[name])[what]}
+    assert not below, f"lower than asked for, or than before where that is missed: {below}"
     assert generated["distance_to_training"]["share_nearer_than_95_percent_of_held_out"] <= NEAR_COPIES
     missed = {what: round(share, 3) for what, share in shares.items() if share < ASKED[name][what]}
     if missed:

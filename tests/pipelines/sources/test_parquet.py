@@ -275,7 +275,7 @@ def test_damaged_files_are_named(tmp_path, change, message):
         opened(tmp_path)
 
 
-def test_a_footer_that_miscounts_a_row_group_shifts_no_label(tmp_path, monkeypatch):
+def test_a_footer_that_miscounts_a_row_group_shifts_no_label(tmp_path):
     """Labels are read in one go, images by row group: one count that is wrong would pair them wrongly."""
     path = one_file(tmp_path, 30, rows_per_group=10) / "pets.parquet"
     whole, found = path.read_bytes(), 0
