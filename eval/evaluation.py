@@ -300,11 +300,7 @@ def _look(sets: dict[str, ImageSet], spec: ExtractorSpec, pool: PoolConfig, fold
 
 
 def _score(
-    looked: dict[str, ImageSet],
-    data: EvaluationData,
-    spec: ExtractorSpec,
-    judge: Judge | None,
-    manifold_images: int,
+    looked: dict[str, ImageSet], data: EvaluationData, spec: ExtractorSpec, judge: Judge | None, manifold_images: int
 ) -> tuple[dict[str, dict[str, Any]], DistanceToTraining]:
     """All scores of each set against the training images, and how near the samples come to one of these."""
     sets = {name: (images, images.features) for name, images in looked.items() if images.features is not None}

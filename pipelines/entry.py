@@ -58,8 +58,7 @@ ConfigFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE...",
-        help="Single values that win over the file: training.seed=1 widths='[32, 64]'.",
+        metavar="KEY=VALUE...", help="Single values that win over the file: training.seed=1 widths='[32, 64]'."
     ),
 ]
 SamplingPreset = Annotated[

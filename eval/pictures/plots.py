@@ -16,11 +16,7 @@ from eval.pictures.drawing import LIGHT, Picture, Theme, both_themes, new_figure
 
 _PARTS = ("l1", "quantizer", "mse", "cross_entropy")
 _STAGE_KEY = re.compile(r"(cross_entropy|velocity)_(\d+)")
-_PANELS = (
-    ("cross_entropy", "token cross-entropy, nats ↓"),
-    ("fid", "FID ↓"),
-    ("class_accuracy", "read as asked ↑"),
-)
+_PANELS = (("cross_entropy", "token cross-entropy, nats ↓"), ("fid", "FID ↓"), ("class_accuracy", "read as asked ↑"))
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:

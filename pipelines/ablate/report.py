@@ -65,10 +65,7 @@ _ORDERINGS = (
         "(1-t)x + tε predicts tokens significantly worse (training stopped)", "content_mixed", "base", "cross_entropy"
     ),
     _Ordering(
-        "next content overfits, the final canvas does not (training stopped)",
-        "next_content",
-        "base",
-        "validation_rise",
+        "next content overfits, the final canvas does not (training stopped)", "next_content", "base", "validation_rise"
     ),
     _Ordering(
         "granularity is better than a spatial pyramid (Table 1: NVG-d16 FID 3.03, VAR-d16 3.30)",

@@ -17,8 +17,7 @@ eval_app = typer.Typer(
 )
 
 Model = Annotated[
-    str | None,
-    typer.Option("--model", metavar="RUN", help="Folder with tokenizer, content and structure below it."),
+    str | None, typer.Option("--model", metavar="RUN", help="Folder with tokenizer, content and structure below it.")
 ]
 
 

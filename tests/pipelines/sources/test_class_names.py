@@ -88,6 +88,6 @@ def test_absent_or_doubled_maps_are_named(root):
 
 
 def test_a_set_without_classes_is_told_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="put the images of a set without classes into a single folder"):
+    with pytest.raises(UserError, match="into a single folder in it; for parquet, tar and IDX files"):
         opened(tmp_path)
     assert opened(write_class_folders(tmp_path, {"everything": 2})).class_names == ["everything"]
