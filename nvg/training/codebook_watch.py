@@ -39,14 +39,19 @@ class CodebookWatch(nn.Module):
         self.layout = layout
         self.warn_below = warn_below
         self._low_stages: set[int] = set()
+        self._is_settling = False
         counts_SV = torch.zeros(layout.num_stages, codebook_size, dtype=torch.int64)
         self.register_buffer("counts_SV", counts_SV, persistent=False)
         self.register_buffer("drawn_V", torch.zeros(codebook_size, dtype=torch.uint8), persistent=False)
         self._drawn_in_steps: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, content_ids_BT: Tensor) -> None:
-        """Counts the ids of a batch or of a part of it, int64 (B, T)."""
+    def add(self, content_ids_BT: Tensor, *, is_settling: bool = False) -> None:
+        """Counts the ids of a batch or of a part of it, int64 (B, T); while the codebook settles nothing is warned of.
+
+        In its warm-up every entry receives gradient, also those that are not drawn yet.
+        """
+        self._is_settling |= is_settling
         ones = torch.ones_like(content_ids_BT)
         for stage in range(self.layout.num_stages):
             columns = self.layout.tokens(stage)
@@ -75,7 +80,8 @@ class CodebookWatch(nn.Module):
             dist.all_reduce(drawn_NV, op=dist.ReduceOp.MAX)
         if not counts_SV.any():
             return {}
-        low = low_stages(counts_SV, self.warn_below)
+        low = {} if self._is_settling else low_stages(counts_SV, self.warn_below)
+        self._is_settling = False
         if not low.keys() <= self._low_stages:
             found = ", ".join(f"stage {stage}: {used} of {counts_SV.shape[1]}" for stage, used in low.items())
             logger.warning(

@@ -42,7 +42,8 @@ class TokenizerLossConfig:
             stage has to add; each image's is drawn from 0 to it. 0 is none, as published.
         foreign_regions: share of images on whose canvases the decoder finds a region that is not theirs, and has to
             paint both. 0 is none, as published.
-        warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of.
+        warn_usage_below: a stage that uses less than this share of the entries that even draws would use is warned of,
+            once the warm-up of the codebook is over.
         revive_after_images: images after which an entry that nothing drew is put beside a used one; None never does.
 
     Paper: App. A.5 (losses of Open-MAGVIT2, one epoch of warm-up); Release: β = 0.25 and the weights of all losses
@@ -139,6 +140,7 @@ class TokenizerObjective(nn.Module):
             scalar loss; metrics l1, quantizer, and perceptual, feature and adversarial where they are on.
         """
         images_BCSS = batch["image"]
+        is_warm_up = bool(noise["soft_assignment"].any())
         latent_BLC = self.network.encode(images_BCSS).float()
         with without_autocast(latent_BLC.device):  # distances decide maps and ids
             structure_BL = self.network.structure_maps(latent_BLC, checked=False)
@@ -147,7 +149,7 @@ class TokenizerObjective(nn.Module):
                 structure_BL,
                 self.network.dequantizer,
                 commitment_weight=self.config.commitment_weight,
-                soft_assignment=bool(noise["soft_assignment"].any()),
+                soft_assignment=is_warm_up,
             )
         canvas_BLC = quantized.canvas_BLC
         if self.training and self.config.token_perturbation:
@@ -163,7 +165,7 @@ class TokenizerObjective(nn.Module):
         reconstruction_BCSS = self.network.decode(canvas_BLC)
         self._reconstruction = reconstruction_BCSS.detach()
         if self.training:
-            self.watch.add(quantized.content_ids_BT)
+            self.watch.add(quantized.content_ids_BT, is_settling=is_warm_up)
             if self.revival is not None:
                 self.revival.note(quantized.content_ids_BT)
         parts = {"l1": F.l1_loss(reconstruction_BCSS, images_BCSS), "quantizer": quantized.loss}

@@ -76,6 +76,19 @@ def test_a_warning_comes_once_for_each_fall(caplog):
     assert warnings == [1, 1, 1, 2]
 
 
+def test_a_codebook_that_settles_is_given_its_time(caplog):
+    layout = StageLayout(4)
+    watch = CodebookWatch(layout, codebook_size=64, warn_below=0.5)
+    collapsed = torch.zeros(100, layout.num_tokens, dtype=torch.int64)
+    watch.add(collapsed, is_settling=True)
+    watch.add(collapsed)  # the window in which the warm-up ends
+    assert watch.close()["codebook_usage"] == 1 / 64
+    assert not caplog.records
+    watch.add(collapsed)
+    watch.close()
+    assert "stage 0: 1 of 64" in caplog.text
+
+
 def test_few_images_are_no_collapse(caplog):
     layout = StageLayout(4)
     watch = CodebookWatch(layout, codebook_size=4096, warn_below=0.5)
