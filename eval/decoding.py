@@ -62,7 +62,7 @@ def decode_image(
         changes, transform = _changes(image, pixels), _transform_to_srgb(image)
         image.load()
         _check_size(image, max_megapixels)  # an icon knows its size now
-        if image.mode == "I" and image.format == "TIFF" and 0 < (most := image.getextrema()[1]) <= 255:
+        if image.mode == "I" and image.format == "TIFF" and 0 < (most := np.asarray(image).max()) <= 255:
             raise BadImage(f"32-bit pixels of at most {most}: black, or of 8 bits? Save them as 8 or 16 bits")
         _scale_transparency(image, data)
         plain = _flatten(image, "L" if channels == 1 else "RGB", transform if "recoloured" in changes else None)
