@@ -204,7 +204,7 @@ def _fitting(looks: Looks, config: ExperimentConfig) -> dict[str, Any]:
         "width_multipliers": [min(1 << level, _WIDEST) for level in range(halvings + 1)],
         "codebook_size": _CODES[source.image_channels],
     }
-    lengths = (96_000, 256_000, 128_000) if looks.num_images < _FEW_IMAGES else (96_000, 704_000, 320_000)
+    lengths = (96_000, 512_000, 256_000) if looks.num_images < _FEW_IMAGES else (96_000, 704_000, 320_000)
     tokenizer, content, structure = ({"optimizer": {"total_images": total}} for total in lengths)
     is_on_black = looks.num_black >= _MOST * looks.num_looked and not source.flip  # shifts are never mirrored
     chosen: dict[str, Any] = {
