@@ -48,11 +48,8 @@ _FEATURE_WEIGHT = 1.0  # more, and plain grounds lose their colour (docs/experim
 _RANDOM_CROPS = ("crop", "random_crop")
 _MOST_VIEWS, _NUM_RECORDS = 16, 16_000
 _FEW_IMAGES = 2_000
-_AT_ONCE = {"optimizer": {"warmup_images": 0}}
-_NO_WARM_UP = {
-    "tokenizer": _AT_ONCE,
-    "generators": {"content": _AT_ONCE, "structure": _AT_ONCE},
-}  # until lengths are known
+_AT_ONCE = {"optimizer": {"warmup_images": 0}}  # until lengths are known
+_NO_WARM_UP = {"tokenizer": _AT_ONCE, "generators": {"content": _AT_ONCE, "structure": _AT_ONCE}}
 _START_MINUTES = 0.4  # of the processes of a step
 _NUM_TIMED_STEPS = 3
 _BUSY = 2.0  # processes a core that want to run; what is timed is one or two

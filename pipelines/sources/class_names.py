@@ -41,7 +41,7 @@ def class_names_of(
     """
     file = find_one(root, path, files, "class_map")
     if file is None:
-        return {name: name if _in_utf8(name) else ascii(name)[1:-1] for name in folders}
+        return {name: ascii(name)[1:-1] if re.search("[\ud800-\udfff]", name) else name for name in folders}
     named = _read_class_map(file, folders)
     for kind, names in (
         ("class folders that it does not name", set(folders) - set(named)),
@@ -130,15 +130,7 @@ def notes_on_folders(root: str, folders: Sequence[str]) -> list[str]:
                 f"{counted[moved[0]]!r}; for another order write it into {CLASS_MAP_FILES[1]} beside them, a folder's "
                 "name in each line"
             )
-    alike: dict[str, list[str]] = {}
-    for name in folders:
-        alike.setdefault(composed(name).casefold(), []).append(name)
-    notes += [
-        f"class folders {', '.join(map(ascii, names))} differ in case or in the form of their accents alone, and are "
-        f"{len(names)} classes; join them where one is meant"
-        for names in alike.values()
-        if len(names) > 1
-    ]
+    notes += notes_on_alike(folders, "class folders")
     splits = [name for name in folders if name.casefold() in _SPLIT_NAMES]
     if len(splits) > 1 and len(splits) == len(folders):
         first = next((name for name in splits if name.casefold().startswith("train")), splits[0])
@@ -147,6 +139,19 @@ def notes_on_folders(root: str, folders: Sequence[str]) -> list[str]:
             f"source.path={join(root, first)}, or source.kind=imagenet for train/ and val/ with class folders in them"
         )
     return notes
+
+
+def notes_on_alike(names: Sequence[str], what: str) -> list[str]:
+    """Which classes differ in case, in spaces or in the form of their accents alone, and may be one."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(composed(name).strip().casefold(), []).append(name)
+    return [
+        f"{what} {', '.join(map(ascii, same))} differ in case, spaces or the form of their accents alone, and are "
+        f"{len(same)} classes; join them where one is meant"
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def note_on_one_class(root: str, folder: str, keys: Sequence[str]) -> list[str]:
@@ -249,10 +254,6 @@ def _text_pairs(text: str, folders: Container[str]) -> list[tuple[str, str]]:
 def composed(text: str) -> str:
     """The same letters with their accents composed, as most systems write them; a Mac's file names are not."""
     return unicodedata.normalize("NFC", text)
-
-
-def _in_utf8(text: str) -> bool:
-    return not re.search("[\ud800-\udfff]", text)
 
 
 def read_text(location: str, what: str, key: str = "") -> str:

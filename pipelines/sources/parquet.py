@@ -35,7 +35,7 @@ from eval.locations import (
 )
 from nvg.bounds import refuse
 from nvg.errors import BadImage, UserError
-from pipelines.sources.class_names import LABEL_NAMES_FILE, check_class_name, class_names_of_labels
+from pipelines.sources.class_names import LABEL_NAMES_FILE, check_class_name, class_names_of_labels, notes_on_alike
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.keys import hash_names
 from pipelines.sources.source import ListedSource, SkippedInput, part_of
@@ -157,7 +157,7 @@ class ParquetSource(ListedSource):
         if columns.is_text:
             for name in known:
                 check_class_name(name, where)
-            return list(known), []
+            return list(known), notes_on_alike(known, f"labels in {where},")
         self.passed_over = [item for item in self.passed_over if item.key != LABEL_NAMES_FILE]
         return class_names_of_labels(self.config, self.root, labels, "the files", known, where)
 

@@ -259,6 +259,13 @@ def test_too_few_names_are_named(tmp_path):
         opened(texts, class_names=["a", "b"])
 
 
+def test_texts_that_look_alike_are_told(tmp_path):
+    texts = one_file(tmp_path, labels=["shirt", "Shirt ", "bag"] * 4, names=())
+    source = opened(texts)
+    assert source.class_names == ["Shirt ", "bag", "shirt"]
+    assert "labels in the column 'label', 'Shirt ', 'shirt' differ in case, spaces or" in describe(source)
+
+
 DAMAGED = [
     (lambda data: data[: len(data) // 2], r"cannot be read as parquet: .*magic bytes not found"),
     (lambda data: b"", r"cannot be read as parquet"),
