@@ -34,14 +34,15 @@ SHORT = [
     *("evaluation.pool.num_samples=100", "evaluation.pool.chunk_size=50", "evaluation.pool.batch_size=50"),
 ]
 # Of a whole demo's shares, "over real" or "over reconstructions" as docs/results/pictures.md has them: what is asked
-# for; and of the few that two cores miss in 90 minutes, what they reach, less two standard errors.
+# for; and of the few that two cores miss in 90 minutes, what they reach, less two standard errors
+# and what one run differs from the next by.
 ASKED = {
     "fashion": {"reconstructions read": 0.98, "samples read": 0.95, "precision": 0.8, "recall": 0.8},
     "avatars": {"reconstructions read": 0.98, "samples read": 0.97, "precision": 0.8, "recall": 0.8},
 }
 MISSED = {
     "fashion": {"reconstructions read": 0.965, "recall": 0.47},
-    "avatars": {"precision": 0.33, "recall": 0.35},
+    "avatars": {"precision": 0.42, "recall": 0.3},
 }
 NEAR_COPIES = 0.07
 
