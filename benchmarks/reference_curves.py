@@ -2,8 +2,9 @@
 
     python benchmarks/reference_curves.py runs/demo/content runs/demo/structure --output docs/results/reference
 
-Writes REFERENCE.json (losses and accuracies, overall and per stage, by images seen; with the settings of each run) and
-REFERENCE.png. A run of one's own may differ by what another seed differs; the demo's three seeds say how much.
+Writes REFERENCE.json (losses, accuracies and use of the codebook, overall and per stage, by images seen; with the
+settings of each run) and REFERENCE.png. A run of one's own may differ by what another seed differs; the demo's three
+seeds say how much.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from pipelines.run_folder import read_metrics
 from pipelines.train.state import TrainerState
 
 NUM_ROWS = 60
-NUMBERS = ("loss", "accuracy", "cross_entropy", "mse", "repa", "velocity", "grad_norm", "lr")
+NUMBERS = (
+    *("loss", "accuracy", "cross_entropy", "mse", "repa", "velocity", "grad_norm", "lr"),
+    *("l1", "feature", "quantizer", "codebook"),
+)
 
 
 def main() -> None:
@@ -43,7 +47,8 @@ def main() -> None:
     )
     for kind, curve in curves.items():
         last = curve["rows"][-1]
-        sys.stdout.write(f"{kind}: {last['images']} images, loss {last['loss']:.4f}, accuracy {last['accuracy']:.4f}\n")
+        said = (f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "codebook_usage") if name in last)
+        sys.stdout.write(f"{kind}: {last['images']} images, {', '.join(said)}\n")
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
