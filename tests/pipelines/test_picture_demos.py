@@ -105,10 +105,11 @@ def test_clothes_cut_short(clothes, tmp_path):
     assert len(list((folder / "drawn").rglob("*.png"))) >= 2
 
 
-def test_figures_cut_short(tmp_path):
+@pytest.mark.parametrize(("name", "size"), [("avatars", 32), pytest.param("avatars64", 64, marks=pytest.mark.long)])
+def test_figures_cut_short(name, size, tmp_path):
     folder = tmp_path / "run"
-    make_avatars(tmp_path / "figures", train=60, judge=12, test=20)
-    results = run("demo/avatars.yaml", folder, f"source.path={tmp_path / 'figures'}", *SHORT)
+    make_avatars(tmp_path / "figures", size=size, train=60, judge=12, test=20)
+    results = run(f"demo/{name}.yaml", folder, f"source.path={tmp_path / 'figures'}", *SHORT)
     check_chain(folder, results, channels=3)
 
 
