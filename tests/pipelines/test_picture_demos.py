@@ -34,15 +34,14 @@ SHORT = [
     *("evaluation.pool.num_samples=100", "evaluation.pool.chunk_size=50", "evaluation.pool.batch_size=50"),
 ]
 # Of a whole demo's shares, "over real" or "over reconstructions" as docs/results/pictures.md has them: what is asked
-# for; and of the few that two cores miss in 90 minutes, what they reach, less two standard errors
-# and what one run differs from the next by.
+# for; and of the few that two cores miss in 90 minutes, what they reach, less two standard errors.
 ASKED = {
     "fashion": {"reconstructions read": 0.98, "samples read": 0.95, "precision": 0.8, "recall": 0.8},
     "avatars": {"reconstructions read": 0.98, "samples read": 0.97, "precision": 0.8, "recall": 0.8},
 }
 MISSED = {
-    "fashion": {"recall": 0.41},
-    "avatars": {"precision": 0.42, "recall": 0.3},
+    "fashion": {"recall": 0.47},
+    "avatars": {"precision": 0.46, "recall": 0.35},
 }
 NEAR_COPIES = 0.07
 
@@ -122,7 +121,7 @@ def test_whole(name, tmp_path):
     else:
         make_avatars(tmp_path / name)
     results = run(f"demo/{name}.yaml", tmp_path / "run", f"source.path={tmp_path / name}", timeout=8900)
-    assert {score for caveat in results["caveats"] for score in caveat["scores"]} <= {"precision"}  # above that of real
+    assert results["caveats"] == []
     generated, held_out, copies = (results["scores"][part] for part in ("generated", "held_out", "reconstructions"))
     shares = {
         "reconstructions read": copies["class_accuracy"] / held_out["class_accuracy"],
