@@ -73,6 +73,10 @@ def test_what_beats_real_images_is_marked_and_only_that() -> None:
     found = comparison_caveats(scores)
     assert [(one["scores"], one["sets"]) for one in found] == [(["fid"], ["generated"]), (["precision"], ["generated"])]
     assert "real held-out images (57) have 25.00" in found[0]["reason"]
+    assert found[1]["reason"].endswith("but to keep close to the training images")
+    for reconstructed, why in ((0.96, "to be plainer"), (0.94, "to keep close")):
+        (_, precision) = comparison_caveats({**scores, "reconstructions": row(30.0, reconstructed)})
+        assert why in precision["reason"], "a decoder that brings as much by itself is why; one that does not is not"
     scores["generated"] = row(25.0, 0.75)  # equal, and within two standard deviations
     assert comparison_caveats(scores) == []
 
