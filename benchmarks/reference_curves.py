@@ -39,7 +39,7 @@ def main() -> None:
         rows = read_metrics(run)
         curves[str(state.config["kind"])] = {
             "settings": {name: value for name, value in state.config.items() if value is not None},
-            "rows": [_numbers(row) for row in rows[:: max(1, len(rows) // NUM_ROWS)]],
+            "rows": [_numbers(rows[index]) for index in _spread(len(rows))],
         }
     given.output.with_suffix(".json").write_text(json.dumps(curves, indent=1) + "\n")
     given.output.with_suffix(".png").write_bytes(
@@ -49,6 +49,12 @@ def main() -> None:
         last = curve["rows"][-1]
         said = (f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "codebook_usage") if name in last)
         sys.stdout.write(f"{kind}: {last['images']} images, {', '.join(said)}\n")
+
+
+def _spread(count: int) -> list[int]:
+    """At most NUM_ROWS of so many rows, evenly spaced, the first and the last among them."""
+    chosen = min(count, NUM_ROWS)
+    return [index * (count - 1) // max(1, chosen - 1) for index in range(chosen)]
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
