@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     TOKEN = 1
     FLOW_NOISE = 2
     SPLIT = 3
+    TOKEN_SHARED = 4
+    TOKEN_OWN = 5
     TRAIN_STAGES = 16
     TRAIN_CLASS_DROPOUT = 17
     TRAIN_DROP_PATH = 18

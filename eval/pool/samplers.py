@@ -25,7 +25,7 @@ from nvg.sampling import Given, SampledSequence, SamplingConfig
 from nvg.tokenizer import Tokenizer
 
 # Left out: samples drawn before there was a choice stay known.
-_ALWAYS_SO = {("structure_guidance_at", "last_stage"), ("edit_guidance", None)}
+_ALWAYS_SO = {("structure_guidance_at", "last_stage"), ("edit_guidance", None), ("shared_noise", 0.0)}
 
 
 class Sampler(Protocol):

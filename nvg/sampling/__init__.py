@@ -22,7 +22,7 @@ from nvg.sampling.control import (
 from nvg.sampling.graphs import capture_passes
 from nvg.sampling.region import Region, keep_region, kept_positions
 from nvg.sampling.sampler import Given, SampledSequence, Watch, gumbel_scores, integrate_flow, sample
-from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
+from nvg.sampling.schedules import SamplingConfig, draw_by_gumbels, draw_tokens, flow_times, guide, top_p_filter
 
 __all__ = [
     "Given",
@@ -33,6 +33,7 @@ __all__ = [
     "Watch",
     "capture_passes",
     "check_given_structure",
+    "draw_by_gumbels",
     "draw_tokens",
     "flow_times",
     "give_contents",

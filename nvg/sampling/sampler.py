@@ -20,7 +20,7 @@ from nvg.layers import SingleStreamBlock
 from nvg.models import ContentGenerator, StructureGenerator
 from nvg.sampling.noise import SampleNoise
 from nvg.sampling.region import Region
-from nvg.sampling.schedules import SamplingConfig, draw_tokens, flow_times, guide, top_p_filter
+from nvg.sampling.schedules import SamplingConfig, draw_by_gumbels, draw_tokens, flow_times, guide, top_p_filter
 from nvg.tokenizer import Dequantizer
 
 LEAST_PROBABILITY = 1e-9
@@ -125,6 +125,8 @@ def sample(
             predicts_splits=given.num_splits < layout.num_structure_stages,
             gumbel_split=config.gumbel_split,
             canvas_channels=dequantizer.config.latent_channels if content.config.needs_noise else 0,
+            shared_noise=config.shared_noise,
+            codebook_size=dequantizer.config.codebook_size,
         )
         labels = labels_B[rows].to(device)
         part = _rows(given, rows, device)
@@ -219,6 +221,9 @@ def _next_content(
         logits_NUV = model.token_logits(final_NLC, canvas_NLC, structure_NL, stage, painted_NL=painted_NL)
         both += logits_NUV.chunk(copies)
     probabilities_BUV = top_p_filter(guide(both[0], both[-1], scale), config.top_p(stage, layout.last_stage))
+    if noise.gumbel_BTV is not None:
+        return draw_by_gumbels(probabilities_BUV, noise.gumbel_BTV[:, layout.tokens(stage)])
+    assert noise.tokens_BT is not None
     return draw_tokens(probabilities_BUV, noise.tokens_BT[:, layout.tokens(stage)])
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nvg.bounds import at_least, check_fields, positive, refuse
+from nvg.bounds import at_least, between, check_fields, positive, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class SamplingConfig:
             `last_stage` divides by K, so that it has 1 + (last - 1) · (K - 2) / K (release).
         constant_guidance: True uses the two scales at every stage (as in the ablations).
         top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
+        shared_noise: share of the random numbers that all tokens of a stage have in common, of their variance; 0 draws
+            each token by itself. See
+            `nvg.sampling.noise`.
         num_flow_steps: Euler steps of each structure stage.
         gumbel_split: True draws each split by Gumbel-top-k (paper), False takes the top half (release).
         edit_guidance: content and structure scale at every stage where a region of a picture is kept, whose own class
@@ -45,6 +48,7 @@ class SamplingConfig:
     structure_guidance_at: Literal["last_split", "last_stage"] = "last_stage"
     constant_guidance: bool = False
     top_p_last: float = 0.5
+    shared_noise: float = between(0, 1, 0.0)
     num_flow_steps: int = positive(25)
     gumbel_split: bool = True
     edit_guidance: float | None = at_least(0, None)
@@ -137,6 +141,16 @@ def draw_tokens(probabilities_BUV: Tensor, uniform_BU: Tensor) -> Tensor:
     drawn = torch.searchsorted(cdf, (uniform_BU[..., None].to(cdf) * cdf[..., -1:]).contiguous(), right=True)[..., 0]
     last = (probabilities_BUV > 0).long().cumsum(-1).argmax(-1)
     return torch.minimum(drawn, last)
+
+
+def draw_by_gumbels(probabilities_BUV: Tensor, gumbel_BUV: Tensor) -> Tensor:
+    """Draws ids by the Gumbel-max trick: int64 (B, U), never an id of probability 0.
+
+    Args:
+        probabilities_BUV: rows need not sum to exactly 1.
+        gumbel_BUV: of `nvg.sampling.noise.coupled_gumbels`, finite.
+    """
+    return (probabilities_BUV.log() + gumbel_BUV).argmax(-1)
 
 
 def flow_times(num_steps: int, num_positions: int) -> list[float]:

@@ -87,16 +87,17 @@ def test_one_batch_of_both_passes_is_two_batches(monkeypatch, content_input):
     torch.testing.assert_close(together.canvases_BSLC, apart.canvases_BSLC, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_given", [0, 2])
-def test_slices_of_a_batch_are_the_batch(monkeypatch, num_given):
+@pytest.mark.parametrize(("num_given", "shared_noise"), [(0, 0.0), (2, 0.0), (0, 0.9)])
+def test_slices_of_a_batch_are_the_batch(monkeypatch, num_given, shared_noise):
     """Also of what is given: every slice keeps its own rows, noise and labels."""
+    config = dataclasses.replace(CONFIG, shared_noise=shared_noise)
     other = draw(list(range(20, 31)))
     given = give_contents(other.content_ids_BT, other.structure_BL, num_given) if num_given else None
-    whole = draw(list(range(11)), given=given)
+    whole = draw(list(range(11)), given=given, config=config)
     monkeypatch.setattr(sampler, "_CACHE_BYTES", 0)
     assert sampler.sequences_at_once(tiny_generators()[1]) == 4
     assert passes(CONFIG, indices=range(11), calls=True) == (3 * 5, 3 * 3 * 3)
-    sliced = draw(list(range(11)), given=given)
+    sliced = draw(list(range(11)), given=given, config=config)
     assert torch.equal(sliced.content_ids_BT, whole.content_ids_BT)
     assert torch.equal(sliced.structure_BL, whole.structure_BL)
     torch.testing.assert_close(sliced.canvases_BSLC, whole.canvases_BSLC, rtol=0, atol=1e-5)
@@ -163,9 +164,10 @@ class OnOneDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("content_input", "gumbel_split", "guided"), [("canvas", False, True), ("noised_canvas", True, False)]
+    ("content_input", "gumbel_split", "guided", "shared_noise"),
+    [("canvas", False, True, 0.0), ("noised_canvas", True, False, 0.0), ("canvas", False, True, 0.9)],
 )
-def test_stages_neither_wait_for_the_device_nor_send_to_it(content_input, gumbel_split, guided):
+def test_stages_neither_wait_for_the_device_nor_send_to_it(content_input, gumbel_split, guided, shared_noise):
     """On a device without values, where reading one, as `.item()` and `nonzero()` do, is an error."""
     content, structure, dequantizer = switched(content={"content_input": content_input})
     for network in (content, structure, dequantizer):
@@ -182,6 +184,8 @@ def test_stages_neither_wait_for_the_device_nor_send_to_it(content_input, gumbel
         device,
         gumbel_split=gumbel_split,
         canvas_channels=4 if content.config.needs_noise else 0,
+        shared_noise=shared_noise,
+        codebook_size=dequantizer.config.codebook_size,
     )
     labels_B = torch.zeros(2, dtype=torch.int64, device=device)
     with torch.no_grad(), OnOneDevice():
@@ -189,11 +193,13 @@ def test_stages_neither_wait_for_the_device_nor_send_to_it(content_input, gumbel
     assert drawn.content_ids_BT.shape == (2, 31)
 
 
-def test_a_sample_depends_on_seed_and_index_alone():
-    together, alone = draw(list(range(8))), draw([5])
+@pytest.mark.parametrize("shared_noise", [0.0, 0.9])
+def test_a_sample_depends_on_seed_and_index_alone(shared_noise):
+    config = dataclasses.replace(CONFIG, shared_noise=shared_noise)
+    together, alone = draw(list(range(8)), config=config), draw([5], config=config)
     assert torch.equal(together.content_ids_BT[5:6], alone.content_ids_BT)
     assert torch.equal(together.structure_BL[5:6], alone.structure_BL)
-    assert not torch.equal(draw([5], seed=1).content_ids_BT, alone.content_ids_BT)
+    assert not torch.equal(draw([5], seed=1, config=config).content_ids_BT, alone.content_ids_BT)
 
 
 def test_release_preset_takes_the_top_half():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nvg.errors import UserError
-from nvg.sampling import SamplingConfig, draw_tokens, flow_times, guide, gumbel_scores, top_p_filter
+from nvg.sampling import SamplingConfig, draw_by_gumbels, draw_tokens, flow_times, guide, gumbel_scores, top_p_filter
+from nvg.sampling.noise import coupled_gumbels
 
 
 def test_published_schedules():
@@ -106,3 +107,32 @@ def test_gumbel_scores_are_finite_at_the_edges_and_prefer_likely_positions():
 def test_impossible_configs_are_refused_by_name(values, message):
     with pytest.raises(UserError, match=message):
         SamplingConfig(**values)
+
+
+def coupled_draws(probabilities_UV: torch.Tensor, share: float, count: int) -> torch.Tensor:
+    """Ids (count, U) of many samples of one stage."""
+    generator = torch.Generator().manual_seed(0)
+    num_tokens, num_codes = probabilities_UV.shape
+    shared, own = (torch.randn(count, rows, num_codes, generator=generator) for rows in (1, num_tokens))
+    return draw_by_gumbels(probabilities_UV.expand(count, -1, -1), coupled_gumbels(shared, own, share))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_noise_in_common_leaves_each_token_its_own_probabilities(share: float) -> None:
+    probabilities = torch.tensor([[0.5, 0.2, 0.3, 0.0], [0.05, 0.9, 0.05, 0.0]])
+    count = 20_000
+    ids = coupled_draws(probabilities, share, count)
+    for token, expected in enumerate(probabilities):
+        found = torch.bincount(ids[:, token], minlength=4) / count
+        assert found[3] == 0, "a code of probability 0 was drawn"
+        assert (found - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+def test_the_more_noise_in_common_the_more_often_like_tokens_are_one_code() -> None:
+    """By themselves two tokens of eight equal codes agree in one of eight draws; with all noise in common, always."""
+    even = torch.full((2, 8), 1 / 8)
+    drawn = [coupled_draws(even, share, 20_000) for share in (0.0, 0.5, 0.9, 1.0)]
+    agree = [float((ids[:, 0] == ids[:, 1]).double().mean()) for ids in drawn]
+    assert agree[0] == pytest.approx(1 / 8, abs=0.01)
+    assert agree[0] < agree[1] - 0.1 < agree[2] - 0.2
+    assert agree[3] == 1

@@ -46,7 +46,7 @@ def test_samples_of_a_cpu_stay_known(generator_spec: GeneratorSpec, extractor_sp
         "tokenizer_sha256", "content_sha256", "structure_sha256", "weights", "tokenizer_weights", "num_classes",
         "sampling", "seed", "rounding",
     }  # fmt: skip
-    assert not {"structure_guidance_at", "edit_guidance"} & found["sampler"]["sampling"].keys()
+    assert not {"structure_guidance_at", "edit_guidance", "shared_noise"} & found["sampler"]["sampling"].keys()
     edits = replace(generator_spec, sampling=replace(generator_spec.sampling, edit_guidance=5.0))
     assert edits.identity()["sampling"] == {**found["sampler"]["sampling"], "edit_guidance": 5.0}
     assert replace(generator_spec, precision="bf16").identity() == {**found["sampler"], "precision": "bf16"}
