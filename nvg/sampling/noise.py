@@ -120,8 +120,9 @@ def coupled_gumbels(shared_B1V: Tensor, own_BUV: Tensor, share: float) -> Tensor
     Returns:
         float32 (B, U, V).
 
-    DEVIATION: neither the paper nor the release says how draws of one stage go together; both draw each by itself,
-    which `sampling.shared_noise: 0`, the default, does.
+    DEVIATION: the paper and the release draw each token by itself, as `sampling.shared_noise: 0`, the default, does.
+
+    Release: no noise in common
     """
     normal_BUV = math.sqrt(share) * shared_B1V.double() + math.sqrt(1.0 - share) * own_BUV.double()
     return -(-torch.special.log_ndtr(normal_BUV)).log().float()

@@ -149,6 +149,8 @@ def draw_by_gumbels(probabilities_BUV: Tensor, gumbel_BUV: Tensor) -> Tensor:
     Args:
         probabilities_BUV: rows need not sum to exactly 1.
         gumbel_BUV: of `nvg.sampling.noise.coupled_gumbels`, finite.
+
+    Paper: App. A.6
     """
     return (probabilities_BUV.log() + gumbel_BUV).argmax(-1)
 
