@@ -30,8 +30,7 @@ class SamplingConfig:
         constant_guidance: True uses the two scales at every stage (as in the ablations).
         top_p_last: nucleus at stage K, reached from 1 at stage 0; 1 switches top-p off.
         shared_noise: share of the random numbers that all tokens of a stage have in common, of their variance; 0 draws
-            each token by itself. See
-            `nvg.sampling.noise`.
+            each token by itself (`nvg.sampling.noise`).
         num_flow_steps: Euler steps of each structure stage.
         gumbel_split: True draws each split by Gumbel-top-k (paper), False takes the top half (release).
         edit_guidance: content and structure scale at every stage where a region of a picture is kept, whose own class
