@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eval.pictures.plots import loss_curves
 from nvg.checkpoints.runs import resolve_checkpoint
 from pipelines.run_folder import read_metrics
@@ -37,9 +39,10 @@ def main() -> None:
     for run in given.runs:
         state = TrainerState.read(resolve_checkpoint(run))
         rows = read_metrics(run)
+        spread = np.linspace(0, len(rows) - 1, min(NUM_ROWS, len(rows))).astype(int)
         curves[str(state.config["kind"])] = {
             "settings": {name: value for name, value in state.config.items() if value is not None},
-            "rows": [_numbers(rows[index]) for index in _spread(len(rows))],
+            "rows": [_numbers(rows[index]) for index in spread],
         }
     given.output.with_suffix(".json").write_text(json.dumps(curves, indent=1) + "\n")
     given.output.with_suffix(".png").write_bytes(
@@ -49,12 +52,6 @@ def main() -> None:
         last = curve["rows"][-1]
         said = (f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "codebook_usage") if name in last)
         sys.stdout.write(f"{kind}: {last['images']} images, {', '.join(said)}\n")
-
-
-def _spread(count: int) -> list[int]:
-    """At most NUM_ROWS of so many rows, evenly spaced, the first and the last among them."""
-    chosen = min(count, NUM_ROWS)
-    return [index * (count - 1) // max(1, chosen - 1) for index in range(chosen)]
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
