@@ -173,6 +173,7 @@ def _fill_efficientnet(network: EfficientNetFeatures, path: str | Path, *, key: 
     named = {_name_in_timm(name, num_blocks): tensor for name, tensor in tensors.items()}
     check_fit(named, network.backbone, str(path))
     network.backbone.load_state_dict(named)
+    network.fold()
 
 
 def _name_in_timm(name: str, num_blocks: list[int]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pretrained_files import efficientnet_names, fetch_efficientnet, write_efficientnet
 from safetensors.torch import save_file
+from torch import nn
 from torchvision.models import vgg16
 
 from nvg.checkpoints import frozen_weights
@@ -20,7 +21,7 @@ from nvg.checkpoints.frozen_weights import (
 )
 from nvg.errors import UserError
 from nvg.pixels import to_model_range
-from nvg.tokenizer import DinoFeatures
+from nvg.tokenizer import DinoFeatures, EfficientNetFeatures
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,8 @@ def test_missing_damaged_and_foreign_files_are_named(tmp_path, vgg_file):
         load_dino_features(damaged)
 
 
-def test_efficientnet_is_read_tensor_for_tensor(tmp_path):
+def test_efficientnet_is_read_tensor_for_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(EfficientNetFeatures, "fold", lambda network: None)
     file = tmp_path / EFFICIENTNET_FILE
     expected = write_efficientnet(file)
     network = load_efficientnet_features(file, key="k", input_side=64)
@@ -90,6 +92,11 @@ def test_efficientnet_is_read_tensor_for_tensor(tmp_path):
     as_in_timm = load_efficientnet_features(tmp_path / "timm.safetensors", key="k", input_side=64)
     images = torch.rand(1, 1, 32, 32)
     assert torch.equal(as_in_timm(images), network(images))
+    monkeypatch.undo()
+    folded = load_efficientnet_features(file, key="k", input_side=64)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    assert not any(weight.requires_grad for weight in folded.parameters())
+    assert torch.allclose(folded(images), network(images), rtol=1e-4, atol=1e-5)
 
 
 def test_efficientnet_of_the_installed_package_is_found_without_running_it(tmp_path, monkeypatch):

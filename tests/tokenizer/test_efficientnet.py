@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from nvg.errors import UserError
 from nvg.tokenizer import EfficientNetFeatures
@@ -74,3 +77,31 @@ def test_gradients_reach_the_image_and_no_weight(network, images) -> None:
     with torch.no_grad():
         gained = network(shown + step).square().mean() - network(shown - step).square().mean()
     assert float(gained) == pytest.approx(2e-3 * float(shown.grad.norm()), rel=0.05)
+
+
+def test_folded_it_is_the_same_network(images) -> None:
+    torch.manual_seed(0)
+    plain = EfficientNetFeatures(input_side=64)
+    norms = [part for part in plain.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:  # as after a training: no two alike
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert values is not None
+            nn.init.uniform_(values, 0.5, 1.5)
+    plain = plain.double()
+    folded = copy.deepcopy(plain)
+    folded.fold()
+    assert len(norms) == 49
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    convolutions = [part.weight for part in folded.backbone.modules() if isinstance(part, nn.Conv2d)]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+    shown = images.double().requires_grad_()
+    depths = range(len(MAP_CHANNELS))
+    for network in (plain, folded):
+        network._prepared = lambda images_BCSS: images_BCSS  # `forward` is of float32
+    wanted, found = (network.maps(shown, depths) for network in (plain, folded))
+    assert all(torch.allclose(*pair, rtol=1e-9, atol=1e-9) for pair in zip(found, wanted, strict=True))
+    losses = (torch.stack([part.square().mean() for part in maps]).sum() for maps in (wanted, found))
+    slopes = [torch.autograd.grad(loss, shown)[0] for loss in losses]
+    assert torch.allclose(*slopes, rtol=1e-7, atol=1e-12)
+    assert torch.allclose(folded(shown), plain(shown), rtol=1e-9, atol=1e-9)
+    assert all(weight.grad is None and not weight.requires_grad for weight in folded.parameters())
