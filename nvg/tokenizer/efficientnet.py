@@ -62,7 +62,7 @@ class EfficientNetFeatures(nn.Module):
         Every BatchNorm goes into the convolution before it, and channels lie last in memory. Its `state_dict` has other
         names from then on.
 
-        Release: none; BatchNorm of fixed statistics is linear, as is a convolution
+        Release: BatchNorm's statistics are ImageNet's and fixed, so it is linear, as a convolution is
         """
         _fold(self.backbone)
         self.backbone.to(memory_format=torch.channels_last)
